@@ -1,0 +1,1 @@
+//! Caches: open files and small responses, one per core.

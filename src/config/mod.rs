@@ -1,0 +1,1 @@
+//! Configuration: raw (serde shape) → lower (checked) → model (immutable snapshot), with diagnostics.

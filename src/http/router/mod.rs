@@ -1,0 +1,1 @@
+//! Sites by host and port, routes by specificity.

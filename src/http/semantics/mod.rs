@@ -1,0 +1,1 @@
+//! RFC 9110 as pure functions: ranges, conditions, negotiation, dates.

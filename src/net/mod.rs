@@ -1,0 +1,1 @@
+//! Listeners, streams and what sits between a socket and a protocol.

@@ -1,0 +1,1 @@
+//! Which CPUs a core may be pinned to.

@@ -1,0 +1,1 @@
+//! Helper threads for what has no asynchronous form.

@@ -1,0 +1,1 @@
+//! Processes: the worker that wires everything; the master comes above it.

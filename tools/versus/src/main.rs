@@ -1,0 +1,2 @@
+//! Measures Beltway beside its peers.
+fn main() {}
