@@ -2,11 +2,12 @@
 //!
 //! A connection uses it in this order: [`HeadScanner`] finds the end of a head in the bytes that
 //! have come so far, [`parse_head`] turns it into a [`Request`](crate::http::types::Request),
-//! [`body::BodyDecoder`] finds the body and its end. All of them
+//! [`body::BodyDecoder`] finds the body and its end, [`encode`] writes the response. All of them
 //! are strict: what two implementations could read differently is refused, since that difference
 //! is what request smuggling is made of.
 
 pub mod body;
+pub mod encode;
 mod framing;
 mod head;
 mod scan;
