@@ -5,3 +5,4 @@ pub mod h1;
 pub mod router;
 pub mod semantics;
 pub mod types;
+pub mod uri;
