@@ -187,3 +187,189 @@ fn parse_length(value: &[u8]) -> Result<u64, Reject> {
             .ok_or(Reject::bad("Content-Length overflows"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h1::{HeadLimits, HeadScanner, parse_head};
+    use crate::http::types::Request;
+
+    fn receive(head: &str) -> Result<Request<'_>, Reject> {
+        let limits = HeadLimits::default();
+        let end = HeadScanner::default().scan(head.as_bytes(), &limits)?;
+        assert_eq!(end, Some(head.len()), "{head:?}");
+        parse_head(head.as_bytes(), &limits)
+    }
+
+    /// The verdict on a request with a valid Host and these field lines.
+    fn refused_fields(start: &str, fields: &str) -> Option<(u16, &'static str)> {
+        let head = format!("{start}\r\nHost: a\r\n{fields}\r\n");
+        receive(&head).err().map(|r| (r.status.0, r.reason))
+    }
+
+    #[test]
+    fn bodies_end_in_one_way_only() {
+        for (fields, framing) in [
+            ("", Framing::None),
+            ("Content-Length: 0\r\n", Framing::None),
+            ("Content-Length: 5\r\n", Framing::Length(5)),
+            ("content-length: 007\r\n", Framing::Length(7)),
+            (
+                "Content-Length: 9999999999999999999\r\n",
+                Framing::Length(9_999_999_999_999_999_999),
+            ),
+            ("Transfer-Encoding: chunked\r\n", Framing::Chunked),
+            ("transfer-encoding: Chunked \r\n", Framing::Chunked),
+        ] {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            let found = receive(&head).expect(fields);
+            assert_eq!(found.framing, framing, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn ambiguous_lengths_are_refused() {
+        let digits = "Content-Length has no or too many digits";
+        let number = "Content-Length is not a number";
+        let both = "Content-Length with Transfer-Encoding";
+        let twice = "more than one Content-Length";
+        for (fields, status, reason) in [
+            (
+                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+                400,
+                both,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+                400,
+                both,
+            ),
+            ("Transfer-Encoding: x\r\nContent-Length: 5\r\n", 400, both),
+            ("Content-Length: 5\r\nContent-Length: 6\r\n", 400, twice),
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", 400, twice),
+            ("Content-Length: 5, 5\r\n", 400, number),
+            ("Content-Length: 5,6\r\n", 400, number),
+            ("Content-Length: +5\r\n", 400, number),
+            ("Content-Length: -5\r\n", 400, number),
+            ("Content-Length: 1 5\r\n", 400, number),
+            ("Content-Length: 0x5\r\n", 400, number),
+            ("Content-Length: a\r\n", 400, number),
+            ("Content-Length: 5;\r\n", 400, number),
+            ("Content-Length: \"5\"\r\n", 400, number),
+            ("Content-Length: 5.0\r\n", 400, number),
+            ("Content-Length:\r\n", 400, digits),
+            ("Content-Length: 10000000000000000000\r\n", 400, digits),
+            ("Content-Length: 00000000000000000005\r\n", 400, digits),
+        ] {
+            let found = refused_fields("POST / HTTP/1.1", fields);
+            assert_eq!(found, Some((status, reason)), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn transfer_codings_other_than_chunked_are_refused() {
+        let last = "last transfer coding is not chunked";
+        let malformed = "malformed Transfer-Encoding";
+        for (fields, status, reason) in [
+            ("Transfer-Encoding: identity\r\n", 400, last),
+            ("Transfer-Encoding: gzip\r\n", 400, last),
+            ("Transfer-Encoding: xchunked\r\n", 400, last),
+            ("Transfer-Encoding: chunked, gzip\r\n", 400, last),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n",
+                400,
+                last,
+            ),
+            (
+                "Transfer-Encoding: chunked, chunked\r\n",
+                400,
+                "chunked more than once",
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                400,
+                "chunked more than once",
+            ),
+            ("Transfer-Encoding:\r\n", 400, malformed),
+            ("Transfer-Encoding: ,chunked\r\n", 400, malformed),
+            ("Transfer-Encoding: chunked,\r\n", 400, malformed),
+            ("Transfer-Encoding: chunked;q=1\r\n", 400, malformed),
+            ("Transfer-Encoding: chunked x\r\n", 400, malformed),
+            ("Transfer-Encoding: \"chunked\"\r\n", 400, malformed),
+            ("Transfer-Encoding: x=\"a,chunked\"\r\n", 400, malformed),
+            (
+                "Transfer-Encoding: gzip, chunked\r\n",
+                501,
+                "unknown transfer coding",
+            ),
+            (
+                "Transfer-Encoding: gzip;q=1\r\nTransfer-Encoding: chunked\r\n",
+                501,
+                "unknown transfer coding",
+            ),
+        ] {
+            let found = refused_fields("POST / HTTP/1.1", fields);
+            assert_eq!(found, Some((status, reason)), "{fields:?}");
+        }
+        assert_eq!(
+            refused_fields("POST / HTTP/1.0", "Transfer-Encoding: chunked\r\n"),
+            Some((400, "Transfer-Encoding in HTTP/1.0"))
+        );
+        assert_eq!(
+            refused_fields("CONNECT a:1 HTTP/1.1", "Content-Length: 5\r\n"),
+            Some((400, "CONNECT with a body"))
+        );
+    }
+
+    #[test]
+    fn connections_stay_open_when_both_sides_mean_it() {
+        for (version, connection, keep_alive) in [
+            ("1.1", "X-A: b", true),
+            ("1.1", "Connection: close", false),
+            ("1.1", "Connection: CLOSE", false),
+            ("1.1", "Connection: foo, close ,bar", false),
+            ("1.1", "Connection: keep-alive, close", false),
+            ("1.1", "Connection: keep-alive\r\nConnection: close", false),
+            ("1.1", "Connection: closed", true),
+            ("1.0", "X-A: b", false),
+            ("1.0", "Connection: Keep-Alive", true),
+            ("1.0", "Connection: x,keep-alive", true),
+            ("1.0", "Connection: keep-alive, close", false),
+        ] {
+            let head = format!("GET / HTTP/{version}\r\nHost: a\r\n{connection}\r\n\r\n");
+            let request = receive(&head).expect("valid");
+            assert_eq!(request.keep_alive, keep_alive, "{version} {connection}");
+        }
+    }
+
+    #[test]
+    fn expectations_are_known_or_refused() {
+        for (version, fields, waits) in [
+            ("1.1", "Content-Length: 5\r\nExpect: 100-Continue\r\n", true),
+            (
+                "1.1",
+                "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n",
+                true,
+            ),
+            ("1.1", "Expect: 100-continue\r\n", false),
+            (
+                "1.0",
+                "Content-Length: 5\r\nExpect: 100-continue\r\n",
+                false,
+            ),
+        ] {
+            let head = format!("POST / HTTP/{version}\r\nHost: a\r\n{fields}\r\n");
+            let request = receive(&head).expect("valid");
+            assert_eq!(request.expects_continue, waits, "{version} {fields}");
+        }
+        for fields in [
+            "Expect: 200-ok\r\n",
+            "Expect: 100-continue, more\r\n",
+            "Expect: more\r\nExpect: 100-continue\r\n",
+            "Expect:\r\n",
+        ] {
+            let found = refused_fields("POST / HTTP/1.1", fields);
+            assert_eq!(found, Some((417, "unknown expectation")), "{fields:?}");
+        }
+    }
+}
