@@ -1,1 +1,6 @@
 //! Listeners, streams and what sits between a socket and a protocol.
+
+pub mod accept_gate;
+pub mod listener;
+pub mod recv;
+pub mod send;

@@ -32,8 +32,8 @@ use super::timer::{TimerKey, Wheel};
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
 
-/// Completions of one op that may wait for their task; beyond it the op is cancelled, and its holder
-/// starts it again when it has caught up. Bounds the buffers that one connection can hold.
+/// Completions of one receive that may wait for their task; beyond it the op is cancelled, and its
+/// holder starts it again when it has caught up. Bounds the buffers that one connection can hold.
 pub const COMPLETIONS_PER_SLOT: usize = 4;
 
 /// Bytes that all bulk sends of one turn may move together, so that a download never makes the
@@ -224,19 +224,29 @@ impl Core {
         .await;
     }
 
-    /// Waits until receive buffers are free again, after a receive ended with `ENOBUFS`. Those that
-    /// wait are woken in their order.
-    pub async fn buffers_back(&self) {
-        let mut waiting = false;
-        poll_fn(|_| {
-            if waiting && self.0.buffers.available() > 0 {
-                return Poll::Ready(());
-            }
-            waiting = true;
-            self.0.starved.borrow_mut().push_back(self.current_task());
-            Poll::Pending
-        })
-        .await;
+    /// Puts the current task into the queue for receive buffers, after a receive ended with
+    /// `ENOBUFS`. Those that wait are woken in their order.
+    pub fn wait_for_buffers(&self) {
+        self.0.starved.borrow_mut().push_back(self.current_task());
+    }
+
+    /// Ready when a receive buffer is free; otherwise the task goes on waiting in the queue.
+    pub fn poll_buffers_back(&self) -> Poll<()> {
+        if self.0.buffers.available() > 0 {
+            return Poll::Ready(());
+        }
+        let task = self.current_task();
+        let mut starved = self.0.starved.borrow_mut();
+        if !starved.contains(&task) {
+            starved.push_back(task);
+        }
+        Poll::Pending
+    }
+
+    /// Wakes every task, so that each looks at what has changed around it.
+    pub fn wake_all(&self) {
+        let ids = self.0.tasks.borrow().ids();
+        ids.into_iter().for_each(|id| self.wake_task(id));
     }
 
     /// Waits until another thread has woken this core since `seen`, which is then brought up to date.
@@ -545,12 +555,13 @@ impl Core {
             match slot.task {
                 Some(task) => {
                     slot.push(completion);
-                    let full = event.more && slot.waiting() >= COMPLETIONS_PER_SLOT;
-                    if full && slot.state == State::InFlight {
+                    let full = slot.waiting() >= COMPLETIONS_PER_SLOT;
+                    if full
+                        && slot.state == State::InFlight
+                        && let Some(op @ Op::Recv { .. }) = slot.op.as_ref()
+                    {
                         slot.state = State::Cancelling;
-                        if let Some(op) = slot.op.as_ref() {
-                            self.0.engine.borrow_mut().cancel(event.key, op);
-                        }
+                        self.0.engine.borrow_mut().cancel(event.key, op);
                     }
                     (Some(task), None)
                 }

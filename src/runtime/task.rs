@@ -114,6 +114,17 @@ impl TaskTable {
     pub(crate) fn len(&self) -> usize {
         self.tasks.len()
     }
+
+    /// All tasks.
+    pub(crate) fn ids(&self) -> Vec<TaskId> {
+        self.tasks
+            .iter()
+            .map(|(index, entry)| TaskId {
+                index: index as u32,
+                generation: entry.generation,
+            })
+            .collect()
+    }
 }
 
 /// Most free blocks that a pool keeps of one layout; more are given back to the allocator.

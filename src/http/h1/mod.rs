@@ -63,6 +63,9 @@ pub struct Reject {
 }
 
 impl Reject {
+    /// The head did not come in time (RFC 9110 §15.5.9).
+    pub const TIMEOUT: Self = Self::new(408, "limit: time to a whole header section");
+
     pub(crate) const fn new(status: u16, reason: &'static str) -> Self {
         Self {
             status: Status(status),
