@@ -316,9 +316,8 @@ mod tests {
             for delay in [1, 2, 63, 64, 65, 4095, 4096, 4097, 60_000, 30 * DAY_MS] {
                 let mut wheel = Wheel::new(start);
                 wheel.insert(start + delay, 7);
-                assert_eq!(
-                    advance(&mut wheel, start + delay - 1),
-                    [],
+                assert!(
+                    advance(&mut wheel, start + delay - 1).is_empty(),
                     "{start} + {delay}"
                 );
                 assert_eq!(advance(&mut wheel, start + delay), [7], "{start} + {delay}");
@@ -351,7 +350,7 @@ mod tests {
         let mut wheel = Wheel::new(3);
         wheel.insert(u64::MAX, 1);
         assert_eq!(wheel.next_expiry(3), Some(u64::MAX));
-        assert_eq!(advance(&mut wheel, u64::MAX - 1), []);
+        assert!(advance(&mut wheel, u64::MAX - 1).is_empty());
         assert_eq!(advance(&mut wheel, u64::MAX), [1]);
         wheel.insert(u64::MAX, 2);
         assert_eq!(advance(&mut wheel, u64::MAX), [2]);
@@ -374,7 +373,7 @@ mod tests {
     fn time_that_goes_backwards_fires_nothing() {
         let mut wheel = Wheel::new(100);
         wheel.insert(100, 1);
-        assert_eq!(advance(&mut wheel, 99), []);
+        assert!(advance(&mut wheel, 99).is_empty());
         assert_eq!(advance(&mut wheel, 100), [1]);
     }
 
