@@ -77,7 +77,10 @@ impl ProcessId {
 pub fn tree(root: u32) -> Vec<ProcessId> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         if let Some(stat) = pid.and_then(|pid: u32| stat(pid).ok()) {
             all.push(stat);
         }
@@ -85,7 +88,11 @@ pub fn tree(root: u32) -> Vec<ProcessId> {
     let mut found: Vec<ProcessId> = Vec::new();
     let mut level = vec![root];
     while !level.is_empty() {
-        found.extend(all.iter().filter(|one| level.contains(&one.pid)).map(Stat::id));
+        found.extend(
+            all.iter()
+                .filter(|one| level.contains(&one.pid))
+                .map(Stat::id),
+        );
         level = all
             .iter()
             .filter(|one| level.contains(&one.parent) && !found.contains(&one.id()))
@@ -136,9 +143,13 @@ pub fn core_time(cpu: usize) -> io::Result<CoreTime> {
 /// The model of the processor, as `/proc/cpuinfo` calls it.
 pub fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
     let model = model.and_then(|rest| rest.split_once(':'));
-    model.map_or("unknown processor", |(_, name)| name.trim()).to_owned()
+    model
+        .map_or("unknown processor", |(_, name)| name.trim())
+        .to_owned()
 }
 
 /// What `/proc/PID/stat` says (proc_pid_stat(5)).
@@ -185,7 +196,9 @@ fn parse_rollup(text: &str) -> Memory {
     let kibibytes = |name: &str| {
         let rest = text.lines().find_map(|line| line.strip_prefix(name));
         let number = rest.and_then(|rest| rest.split_ascii_whitespace().next());
-        number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+        number
+            .and_then(|number| number.parse::<u64>().ok())
+            .unwrap_or(0)
     };
     let swapped = kibibytes("SwapPss:");
     Memory {
@@ -244,7 +257,11 @@ mod tests {
     #[test]
     fn finds_itself_and_its_time() {
         let own = std::process::id();
-        assert!(tree(own).iter().any(|process| process.pid == own && process.runs()));
+        assert!(
+            tree(own)
+                .iter()
+                .any(|process| process.pid == own && process.runs())
+        );
         assert!(cpu_time(&[own]).is_ok() && memory(&[own]).is_ok());
     }
 }

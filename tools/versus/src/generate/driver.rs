@@ -91,7 +91,10 @@ impl Driver {
     /// # Errors
     /// Of the ring; or when the load breaks a bound that [`Load`] names.
     pub fn new(load: Load) -> io::Result<Self> {
-        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", load.target, load.address);
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
+            load.target, load.address
+        );
         let discards = load.body_len > COPIED_BODY_MAX;
         let on_their_way = request.len() * load.depth as usize;
         if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
@@ -135,17 +138,21 @@ impl Driver {
             let first = self.connections.len();
             for index in first..count.min(first + OPENED_AT_ONCE) {
                 let stream = connect(self.load.address)?;
-                self.connections.push(Connection::new(stream, 0, self.load.depth));
+                self.connections
+                    .push(Connection::new(stream, 0, self.load.depth));
                 if !self.discards() {
                     let connection = &self.connections[index];
-                    self.ring.receive_many(connection.stream.as_fd(), connection.owner(index))?;
+                    self.ring
+                        .receive_many(connection.stream.as_fd(), connection.owner(index))?;
                 }
                 self.issue(index, 1)?;
             }
             while self.connections[first..].iter().any(Connection::waits) {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(io::Error::other("no response in time while opening connections"));
+                    return Err(io::Error::other(
+                        "no response in time while opening connections",
+                    ));
                 }
                 self.turn(left)?;
             }
@@ -251,7 +258,8 @@ impl Driver {
             Kind::Discard => Ok(reader.skip(bytes)),
             Kind::Many | Kind::Slot => {
                 let expected = &mut self.expected;
-                self.ring.consume(completion, |bytes| reader.receive(expected, bytes))
+                self.ring
+                    .consume(completion, |bytes| reader.receive(expected, bytes))
             }
         };
         match completed {
@@ -277,7 +285,9 @@ impl Driver {
     fn completed(&mut self, index: usize, completed: u32) -> io::Result<()> {
         let connection = &mut self.connections[index];
         for _ in 0..completed {
-            self.tally.latency.record(self.now - connection.stamps[connection.oldest]);
+            self.tally
+                .latency
+                .record(self.now - connection.stamps[connection.oldest]);
             connection.oldest = (connection.oldest + 1) % connection.stamps.len();
         }
         connection.outstanding -= completed;
@@ -296,7 +306,8 @@ impl Driver {
             connection.stamps[newest % connection.stamps.len()] = self.now;
             connection.outstanding += 1;
         }
-        self.ring.send(connection.stream.as_fd(), connection.owner(index), requests)?;
+        self.ring
+            .send(connection.stream.as_fd(), connection.owner(index), requests)?;
         self.receive(index, true)
     }
 
@@ -308,7 +319,11 @@ impl Driver {
         }
         let connection = &self.connections[index];
         let (fd, owner) = (connection.stream.as_fd(), connection.owner(index));
-        let tail = if connection.reader.first() { COMPARED_TAIL } else { 0 };
+        let tail = if connection.reader.first() {
+            COMPARED_TAIL
+        } else {
+            0
+        };
         match connection.reader.body_left() {
             0 if connection.outstanding > 0 || connection.reader.closing() => {
                 self.ring.receive_slot(fd, owner, SLOT_LEN, wait)
@@ -348,7 +363,8 @@ impl Driver {
         self.tally.reconnects += 1;
         if !self.discards() {
             let connection = &self.connections[index];
-            self.ring.receive_many(connection.stream.as_fd(), connection.owner(index))?;
+            self.ring
+                .receive_many(connection.stream.as_fd(), connection.owner(index))?;
         }
         match if self.issuing { depth } else { unanswered } {
             0 => Ok(()),
@@ -361,8 +377,14 @@ impl Driver {
         connection.lost = true;
         // Ends what the kernel still has of this connection. It may be gone already.
         let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        *self.tally.errors.entry(fault.kind().to_owned()).or_default() += 1;
-        self.tally.first_error.get_or_insert_with(|| fault.to_string());
+        *self
+            .tally
+            .errors
+            .entry(fault.kind().to_owned())
+            .or_default() += 1;
+        self.tally
+            .first_error
+            .get_or_insert_with(|| fault.to_string());
     }
 }
 

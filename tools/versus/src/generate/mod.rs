@@ -181,7 +181,9 @@ fn measure_load(
     let after = Snapshot::take(options)?;
     driver.note_stalled();
     let busy = |after: Option<CoreTime>, before: Option<CoreTime>| {
-        after.zip(before).map(|(after, before)| after.busy_since(before))
+        after
+            .zip(before)
+            .map(|(after, before)| after.busy_since(before))
     };
     report.seconds = (after.at - before.at).as_secs_f64();
     report.server = after.server.since(before.server);

@@ -134,11 +134,7 @@ impl Reader {
     ///
     /// # Errors
     /// The fault, after which the connection is of no use.
-    pub fn receive(
-        &mut self,
-        expected: &mut Expectation,
-        mut bytes: &[u8],
-    ) -> Result<u32, Fault> {
+    pub fn receive(&mut self, expected: &mut Expectation, mut bytes: &[u8]) -> Result<u32, Fault> {
         let mut completed = 0;
         while !bytes.is_empty() {
             if self.left == 0 {
@@ -146,7 +142,9 @@ impl Reader {
                 bytes = &bytes[taken..];
                 continue;
             }
-            let taken = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            let taken = bytes
+                .len()
+                .min(usize::try_from(self.left).unwrap_or(usize::MAX));
             self.check(expected, &bytes[..taken])?;
             completed += self.skip(taken as u64);
             bytes = &bytes[taken..];
@@ -174,7 +172,8 @@ impl Reader {
         }
         let carried = self.carry.len();
         let room = HEAD_MAX - carried;
-        self.carry.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.carry
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
         let Some(end) = self.carry.windows(4).position(|four| four == b"\r\n\r\n") else {
             if self.carry.len() == HEAD_MAX {
                 return Err(Fault::Head(format!("no end within {HEAD_MAX} bytes")));
@@ -203,7 +202,11 @@ impl Reader {
             (!begins || slice.first() == Some(&expected.body_first))
                 && (!ends || slice.last() == Some(&expected.body_last))
         };
-        if good { Ok(()) } else { Err(Fault::Body { offset }) }
+        if good {
+            Ok(())
+        } else {
+            Err(Fault::Body { offset })
+        }
     }
 }
 
@@ -254,16 +257,28 @@ mod tests {
     fn counts_the_same_however_the_bytes_are_cut() {
         let mut bytes = Vec::new();
         for second in 0..4 {
-            bytes.extend(response(&format!("Date: {second}\r\nContent-Length: 100\r\n")));
-            bytes.extend(response(&format!("Date: {second}\r\ncontent-length:100\r\n")));
+            bytes.extend(response(&format!(
+                "Date: {second}\r\nContent-Length: 100\r\n"
+            )));
+            bytes.extend(response(&format!(
+                "Date: {second}\r\ncontent-length:100\r\n"
+            )));
         }
         for size in 1..bytes.len() {
             let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
             let completed: u32 = bytes
                 .chunks(size)
-                .map(|chunk| reader.receive(&mut expected, chunk).expect("good responses"))
+                .map(|chunk| {
+                    reader
+                        .receive(&mut expected, chunk)
+                        .expect("good responses")
+                })
                 .sum();
-            assert_eq!((completed, reader.body_left()), (8, 0), "in chunks of {size}");
+            assert_eq!(
+                (completed, reader.body_left()),
+                (8, 0),
+                "in chunks of {size}"
+            );
         }
     }
 
@@ -274,8 +289,14 @@ mod tests {
         let at = first_wrong.len() - 50;
         first_wrong[at] ^= 1;
         for (bytes, kind) in [
-            (b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\n".to_vec(), "status"),
-            (b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n".to_vec(), "status"),
+            (
+                b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\n".to_vec(),
+                "status",
+            ),
+            (
+                b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n".to_vec(),
+                "status",
+            ),
             (response("Content-Length: 99\r\n"), "length"),
             (response("Transfer-Encoding: chunked\r\n"), "head"),
             (response(""), "head"),
@@ -296,14 +317,21 @@ mod tests {
             let mut bytes = good.clone();
             let at = bytes.len() - back;
             bytes[at] ^= 1;
-            assert_eq!(reader.receive(&mut expected, &bytes).is_err(), wrong, "{back} from the end");
+            assert_eq!(
+                reader.receive(&mut expected, &bytes).is_err(),
+                wrong,
+                "{back} from the end"
+            );
         }
     }
 
     #[test]
     fn an_announced_close_is_seen_after_the_template_was_learnt() {
         let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
-        assert_eq!(reader.receive(&mut expected, &response("Content-Length: 100\r\n")), Ok(1));
+        assert_eq!(
+            reader.receive(&mut expected, &response("Content-Length: 100\r\n")),
+            Ok(1)
+        );
         assert!(!reader.closing());
         let last = response("Content-Length: 100\r\nConnection: close\r\n");
         assert_eq!(reader.receive(&mut expected, &last), Ok(1));
@@ -314,8 +342,14 @@ mod tests {
     fn discarded_bytes_complete_a_response() {
         let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
         let bytes = response("Content-Length: 100\r\n");
-        assert_eq!(reader.receive(&mut expected, &bytes[..bytes.len() - 60]), Ok(0));
-        assert_eq!((reader.body_left(), reader.skip(59), reader.skip(1)), (60, 0, 1));
+        assert_eq!(
+            reader.receive(&mut expected, &bytes[..bytes.len() - 60]),
+            Ok(0)
+        );
+        assert_eq!(
+            (reader.body_left(), reader.skip(59), reader.skip(1)),
+            (60, 0, 1)
+        );
         assert_eq!(reader.body_left(), 0);
     }
 }

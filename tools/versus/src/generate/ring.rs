@@ -56,9 +56,7 @@ pub struct Owner {
 
 impl Owner {
     fn key(self, kind: Kind) -> u64 {
-        (kind as u64) << 56
-            | u64::from(self.generation & 0x00FF_FFFF) << 32
-            | u64::from(self.index)
+        (kind as u64) << 56 | u64::from(self.generation & 0x00FF_FFFF) << 32 | u64::from(self.index)
     }
 }
 
@@ -106,7 +104,11 @@ impl Ring {
     /// # Errors
     /// Those of io_uring_setup(2) and of mapping memory.
     pub fn new(dimensions: Dimensions, request: &[u8]) -> io::Result<Self> {
-        let Dimensions { connections, depth, buffer_len } = dimensions;
+        let Dimensions {
+            connections,
+            depth,
+            buffer_len,
+        } = dimensions;
         let ring = build((2 * connections).clamp(64, 4096).next_power_of_two())?;
         let pool = Pool::new(&ring, connections, buffer_len)?;
         let batch = request.repeat(depth as usize);
@@ -272,13 +274,10 @@ fn build(entries: u32) -> io::Result<IoUring> {
     newest.setup_single_issuer().setup_defer_taskrun();
     let middle = newest.clone();
     newest.setup_no_sqarray();
-    let mut ring = newest
+    newest
         .build(entries)
         .or_else(|_| middle.build(entries))
-        .or_else(|_| oldest.build(entries))?;
-    // Saves a look-up of the descriptor per turn where the kernel has it (5.18).
-    let _ = ring.submitter().register_ring_fd();
-    Ok(ring)
+        .or_else(|_| oldest.build(entries))
 }
 
 /// Fresh memory, page-aligned, for ever.
@@ -342,7 +341,9 @@ impl Pool {
         // the published tail. There are as many entries as buffers, so this one was used up.
         let (entry, address) = unsafe {
             (
-                self.entries.add(usize::from(self.tail & self.mask)).as_mut(),
+                self.entries
+                    .add(usize::from(self.tail & self.mask))
+                    .as_mut(),
                 self.buffers.add(usize::from(id) * self.buffer_len),
             )
         };
