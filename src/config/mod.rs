@@ -1,1 +1,1 @@
-//! Configuration: raw (serde shape) → lower (checked) → model (immutable snapshot), with diagnostics.
+//! Configuration: raw (spanned tree) → lower (checked) → model (immutable snapshot), with diagnostics.
