@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
 use super::model::Place;
 
@@ -92,6 +92,11 @@ impl Sources {
             line,
             column,
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
     }
 
     /// All of them, in the order in which they were added.
@@ -236,19 +241,24 @@ impl Diagnostics {
                 .into_iter()
                 .partition::<Vec<_>, _>(|(_, (at, _))| at.source == index);
             annotations = elsewhere;
-            group = group.element(
-                Snippet::source(source.text.as_str())
-                    .path(&*source.name)
-                    .line_numbering(source.kind == SourceKind::File)
-                    .annotations(here.into_iter().map(|(kind, (at, label))| {
-                        let annotation = kind.span(clamp(at.range(), &source.text));
-                        if label.is_empty() {
-                            annotation
-                        } else {
-                            annotation.label(label.as_str())
-                        }
-                    })),
-            );
+            // A flag has neither line nor column: it is named and shown.
+            let mut snippet = Snippet::source(source.text.as_str());
+            if source.kind == SourceKind::File {
+                snippet = snippet.path(&*source.name);
+            } else {
+                group = group.element(Origin::path(&*source.name));
+                snippet = snippet.line_numbering(false);
+            }
+            group = group.element(snippet.annotations(here.into_iter().map(
+                |(kind, (at, label))| {
+                    let annotation = kind.span(clamp(at.range(), &source.text));
+                    if label.is_empty() {
+                        annotation
+                    } else {
+                        annotation.label(label.as_str())
+                    }
+                },
+            )));
         }
         for help in &diagnostic.help {
             group = group.element(Level::HELP.message(help.as_str()));

@@ -7,9 +7,53 @@
 
 pub mod diagnostics;
 mod glob;
+mod lower;
 pub mod model;
 pub mod nearest;
+pub mod print;
 pub mod raw;
 pub mod schema;
 pub mod sources;
 pub mod units;
+
+use std::sync::Arc;
+
+use self::diagnostics::{Diagnostics, Sources};
+use self::model::Model;
+use self::raw::Table;
+use self::sources::Input;
+
+/// A configuration that was read and checked.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the cores see.
+    pub model: Arc<Model>,
+    /// What was written, all sources laid over each other.
+    pub tree: Table,
+    /// The sources.
+    pub sources: Sources,
+}
+
+/// Reads and checks a configuration.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(input: &Input) -> Result<Loaded, Diagnostics> {
+    let mut diagnostics = Diagnostics::default();
+    let Some(tree) = sources::read(input, &mut diagnostics) else {
+        return Err(diagnostics);
+    };
+    let model = lower::lower(&tree, input, &mut diagnostics);
+    if diagnostics.is_empty() {
+        Ok(Loaded {
+            model: Arc::new(model),
+            tree,
+            sources: diagnostics.sources,
+        })
+    } else {
+        Err(diagnostics)
+    }
+}
+
+#[cfg(test)]
+mod tests;

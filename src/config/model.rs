@@ -4,6 +4,7 @@
 //! and sizes are numbers, paths are absolute, inheritance is already applied. Nothing in this module
 //! knows how a configuration is written; `lower` builds it, a reload builds another one.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -167,6 +168,16 @@ pub enum ListenAddr {
     Unix(PathBuf),
 }
 
+impl fmt::Display for ListenAddr {
+    /// As `listen` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address, .. } => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Where something was written: the file, or the flag or variable that set it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
@@ -222,7 +233,7 @@ pub enum HeaderOp {
 }
 
 /// What answers a request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Action {
     /// Files of a directory.
     Files(Arc<Files>),
@@ -232,6 +243,9 @@ pub enum Action {
         to: Template,
         /// 301, 302, 303, 307 or 308.
         status: Status,
+        /// Whether it is the site's own, for which `{path}` is the whole path without its first
+        /// slash, whatever the pattern of the route that inherited it.
+        of_site: bool,
     },
     /// A fixed answer.
     Respond {

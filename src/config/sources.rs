@@ -64,34 +64,39 @@ pub enum FlagValue {
     List(Vec<String>),
 }
 
-/// Reads every source and gives the merged tree.
-pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Table {
-    let mut tree = Table::default();
+/// Reads every source and gives the merged tree; `None` when the file can't be read or a file is not
+/// TOML, because then further errors would be consequences.
+pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Option<Table> {
+    let mut tree = Some(Table::default());
     if let Some(file) = &input.file {
         let mut files = Files {
             diagnostics,
             seen: Vec::new(),
+            syntax: true,
         };
         let path = input.directory.join(file);
-        if let Some(table) = files.read(&path, &file.display().to_string(), None) {
-            tree = table;
-        }
+        tree = files.read(&path, &file.display().to_string(), None);
+        tree = tree.filter(|_| files.syntax);
     }
+    let mut over = Table::default();
     for (name, value) in &input.environment {
         if let Some(table) = variable(name, value, &input.directory, diagnostics) {
-            tree.overlay(table);
+            over.overlay(table);
         }
     }
     for setting in &input.settings {
         if let Some(table) = command_line(setting, &input.directory, diagnostics) {
-            tree.overlay(table);
+            over.overlay(table);
         }
     }
-    if let Some(entry) = tree.take("include") {
+    if let Some(entry) = over.take("include") {
         diagnostics.push(
             Diagnostic::new(entry.key_at, "`include` can't be set here", "")
                 .help("write it at the top of a configuration file"),
         );
+    }
+    if let Some(tree) = &mut tree {
+        tree.overlay(over);
     }
     tree
 }
@@ -101,6 +106,8 @@ struct Files<'d> {
     diagnostics: &'d mut Diagnostics,
     /// Files that were read, and where each was included.
     seen: Vec<(PathBuf, Option<At>)>,
+    /// Whether all of them are TOML.
+    syntax: bool,
 }
 
 impl Files<'_> {
@@ -125,7 +132,12 @@ impl Files<'_> {
             Ok(text) => text,
             Err((message, help)) => {
                 let message = format!("`{name}` {message}");
-                self.diagnostics.push(problem(included, message).help(help));
+                let mut diagnostic = problem(included, message).help(help);
+                if included.is_none() && !path.exists() {
+                    diagnostic = diagnostic
+                        .help("`beltway serve DIR` serves a directory without a configuration");
+                }
+                self.diagnostics.push(diagnostic);
                 return None;
             }
         };
@@ -136,7 +148,9 @@ impl Files<'_> {
             text: text.clone(),
             base: base.clone(),
         });
+        let errors_before = self.diagnostics.len();
         let mut table = raw::parse(&text, whole, self.diagnostics);
+        self.syntax &= self.diagnostics.len() == errors_before;
         if let Some(include) = table.take("include") {
             for (pattern, at) in self.patterns(&include.item) {
                 for path in self.expand(&base, &pattern, at) {
@@ -205,7 +219,7 @@ fn problem(at: Option<At>, message: String) -> Diagnostic {
 pub(super) fn read_text(path: &Path) -> Result<String, (String, String)> {
     let failed = |error: &std::io::Error| {
         let help = match error.kind() {
-            std::io::ErrorKind::NotFound => "check its name; write it with -c FILE".to_owned(),
+            std::io::ErrorKind::NotFound => "check its name".to_owned(),
             std::io::ErrorKind::PermissionDenied => {
                 "give the user that starts beltway the right to read it".to_owned()
             }

@@ -141,6 +141,17 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
         .ok_or_else(|| UnitError::new("the size is too large", "sizes end below 16 EiB"))
 }
 
+/// A size as [`size`] reads it, in the largest unit of 1024 that needs no fraction.
+pub fn write_size(bytes: u64) -> String {
+    [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)]
+        .into_iter()
+        .find(|(_, bits)| bytes > 0 && bytes.trailing_zeros() >= *bits)
+        .map_or_else(
+            || format!("{bytes}B"),
+            |(unit, bits)| format!("{}{unit}", bytes >> bits),
+        )
+}
+
 /// Splits the first number and its unit off: `1m30s` is `1`, `m` and `30s`.
 fn part<'t>(
     text: &'t str,
@@ -280,6 +291,12 @@ mod tests {
         fn never_panics(text in ".{0,24}") {
             let _ = duration(&text);
             let _ = size(&text);
+        }
+
+        #[test]
+        fn a_size_reads_as_it_was_written(bytes in any::<u64>(), bits in 0u32..64) {
+            let bytes = bytes >> bits << (bits / 2);
+            prop_assert_eq!(size(&write_size(bytes)), Ok(bytes));
         }
 
         #[test]
