@@ -1,1 +1,3 @@
 //! What answers a request: one file per feature.
+
+pub mod autoindex;
