@@ -1,0 +1,456 @@
+//! How a site or a route answers: its action, the options of files, and what it inherits.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::read::Reader;
+use crate::config::diagnostics::Diagnostic;
+use crate::config::model::{
+    Action, Coding, Cors, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks,
+};
+use crate::config::raw::{Entry, Item, Table, Value};
+use crate::config::schema::Section;
+use crate::http::router::{Pattern, Template};
+use crate::http::types::{FieldValue, Status};
+
+/// Keys that name what answers. A table has at most one of them.
+const ACTIONS: [&str; 3] = ["root", "redirect", "respond"];
+
+/// Keys that say how files are served, and need a root.
+const FILE_KEYS: [&str; 8] = [
+    "index",
+    "list",
+    "spa",
+    "precompressed",
+    "etag",
+    "range",
+    "hidden_files",
+    "symlinks",
+];
+
+/// The page of a single-page application where no other is named.
+const SPA_PAGE: &str = "index.html";
+
+/// Everything that a route inherits from its site.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) action: Action,
+    /// Options and root of files; the root is empty where there is none.
+    files: Files,
+    pub(super) headers: Arc<[HeaderOp]>,
+    pub(super) cache_control: Option<FieldValue>,
+    pub(super) cors: Option<Cors>,
+    pub(super) error_pages: Arc<ErrorPages>,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            action: Action::None,
+            files: Files {
+                root: PathBuf::new(),
+                index: vec!["index.html".to_owned()],
+                list: false,
+                spa: None,
+                precompressed: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip],
+                etag: true,
+                range: true,
+                hidden_files: false,
+                symlinks: Symlinks::Beneath,
+            },
+            headers: Arc::new([]),
+            cache_control: None,
+            cors: None,
+            error_pages: Arc::default(),
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Reads the keys that a site and a route have in common. `pattern` is what the requests match,
+    /// `None` where it is wrong and was reported.
+    pub(super) fn answer(
+        &mut self,
+        table: &Table,
+        section: Section,
+        inherited: &Answer,
+        pattern: Option<&Pattern>,
+    ) -> Answer {
+        let files = self.files(table, section, &inherited.files);
+        let action = self.action(table, section, inherited, &files, pattern);
+        if !matches!(action, Action::Files(_)) {
+            self.check_file_keys(table, section);
+        }
+        let error_pages = self.error_pages(table, section, &inherited.error_pages, &files);
+        Answer {
+            action,
+            headers: self.headers(table, section, &inherited.headers),
+            cache_control: self.cache_control(table, section, inherited.cache_control.as_ref()),
+            cors: self.cors(table, section, inherited.cors.as_ref()),
+            error_pages,
+            files,
+        }
+    }
+
+    fn needs(&mut self, entry: &Entry, other: &str, help: &str) {
+        let message = format!("`{}` does nothing without `{other}`", entry.key);
+        self.diagnostics
+            .push(Diagnostic::new(entry.key_at, message, "").help(help));
+    }
+
+    fn action(
+        &mut self,
+        table: &Table,
+        section: Section,
+        inherited: &Answer,
+        files: &Files,
+        pattern: Option<&Pattern>,
+    ) -> Action {
+        let mut actions = ACTIONS.iter().filter_map(|name| table.get(name));
+        let first = actions.next();
+        for other in actions {
+            let first = first.expect("one came before this one");
+            let (earlier, later) = if first.key_at.start <= other.key_at.start {
+                (first, other)
+            } else {
+                (other, first)
+            };
+            let message = format!(
+                "`{}` and `{}` can't answer the same requests",
+                earlier.key, later.key
+            );
+            self.diagnostics.push(
+                Diagnostic::new(later.key_at, message, "the second answer")
+                    .with(earlier.key_at, "the first answer")
+                    .help("take one away, or give it a route of its own"),
+            );
+        }
+        let own = first.map_or("", |entry| entry.key.as_str());
+        for (name, action, help) in [
+            (
+                "status",
+                "redirect",
+                "with `respond`, the status is its value",
+            ),
+            ("body", "respond", "write respond = 200 beside it"),
+            ("content_type", "respond", "it is the type of `body`"),
+        ] {
+            if let Some(entry) = table.get(name)
+                && own != action
+            {
+                self.needs(entry, action, help);
+            }
+        }
+        match own {
+            "redirect" => self.redirect(table, section, pattern),
+            "respond" => self.respond(table, section),
+            "root" => Action::Files(Arc::new(files.clone())),
+            // Other options for the files of the site are another action than the site's.
+            _ if matches!(inherited.action, Action::Files(_))
+                && FILE_KEYS.iter().any(|name| table.get(name).is_some()) =>
+            {
+                Action::Files(Arc::new(files.clone()))
+            }
+            _ => inherited.action.clone(),
+        }
+    }
+
+    /// Reports options of files where no files are served. A site may hold them for its routes.
+    fn check_file_keys(&mut self, table: &Table, section: Section) {
+        let has_root = |entry: &Entry| match &entry.item.value {
+            Value::Table(route) => route.get("root").is_some(),
+            Value::Array(items) => items.iter().any(
+                |item| matches!(&item.value, Value::Table(route) if route.get("root").is_some()),
+            ),
+            _ => false,
+        };
+        if section == Section::Site
+            && let Some(routes) = table.get("routes")
+            && let Value::Table(routes) = &routes.item.value
+            && routes.entries.iter().any(has_root)
+        {
+            return;
+        }
+        for entry in FILE_KEYS.iter().filter_map(|name| table.get(name)) {
+            self.needs(
+                entry,
+                "root",
+                "name the directory with `root`, or take this away",
+            );
+        }
+    }
+
+    fn redirect(&mut self, table: &Table, section: Section, pattern: Option<&Pattern>) -> Action {
+        let words = [301, 302, 303, 307, 308];
+        let status = match table.get("status") {
+            None => 302,
+            Some(entry) => match entry.item.value {
+                Value::Integer(number) if words.iter().any(|word| i128::from(*word) == number) => {
+                    // One of the words, so it fits.
+                    number as u16
+                }
+                _ => {
+                    self.wrong(section, entry, &entry.item);
+                    302
+                }
+            },
+        };
+        let Some(entry) = table.get("redirect") else {
+            return Action::None;
+        };
+        let text = self.string_of(section, entry, &entry.item);
+        let (Some(text), Some(pattern)) = (text, pattern) else {
+            return Action::None;
+        };
+        match Template::parse(&text, pattern) {
+            Ok(to) => Action::Redirect {
+                to,
+                status: Status(status),
+                of_site: section == Section::Site,
+            },
+            Err(error) => {
+                self.pattern_error(entry.item.at, &text, "the target", &error);
+                Action::None
+            }
+        }
+    }
+
+    fn respond(&mut self, table: &Table, section: Section) -> Action {
+        let status = self
+            .integer(table, section, "respond", 200..=599)
+            .and_then(|status| u16::try_from(status).ok())
+            .map_or(Status(200), Status);
+        let entry = table.get("body");
+        let body = entry.and_then(|entry| {
+            let text = self.string_of(section, entry, &entry.item)?;
+            self.secret_of(&entry.item, text)
+        });
+        if let Some(entry) = entry
+            && status.forbids_body()
+        {
+            let message = format!("an answer with status {status} has no body");
+            self.diagnostics.push(
+                Diagnostic::new(entry.key_at, message, "")
+                    .help("take `body` away, or respond with 200"),
+            );
+        }
+        let body = body.unwrap_or_default();
+        let content_type = match table.get("content_type") {
+            Some(entry) => {
+                let text = self.string_of(section, entry, &entry.item);
+                text.and_then(|text| self.field_value(entry.item.at, &text))
+            }
+            None => Some(FieldValue::Static("text/plain; charset=utf-8")),
+        };
+        Action::Respond {
+            status,
+            content_type: content_type.filter(|_| !body.is_empty()),
+            body: body.into_bytes().into(),
+        }
+    }
+
+    /// The options of files, laid over those that are inherited, and the root.
+    fn files(&mut self, table: &Table, section: Section, inherited: &Files) -> Files {
+        let root = self.root(table, section, inherited);
+        let symlinks = [
+            ("off", Symlinks::Off),
+            ("beneath", Symlinks::Beneath),
+            ("on", Symlinks::On),
+        ];
+        Files {
+            index: self
+                .index(table, section)
+                .unwrap_or_else(|| inherited.index.clone()),
+            list: self
+                .boolean(table, section, "list")
+                .unwrap_or(inherited.list),
+            spa: match table.get("spa") {
+                Some(entry) => self.spa(section, entry, &root),
+                None => inherited.spa.clone(),
+            },
+            precompressed: self
+                .precompressed(table, section)
+                .unwrap_or_else(|| inherited.precompressed.clone()),
+            etag: self
+                .boolean(table, section, "etag")
+                .unwrap_or(inherited.etag),
+            range: self
+                .boolean(table, section, "range")
+                .unwrap_or(inherited.range),
+            hidden_files: self
+                .boolean(table, section, "hidden_files")
+                .unwrap_or(inherited.hidden_files),
+            symlinks: self
+                .word(table, section, "symlinks", &symlinks)
+                .unwrap_or(inherited.symlinks),
+            root,
+        }
+    }
+
+    fn root(&mut self, table: &Table, section: Section, inherited: &Files) -> PathBuf {
+        let Some(entry) = table.get("root") else {
+            return inherited.root.clone();
+        };
+        match self.string_of(section, entry, &entry.item) {
+            Some(text) if !text.is_empty() => {
+                let path = self.path(entry.item.at, &text);
+                self.check_directory(&entry.item, "directory", &path);
+                path
+            }
+            Some(_) => {
+                self.wrong(section, entry, &entry.item);
+                PathBuf::new()
+            }
+            None => PathBuf::new(),
+        }
+    }
+
+    fn index(&mut self, table: &Table, section: Section) -> Option<Vec<String>> {
+        let names = self.strings(table, section, "index")?;
+        let mut index = Vec::with_capacity(names.len());
+        for (name, item) in names {
+            if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+                self.diagnostics.push(
+                    Diagnostic::new(item.at, format!("`{name}` is not the name of a file"), "")
+                        .help("write a name without a slash, such as \"index.html\""),
+                );
+            } else {
+                index.push(name);
+            }
+        }
+        Some(index)
+    }
+
+    fn spa(&mut self, section: Section, entry: &Entry, root: &std::path::Path) -> Option<String> {
+        let name = match &entry.item.value {
+            Value::Boolean(false) => return None,
+            Value::Boolean(true) => SPA_PAGE.to_owned(),
+            _ => self.string_of(section, entry, &entry.item)?,
+        };
+        self.file_beneath(&entry.item, root, &name)
+    }
+
+    /// The name of a file beneath a root, without slashes at its start. It must exist.
+    fn file_beneath(&mut self, item: &Item, root: &std::path::Path, name: &str) -> Option<String> {
+        let name = name.trim_start_matches('/');
+        let odd =
+            |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('\0');
+        if name.split('/').any(odd) {
+            self.diagnostics.push(
+                Diagnostic::new(
+                    item.at,
+                    format!("`{name}` is not a file beneath the root"),
+                    "",
+                )
+                .help("write its path from the root on, such as \"errors/404.html\""),
+            );
+            return None;
+        }
+        let path = root.join(name);
+        if self.check_files && root.is_dir() && !path.is_file() {
+            let message = format!("the file `{}` doesn't exist", path.display());
+            self.diagnostics
+                .push(Diagnostic::new(item.at, message, "").help("create it, or name another one"));
+        }
+        Some(name.to_owned())
+    }
+
+    fn precompressed(&mut self, table: &Table, section: Section) -> Option<Vec<Coding>> {
+        const CODINGS: [(&str, Coding); 3] = [
+            ("zstd", Coding::Zstd),
+            ("br", Coding::Brotli),
+            ("gzip", Coding::Gzip),
+        ];
+        let entry = table.get("precompressed")?;
+        match entry.item.value {
+            Value::Boolean(true) => return Some(CODINGS.map(|(_, coding)| coding).to_vec()),
+            Value::Boolean(false) => return Some(Vec::new()),
+            _ => {}
+        }
+        let mut codings = Vec::new();
+        for (name, item) in self.strings(table, section, "precompressed")? {
+            match CODINGS.iter().find(|(known, _)| *known == name) {
+                Some((_, coding)) if !codings.contains(coding) => codings.push(*coding),
+                Some(_) => {}
+                None => self.wrong(section, entry, item),
+            }
+        }
+        Some(codings)
+    }
+
+    fn error_pages(
+        &mut self,
+        table: &Table,
+        section: Section,
+        inherited: &Arc<ErrorPages>,
+        files: &Files,
+    ) -> Arc<ErrorPages> {
+        let Some(own) = self.table(table, section, "error_pages") else {
+            return inherited.clone();
+        };
+        if files.root.as_os_str().is_empty() {
+            if let Some(entry) = table.get("error_pages") {
+                self.needs(entry, "root", "name the directory of the pages with `root`");
+            }
+            return inherited.clone();
+        }
+        let files = Arc::new(files.clone());
+        let mut pages = Vec::new();
+        for entry in &own.entries {
+            let Some((first, last)) = status_range(&entry.key) else {
+                let message = format!("`{}` is not a status of an error", entry.key);
+                self.diagnostics.push(
+                    Diagnostic::new(entry.key_at, message, "")
+                        .help("write a status from 400 to 599, or 4xx or 5xx"),
+                );
+                continue;
+            };
+            let Value::String(text) = &entry.item.value else {
+                let message = format!("the page of {} needs a file name", entry.key);
+                let label = format!("this is {}", entry.item.value.kind());
+                self.diagnostics.push(
+                    Diagnostic::new(entry.item.at, message, label)
+                        .help(format!("write it such as {} = \"404.html\"", entry.key)),
+                );
+                continue;
+            };
+            let Some(name) = self.filled(entry.item.at, text) else {
+                continue;
+            };
+            if let Some(name) = self.file_beneath(&entry.item, &files.root, &name) {
+                pages.push(ErrorPage {
+                    first,
+                    last,
+                    files: files.clone(),
+                    path: format!("/{name}").into(),
+                });
+            }
+        }
+        for page in inherited.iter() {
+            if !pages
+                .iter()
+                .any(|p| (p.first, p.last) == (page.first, page.last))
+            {
+                pages.push(page.clone());
+            }
+        }
+        // Stable: an exact status before its class, the route's before the site's.
+        pages.sort_by_key(|page| page.first != page.last);
+        Arc::new(ErrorPages::new(pages))
+    }
+}
+
+/// `404`, or `4xx` and `5xx` for a whole class.
+fn status_range(text: &str) -> Option<(Status, Status)> {
+    match text {
+        "4xx" => Some((Status(400), Status(499))),
+        "5xx" => Some((Status(500), Status(599))),
+        _ => {
+            let status = text
+                .parse()
+                .ok()
+                .filter(|code| (400..=599).contains(code))?;
+            Some((Status(status), Status(status)))
+        }
+    }
+}

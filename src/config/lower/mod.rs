@@ -1,0 +1,167 @@
+//! From the tree as it is written to the model: everything is checked, everything that is wrong is
+//! reported, inheritance is applied.
+//!
+//! What is wrong is replaced by its default and the walk goes on, so that one run finds it all. The
+//! model is given out only when nothing was wrong.
+
+mod answer;
+mod headers;
+mod listen;
+mod read;
+mod routes;
+mod server;
+
+use std::sync::Arc;
+
+use self::answer::Answer;
+use self::listen::{Listeners, site_name};
+use self::read::Reader;
+use super::diagnostics::{At, Diagnostic, Diagnostics};
+use super::model::{Action, Model, Server, Site};
+use super::raw::{Entry, Table, Value};
+use super::schema::Section;
+use super::sources::Input;
+use crate::http::router::{HostPattern, Pattern};
+
+/// Checks the tree and makes the model of it. What is wrong goes to `diagnostics`; the model is
+/// whole only when that is empty.
+pub(super) fn lower(tree: &Table, input: &Input, diagnostics: &mut Diagnostics) -> Model {
+    let mut reader = Reader {
+        diagnostics,
+        environment: &input.environment,
+        check_files: input.check_files,
+    };
+    reader.unknown_keys(tree, Section::Top);
+    let server = match reader.table(tree, Section::Top, "server") {
+        Some(table) => reader.server(table),
+        None => Server::default(),
+    };
+    let mut sites = Vec::new();
+    let mut listeners = Listeners::default();
+    if let Some(table) = reader.table(tree, Section::Top, "site") {
+        for entry in &table.entries {
+            if let Some(site) = reader.site(entry, sites.len(), &mut listeners) {
+                sites.push(Arc::new(site));
+            }
+        }
+    }
+    let listeners = listeners.build(&mut reader);
+    if sites.is_empty() && reader.diagnostics.is_empty() {
+        reader.diagnostics.push(
+            Diagnostic::global("there is no site")
+                .help("write one such as [site.\":8080\"] with root = \"/srv/www\"")
+                .help("`beltway serve DIR` serves a directory without a file"),
+        );
+    }
+    Model {
+        server,
+        listeners,
+        sites,
+    }
+}
+
+impl Reader<'_> {
+    fn site(&mut self, entry: &Entry, index: usize, listeners: &mut Listeners) -> Option<Site> {
+        const AT: Section = Section::Site;
+        let Value::Table(table) = &entry.item.value else {
+            let message = format!("the site `{}` needs a table", entry.key);
+            let label = format!("this is {}", entry.item.value.kind());
+            self.diagnostics.push(
+                Diagnostic::new(entry.item.at, message, label)
+                    .help("a site has a name: [site.\"example.com\"] or [site.\":8080\"]"),
+            );
+            return None;
+        };
+        if self.unquoted_name(entry, table) {
+            return None;
+        }
+        self.unknown_keys(table, AT);
+        self.addresses(entry, table, index, listeners);
+        let everything = Pattern::everything();
+        let answer = self.answer(table, AT, &Answer::default(), Some(&everything));
+        let router = self.routes(table, &answer);
+        let nothing = matches!(answer.action, Action::None) && table.get("routes").is_none();
+        let tried = ["root", "redirect", "respond"];
+        if nothing && !tried.iter().any(|name| table.get(name).is_some()) {
+            self.diagnostics.push(
+                Diagnostic::new(
+                    entry.key_at,
+                    format!("the site `{}` has nothing to answer with", entry.key),
+                    "",
+                )
+                .help("give it a `root`, a `redirect`, a `respond` or `routes`"),
+            );
+        }
+        Some(Site {
+            name: entry.key.as_str().into(),
+            router,
+            fallback: Arc::new(routes::route(0, "", None, answer)),
+        })
+    }
+
+    /// Finds `[site.example.com]`, which TOML reads as a table `com` in the site `example`.
+    fn unquoted_name(&mut self, entry: &Entry, table: &Table) -> bool {
+        let mut name = entry.key.clone();
+        let (mut table, mut at) = (table, None::<At>);
+        while let [only] = table.entries.as_slice()
+            && let Value::Table(inner) = &only.item.value
+            && Section::Site.key(&only.key).is_none()
+        {
+            name = format!("{name}.{}", only.key);
+            at = Some(only.key_at);
+            table = inner;
+        }
+        let Some(at) = at else { return false };
+        self.diagnostics.push(
+            Diagnostic::new(
+                at,
+                format!("the dots in `{name}` part tables"),
+                "taken as a key of a site",
+            )
+            .help(format!("write the name in quotes: [site.\"{name}\"]")),
+        );
+        true
+    }
+
+    /// The hosts and the addresses of a site.
+    fn addresses(&mut self, entry: &Entry, table: &Table, index: usize, to: &mut Listeners) {
+        const AT: Section = Section::Site;
+        let mut hosts: Vec<(HostPattern, At)> = Vec::new();
+        let mut addresses = Vec::new();
+        match site_name(&entry.key) {
+            Ok(name) => {
+                hosts.push((name.host, entry.key_at));
+                addresses.extend(name.addresses.into_iter().map(|a| (a, entry.key_at)));
+            }
+            Err(error) => self.pattern_error(entry.key_at, &entry.key, "the site", &error),
+        }
+        for (alias, item) in self.strings(table, AT, "aliases").unwrap_or_default() {
+            match HostPattern::parse(&alias) {
+                Ok(host) => hosts.push((host, item.at)),
+                Err(error) => self.pattern_error(item.at, &alias, "the alias", &error),
+            }
+        }
+        if let Some(listen) = table.get("listen") {
+            addresses.clear();
+            let texts = self.strings(table, AT, "listen");
+            if texts.as_ref().is_some_and(Vec::is_empty) {
+                self.wrong(AT, listen, &listen.item);
+            }
+            for (text, item) in texts.unwrap_or_default() {
+                for address in self.listen_address(&text, item.at) {
+                    if addresses.iter().any(|(known, _)| *known == address) {
+                        self.diagnostics.push(
+                            Diagnostic::new(item.at, "this address is named twice", "")
+                                .help("take one away"),
+                        );
+                    } else {
+                        addresses.push((address, item.at));
+                    }
+                }
+            }
+        }
+        for (address, at) in addresses {
+            to.add(index, &hosts, address, at);
+        }
+    }
+}

@@ -1,0 +1,900 @@
+//! What a user sees of a configuration: what it means, and what is said when it is wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use super::model::*;
+use super::sources::{FlagValue, Input, Setting};
+use super::{Loaded, load};
+use crate::http::types::Status;
+
+/// A configuration in a directory of its own, with `www` as a directory to serve.
+struct Case {
+    directory: tempfile::TempDir,
+    input: Input,
+}
+
+fn case(text: &str) -> Case {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("beltway.toml"), text).unwrap();
+    fs::create_dir_all(directory.path().join("www/errors")).unwrap();
+    fs::write(directory.path().join("www/index.html"), "home").unwrap();
+    fs::write(directory.path().join("www/errors/404.html"), "lost").unwrap();
+    Case {
+        input: Input {
+            file: Some("beltway.toml".into()),
+            directory: directory.path().canonicalize().unwrap(),
+            check_files: true,
+            ..Input::default()
+        },
+        directory,
+    }
+}
+
+impl Case {
+    fn file(self, name: &str, text: &str) -> Self {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    fn set(mut self, text: &str) -> Self {
+        self.input.settings.push(Setting::Set(text.into()));
+        self
+    }
+
+    fn flag(mut self, flag: &str, path: &[&str], value: FlagValue) -> Self {
+        self.input.settings.push(Setting::Flag {
+            flag: flag.into(),
+            path: path.iter().map(|key| (*key).to_owned()).collect(),
+            value,
+        });
+        self
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.input.environment.insert(name.into(), value.into());
+        self
+    }
+
+    fn loaded(&self) -> Loaded {
+        match load(&self.input) {
+            Ok(loaded) => loaded,
+            Err(diagnostics) => panic!("{}", diagnostics.render(false)),
+        }
+    }
+
+    fn model(&self) -> std::sync::Arc<Model> {
+        self.loaded().model
+    }
+
+    /// What is said, without the directory that differs in each run.
+    fn errors(&self) -> String {
+        let Err(diagnostics) = load(&self.input) else {
+            panic!("nothing is wrong");
+        };
+        let directory = self.input.directory.display().to_string();
+        diagnostics.render(false).replace(&directory, "DIR")
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.input.directory.join("www")
+    }
+}
+
+const SITE: &str = "[site.\":8080\"]\nroot = \"www\"\n";
+
+fn files(route: &Route) -> &Files {
+    match &route.action {
+        Action::Files(files) => files,
+        other => panic!("not files: {other:?}"),
+    }
+}
+
+/// The alternatives of the route that was written as `pattern`.
+fn routes<'m>(site: &'m Site, pattern: &str) -> &'m [std::sync::Arc<Route>] {
+    site.router
+        .iter()
+        .find(|(known, _)| known.as_str() == pattern)
+        .map(|(_, routes)| routes.as_slice())
+        .expect("the route is there")
+}
+
+#[test]
+fn a_site_by_port_serves_files_to_any_host_with_safe_defaults() {
+    let case = case(SITE);
+    let model = case.model();
+    let addresses: Vec<_> = model
+        .listeners
+        .iter()
+        .map(|l| l.address.to_string())
+        .collect();
+    assert_eq!(addresses, ["0.0.0.0:8080", "[::]:8080"]);
+    assert!(matches!(
+        model.listeners[1].address,
+        ListenAddr::Tcp {
+            companion: true,
+            ..
+        }
+    ));
+    assert_eq!(model.listeners[0].sites.find("any.example"), Some(&0));
+    let files = files(&model.sites[0].fallback);
+    assert_eq!(files.root, case.root());
+    assert_eq!(files.index, ["index.html"]);
+    assert!(!files.list && !files.hidden_files && files.spa.is_none());
+    assert!(files.etag && files.range);
+    assert_eq!(files.symlinks, Symlinks::Beneath);
+    assert_eq!(model.server, Server::default());
+}
+
+#[test]
+fn names_aliases_and_ports_lead_to_their_sites() {
+    let case = case(
+        "[site.\"example.com\"]\naliases = [\"*.example.com\"]\nroot = \"www\"\n\
+         [site.\"other.example\"]\nrespond = 404\n\
+         [site.\"*\"]\nrespond = 421\nlisten = [\":80\", \"unix:/run/b.sock\"]\n",
+    );
+    let model = case.model();
+    assert_eq!(model.listeners.len(), 3);
+    let find = |host| model.listeners[0].sites.find(host).copied();
+    assert_eq!(find("example.com"), Some(0));
+    assert_eq!(find("www.example.com"), Some(0));
+    assert_eq!(find("other.example"), Some(1));
+    assert_eq!(find("unknown"), Some(2));
+    assert_eq!(model.listeners[2].sites.find("example.com"), Some(&2));
+    assert_eq!(model.listeners[2].place.line, 8);
+}
+
+#[test]
+fn routes_inherit_from_their_site() {
+    let case = case(
+        r#"
+[site.":8080"]
+root = "www"
+cache_control = "no-cache"
+error_pages = { 404 = "errors/404.html" }
+
+[site.":8080".headers]
+X-Site = "yes"
+X-Gone = "soon"
+
+[site.":8080".routes]
+"/assets/*" = { cache_control = "max-age=60", headers = { x-gone = "", X-Route = "a" } }
+"/list/*"   = { list = true }
+"/old/*"    = { redirect = "/new/{path}", status = 308 }
+"=/healthz" = { respond = 200, body = "ok" }
+"/api/*"    = [
+    { when = { method = ["GET"] }, respond = 200, body = "{}", content_type = "application/json" },
+    { respond = 405 },
+]
+"#,
+    );
+    let model = case.model();
+    let site = &model.sites[0];
+    let assets = &routes(site, "/assets/*")[0];
+    assert_eq!(files(assets).root, case.root());
+    assert_eq!(
+        assets.cache_control.as_ref().map(|v| v.as_bytes()),
+        Some(&b"max-age=60"[..])
+    );
+    let operations: Vec<_> = assets
+        .headers
+        .iter()
+        .map(|operation| match operation {
+            HeaderOp::Set(name, _) => format!("+{}", name.as_str()),
+            HeaderOp::Remove(name) => format!("-{}", name.as_str()),
+        })
+        .collect();
+    assert_eq!(operations, ["-x-gone", "+X-Site", "+X-Route"]);
+    assert!(files(&routes(site, "/list/*")[0]).list);
+    assert!(!files(&site.fallback).list);
+    assert!(matches!(
+        routes(site, "/old/*")[0].action,
+        Action::Redirect {
+            status: Status(308),
+            of_site: false,
+            ..
+        }
+    ));
+    let Action::Respond {
+        status,
+        body,
+        content_type,
+    } = &routes(site, "=/healthz")[0].action
+    else {
+        panic!("responds");
+    };
+    assert_eq!((*status, &**body), (Status(200), &b"ok"[..]));
+    assert!(content_type.is_some());
+    let api = routes(site, "/api/*");
+    assert!(api[0].when.is_some() && api[1].when.is_none());
+    let page = api[1]
+        .error_pages
+        .find(Status(404))
+        .expect("it is inherited");
+    assert_eq!(&*page.path, "/errors/404.html");
+    assert!(api[1].error_pages.find(Status(500)).is_none());
+}
+
+#[test]
+fn the_nearer_source_wins() {
+    let text = format!("[server]\nworkers = 1\nmax_conns = 5\ndrain_timeout = \"1s\"\n{SITE}");
+    let model = case(&text)
+        .variable("BELTWAY_SERVER_WORKERS", "2")
+        .variable("BELTWAY_SERVER_MAX_CONNS", "6")
+        .variable("BELTWAY_SERVER_LIMITS_HEADER_FIELDS", "7")
+        .set("server.workers=3")
+        .flag(
+            "--drain=",
+            &["server", "drain_timeout"],
+            FlagValue::Text("2m".into()),
+        )
+        .model();
+    assert_eq!(model.server.workers, Workers::Count(3.try_into().unwrap()));
+    assert_eq!(model.server.max_conns, 6.try_into().ok());
+    assert_eq!(model.server.limits.header_fields, 7);
+    assert_eq!(model.server.drain_timeout, Duration::from_secs(120));
+}
+
+#[test]
+fn included_files_add_sites_and_have_paths_of_their_own() {
+    let case = case("include = [\"sites/*.toml\", \"more.toml\"]\n")
+        .file("sites/a.toml", "[site.\"a.example\"]\nroot = \"../www\"\n")
+        .file("sites/b.toml", "[site.\"b.example\"]\nroot = \"web\"\n")
+        .file("sites/web/index.html", "b")
+        .file("more.toml", "[server]\nworkers = 1\n");
+    let model = case.model();
+    assert_eq!(model.sites.len(), 2);
+    assert_eq!(
+        files(&model.sites[1].fallback).root,
+        case.input.directory.join("sites/web")
+    );
+    assert_eq!(model.server.workers, Workers::Count(1.try_into().unwrap()));
+}
+
+#[test]
+fn secrets_come_from_the_environment_and_from_files() {
+    let case = case(
+        "[site.\":1\"]\nrespond = 200\nbody = \"file:token\"\n\
+         headers = { A = \"${TOKEN}\", B = \"x-${NONE:-y}\", C = \"$${TOKEN}\" }\n",
+    )
+    .file("token", "secret\n")
+    .variable("TOKEN", "t");
+    let model = case.model();
+    let route = &model.sites[0].fallback;
+    let values: Vec<_> = route
+        .headers
+        .iter()
+        .map(|operation| match operation {
+            HeaderOp::Set(_, value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            HeaderOp::Remove(_) => String::new(),
+        })
+        .collect();
+    assert_eq!(values, ["t", "x-y", "${TOKEN}"]);
+    assert!(matches!(&route.action, Action::Respond { body, .. } if &**body == b"secret"));
+}
+
+#[test]
+fn a_single_page_application_never_swallows_a_missing_script() {
+    use crate::http::types::Method;
+    let model = case(&format!("{SITE}spa = true\n")).model();
+    let files = files(&model.sites[0].fallback);
+    for (method, path, answers) in [
+        (Method::Get, "/users/7", true),
+        (Method::Head, "/", true),
+        (Method::Get, "/v1.2/users", true),
+        (Method::Get, "/app.js", false),
+        (Method::Get, "/users/photo.png", false),
+        (Method::Post, "/users/7", false),
+    ] {
+        assert_eq!(files.spa_answers(&method, path), answers, "{path}");
+    }
+}
+
+/// A configuration with everything that can be written.
+const WHOLE: &str = r#"
+[server]
+workers = 2
+access_log = "access.log"
+limits = { request_line = "4KiB" }
+
+[site."example.com"]
+aliases = ["www.example.com"]
+listen = ["localhost:8080", "unix:/run/a.sock"]
+root = "www"
+spa = true
+precompressed = ["br"]
+cors = ["https://a.example"]
+error_pages = { 404 = "errors/404.html", 5xx = "errors/404.html" }
+headers = { "X-A" = "quote \" and \\ and \t", X-Token = "file:token", X-B = "${B:-b}" }
+
+[site."example.com".routes]
+"~^/u/(?<id>[0-9]+)$" = { redirect = "/users/{id}", status = 308 }
+"/a/*" = [{ when = { header = { Accept = "*json*" }, query = { v = true } }, respond = 200 }, { root = "www" }]
+"#;
+
+/// What a model says, without places and without the order of hash tables.
+fn without_maps(model: &Model) -> String {
+    use std::fmt::Write as _;
+    let mut out = format!("{:?}", model.server);
+    for listener in &model.listeners {
+        let sites: Vec<_> = listener.sites.iter().collect();
+        let _ = write!(out, "\n{:?} {sites:?}", listener.address);
+    }
+    for site in &model.sites {
+        let _ = write!(out, "\n{} {:?}", site.name, site.fallback);
+        for (pattern, routes) in site.router.iter() {
+            let _ = write!(out, "\n{} {routes:?}", pattern.as_str());
+        }
+    }
+    out
+}
+
+#[test]
+fn what_is_printed_reads_back_as_the_same_configuration() {
+    use super::print::{Defaults, to_toml};
+    for defaults in [Defaults::Hidden, Defaults::Shown] {
+        let first = case(WHOLE).file("token", "t").set("server.pin=true");
+        let loaded = first.loaded();
+        let printed = to_toml(&loaded.tree, &loaded.sources, defaults);
+        assert!(
+            printed.contains("${B:-b}"),
+            "secrets stay references: {printed}"
+        );
+        // In another directory: what is printed has no directory of its own.
+        let second = case(&printed);
+        let again = second.loaded();
+        assert_eq!(printed, to_toml(&again.tree, &again.sources, defaults));
+        assert_eq!(without_maps(&loaded.model), without_maps(&again.model));
+    }
+}
+
+#[test]
+fn printed_configurations_are_pleasant_to_read() {
+    use super::print::{Defaults, to_toml};
+    let case = case(WHOLE).file("token", "t");
+    let loaded = case.loaded();
+    let printed = to_toml(&loaded.tree, &loaded.sources, Defaults::Hidden);
+    let directory = case.input.directory.display().to_string();
+    insta::assert_snapshot!(printed.replace(&directory, "/DIR"), @r#"
+    [server]
+    workers = 2
+    access_log = "/DIR/access.log"
+
+    [server.limits]
+    request_line = "4KiB"
+
+    [site."example.com"]
+    aliases = ["www.example.com"]
+    listen = ["localhost:8080", "unix:/run/a.sock"]
+    root = "/DIR/www"
+    spa = true
+    precompressed = ["br"]
+    cors = ["https://a.example"]
+
+    [site."example.com".error_pages]
+    404 = "errors/404.html"
+    5xx = "errors/404.html"
+
+    [site."example.com".headers]
+    X-A = "quote \" and \\ and \t"
+    X-Token = "file:/DIR/token"
+    X-B = "${B:-b}"
+
+    [site."example.com".routes]
+    "~^/u/(?<id>[0-9]+)$" = { redirect = "/users/{id}", status = 308 }
+    "/a/*" = [{ when = { header = { Accept = "*json*" }, query = { v = true } }, respond = 200 }, { root = "/DIR/www" }]
+    "#);
+}
+
+#[test]
+fn an_unknown_key_with_the_nearest_name() {
+    insta::assert_snapshot!(case("[server]\nwrokers = 2\n[site.\":8080\"]\nroot = \"www\"\nworkers = 2\n").errors(), @r#"
+    error: there is no key `wrokers` in [server]
+     --> beltway.toml:2:1
+      |
+    2 | wrokers = 2
+      | ^^^^^^^ unknown key
+      |
+      = help: did you mean `workers`?
+
+    error: there is no key `workers` in [site."NAME"]
+     --> beltway.toml:5:1
+      |
+    5 | workers = 2
+      | ^^^^^^^ unknown key
+      |
+      = help: `workers` belongs in [server]
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_key_of_another_version_is_unknown() {
+    insta::assert_snapshot!(case(&format!("{SITE}proxy = \"app\"\n")).errors(), @r#"
+    error: there is no key `proxy` in [site."NAME"]
+     --> beltway.toml:3:1
+      |
+    3 | proxy = "app"
+      | ^^^^^ unknown key
+      |
+      = help: the keys are aliases, listen, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages
+
+    1 error in the configuration
+    "#);
+}
+
+#[test]
+fn a_wrong_type() {
+    insta::assert_snapshot!(case("[server]\nworkers = true\ndrain_timeout = 30\nengine = \"urin\"\n[site.\":8080\"]\nroot = \"www\"\nindex = \"index.html\"\n").errors(), @r#"
+    error: `workers` needs "auto" or a number from 1 to 1024
+     --> beltway.toml:2:11
+      |
+    2 | workers = true
+      |           ^^^^ this is a boolean
+      |
+      = help: write it such as workers = 2
+
+    error: `drain_timeout` needs a duration such as "10s"
+     --> beltway.toml:3:17
+      |
+    3 | drain_timeout = 30
+      |                 ^^ this is an integer
+      |
+      = help: write it such as drain_timeout = "30s"
+
+    error: `engine` can't be "urin"
+     --> beltway.toml:4:10
+      |
+    4 | engine = "urin"
+      |          ^^^^^^ unknown value
+      |
+      = help: did you mean "uring"?
+
+    error: `index` needs a list of file names
+     --> beltway.toml:7:9
+      |
+    7 | index = "index.html"
+      |         ^^^^^^^^^^^^ this is a string
+      |
+      = help: write it such as index = ["index.html"]
+
+    4 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_bad_duration_and_a_bad_size() {
+    insta::assert_snapshot!(case(&format!("[server]\ndrain_timeout = \"30\"\nlimits = {{ request_line = \"8K\", header_section = \"2GiB\" }}\n{SITE}")).errors(), @r#"
+    error: `drain_timeout`: `30` has no unit
+     --> beltway.toml:2:17
+      |
+    2 | drain_timeout = "30"
+      |                 ^^^^
+      |
+      = help: write "30s" or "30ms"
+
+    error: `request_line`: `K` is not a unit of size
+     --> beltway.toml:3:27
+      |
+    3 | limits = { request_line = "8K", header_section = "2GiB" }
+      |                           ^^^^
+      |
+      = help: write "8KiB" (by 1024) or "8kB" (by 1000)
+
+    error: `header_section` is out of range
+     --> beltway.toml:3:50
+      |
+    3 | limits = { request_line = "8K", header_section = "2GiB" }
+      |                                                  ^^^^^^ out of range
+      |
+      = help: it has to be from "256B" to "1MiB"
+
+    3 errors in the configuration
+    "#);
+}
+
+#[test]
+fn conflicting_routes_show_both_places() {
+    insta::assert_snapshot!(case(&format!("{SITE}[site.\":8080\".routes]\n\"/a\" = {{ respond = 200 }}\n\"=/a\" = {{ respond = 404 }}\n\"/b/*/c\" = {{ respond = 200 }}\n")).errors(), @r#"
+    error: `=/a` matches the same requests as `/a`
+     --> beltway.toml:5:1
+      |
+    4 | "/a" = { respond = 200 }
+      | ---- this one matches them already
+    5 | "=/a" = { respond = 404 }
+      | ^^^^^ this route never answers
+      |
+      = help: take one away; where one path needs several answers, write a list of tables with `when`
+
+    error: the route `/b/*/c`: only the end of a file name may follow `*`
+     --> beltway.toml:6:6
+      |
+    6 | "/b/*/c" = { respond = 200 }
+      |      ^^
+      |
+      = help: end the pattern with `/*`, or write a regular expression such as `~^/a/[^/]+/b$`
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_missing_root() {
+    insta::assert_snapshot!(case("[site.\":8080\"]\nroot = \"wwww\"\n[site.\":8081\"]\nroot = \"www/index.html\"\n").errors(), @r#"
+    error: the directory `DIR/wwww` doesn't exist
+     --> beltway.toml:2:8
+      |
+    2 | root = "wwww"
+      |        ^^^^^^
+      |
+      = help: did you mean `DIR/www`?
+
+    error: `DIR/www/index.html` is not a directory
+     --> beltway.toml:4:8
+      |
+    4 | root = "www/index.html"
+      |        ^^^^^^^^^^^^^^^^
+      |
+      = help: name the directory that it is in
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_syntax_error() {
+    insta::assert_snapshot!(case("[server]\nworkers = \n[site.\":8080\"\nroot = \"www\"\n").errors(), @r#"
+    error: syntax error: string values must be quoted, expected literal string
+     --> beltway.toml:2:11
+      |
+    2 | workers = 
+      |           ^
+
+    error: syntax error: unclosed table, expected `]`
+     --> beltway.toml:3:14
+      |
+    3 | [site.":8080"
+      |              ^
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_bad_set_and_a_bad_variable_and_a_bad_flag() {
+    insta::assert_snapshot!(
+        case(SITE)
+            .set("server.workers=many")
+            .set("server.wrokers=2")
+            .set("workers")
+            .set("server.drain_timeout=30")
+            .variable("BELTWAY_SERVER_ENGINE", "uring2")
+            .flag("--max-conns=", &["server", "max_conns"], FlagValue::Loose("0".into()))
+            .errors(),
+        @r#"
+    error: `engine` can't be "uring2"
+    --> the environment
+     |
+    ::: 
+     | BELTWAY_SERVER_ENGINE=uring2
+     |                       ^^^^^^ unknown value
+     |
+     = help: did you mean "uring"?
+
+    error: `workers` needs "auto" or a number from 1 to 1024
+    --> the command line
+     |
+    ::: 
+     | --set server.workers=many
+     |                      ^^^^ not this
+     |
+     = help: write it such as workers = 2
+
+    error: there is no key `wrokers` in [server]
+    --> the command line
+     |
+    ::: 
+     | --set server.wrokers=2
+     |       ^^^^^^^^^^^^^^ unknown key
+     |
+     = help: did you mean `workers`?
+
+    error: `=` and a value are missing
+    --> the command line
+     |
+    ::: 
+     | --set workers
+     |       ^^^^^^^
+     |
+     = help: write it such as --set server.workers=2 or --set 'site.":8080".list=true'
+
+    error: `drain_timeout`: `30` has no unit
+    --> the command line
+     |
+    ::: 
+     | --set server.drain_timeout=30
+     |                            ^^
+     |
+     = help: write "30s" or "30ms"
+
+    error: `max_conns` needs a number of at least 1
+    --> the command line
+     |
+    ::: 
+     | --max-conns=0
+     |             ^ not this
+     |
+     = help: write it such as max_conns = 10000
+
+    6 errors in the configuration
+    "#
+    );
+}
+
+#[test]
+fn an_include_that_is_not_found() {
+    insta::assert_snapshot!(case("include = [\"site.toml\", \"conf.d/*.toml\", \"beltway.toml\"]\n").errors(), @r#"
+    error: `site.toml` doesn't exist
+     --> beltway.toml:1:12
+      |
+    1 | include = ["site.toml", "conf.d/*.toml", "beltway.toml"]
+      |            ^^^^^^^^^^^
+      |
+      = help: check its name
+
+    error: the directory `DIR/conf.d` doesn't exist
+     --> beltway.toml:1:25
+      |
+    1 | include = ["site.toml", "conf.d/*.toml", "beltway.toml"]
+      |                         ^^^^^^^^^^^^^^^
+      |
+      = help: file names are relative to the file that includes them
+
+    error: `beltway.toml` is included twice
+     --> beltway.toml:1:42
+      |
+    1 | include = ["site.toml", "conf.d/*.toml", "beltway.toml"]
+      |                                          ^^^^^^^^^^^^^^
+      |
+      = help: include each file once; a file can't include itself
+
+    3 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_file_that_is_not_found() {
+    let mut case = case("");
+    case.input.file = Some("other.toml".into());
+    insta::assert_snapshot!(case.errors(), @r#"
+    error: `other.toml` doesn't exist
+     |
+     = help: check its name
+     = help: `beltway serve DIR` serves a directory without a configuration
+
+    1 error in the configuration
+    "#);
+}
+
+#[test]
+fn hosts_and_addresses_that_collide() {
+    insta::assert_snapshot!(case("[site.\"a.example\"]\nrespond = 200\naliases = [\"b.example\"]\n[site.\"B.example\"]\nrespond = 200\n[site.\"127.0.0.1:80\"]\nrespond = 200\n").errors(), @r#"
+    error: two sites answer for `b.example` on 0.0.0.0:80
+     --> beltway.toml:4:7
+      |
+    3 | aliases = ["b.example"]
+      |            ----------- first here
+    4 | [site."B.example"]
+      |       ^^^^^^^^^^^ again here
+      |
+      = help: take one away, or let one of them listen elsewhere
+
+    error: 127.0.0.1:80 and 0.0.0.0:80 can't both be listened on
+     --> beltway.toml:6:7
+      |
+    1 | [site."a.example"]
+      |       ----------- includes it, or is included
+    ...
+    6 | [site."127.0.0.1:80"]
+      |       ^^^^^^^^^^^^^^ this address
+      |
+      = help: listen on the same address in both, and tell sites apart by name
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn a_name_without_quotes() {
+    insta::assert_snapshot!(case("[site.example.com]\nroot = \"www\"\n").errors(), @r#"
+    error: the dots in `example.com` part tables
+     --> beltway.toml:1:15
+      |
+    1 | [site.example.com]
+      |               ^^^ taken as a key of a site
+      |
+      = help: write the name in quotes: [site."example.com"]
+
+    1 error in the configuration
+    "#);
+}
+
+#[test]
+fn two_answers_and_keys_that_do_nothing() {
+    insta::assert_snapshot!(case("[site.\":1\"]\nroot = \"www\"\nredirect = \"/x\"\n[site.\":2\"]\nrespond = 204\nbody = \"x\"\nlist = true\n[site.\":3\"]\n").errors(), @r#"
+    error: `root` and `redirect` can't answer the same requests
+     --> beltway.toml:3:1
+      |
+    2 | root = "www"
+      | ---- the first answer
+    3 | redirect = "/x"
+      | ^^^^^^^^ the second answer
+      |
+      = help: take one away, or give it a route of its own
+
+    error: an answer with status 204 has no body
+     --> beltway.toml:6:1
+      |
+    6 | body = "x"
+      | ^^^^
+      |
+      = help: take `body` away, or respond with 200
+
+    error: `list` does nothing without `root`
+     --> beltway.toml:7:1
+      |
+    7 | list = true
+      | ^^^^
+      |
+      = help: name the directory with `root`, or take this away
+
+    error: the site `:3` has nothing to answer with
+     --> beltway.toml:8:7
+      |
+    8 | [site.":3"]
+      |       ^^^^
+      |
+      = help: give it a `root`, a `redirect`, a `respond` or `routes`
+
+    4 errors in the configuration
+    "#);
+}
+
+#[test]
+fn fields_that_can_not_be_set() {
+    insta::assert_snapshot!(case("[site.\":1\"]\nrespond = 200\n[site.\":1\".headers]\nContent-Length = \"1\"\n\"X Y\" = \"1\"\nX-A = \"a\\nb\"\nx-a = \"b\"\nX-B = 1\n").errors(), @r#"
+    error: the field `Content-Length` can't be changed
+     --> beltway.toml:4:1
+      |
+    4 | Content-Length = "1"
+      | ^^^^^^^^^^^^^^
+      |
+      = help: the server sets it itself; take this line away
+
+    error: `X Y` is not a field name
+     --> beltway.toml:5:1
+      |
+    5 | "X Y" = "1"
+      | ^^^^^
+      |
+      = help: write a name such as X-Frame-Options, without a colon
+
+    error: the value of a field has a control character
+     --> beltway.toml:6:7
+      |
+    6 | X-A = "a\nb"
+      |       ^^^^^^
+      |
+      = help: write it in one line
+
+    error: the field `x-a` is set twice
+     --> beltway.toml:7:1
+      |
+    6 | X-A = "a\nb"
+      | --- first here
+    7 | x-a = "b"
+      | ^^^ again here
+      |
+      = help: the case of a field name makes no difference; take one away
+
+    error: the field `X-B` needs a string
+     --> beltway.toml:8:7
+      |
+    8 | X-B = 1
+      |       ^ this is an integer
+      |
+      = help: write it such as X-B = "value"; "" removes it
+
+    5 errors in the configuration
+    "#);
+}
+
+#[test]
+fn conditions_and_targets_that_are_wrong() {
+    insta::assert_snapshot!(case("[site.\":1\"]\nrespond = 200\n[site.\":1\".routes]\n\"~^/(\" = { respond = 200 }\n\"/a/*\" = { redirect = \"/b/{pth}\", status = 200 }\n\"/b/*\" = [{ respond = 200 }, { when = { method = [\"get\"], header = { A = 1 } }, respond = 201 }]\n").errors(), @r#"
+    error: the route `~^/(`: the regular expression is wrong: unclosed group
+     --> beltway.toml:4:5
+      |
+    4 | "~^/(" = { respond = 200 }
+      |     ^
+      |
+      = help: mend it here; a literal `.`, `(`, `[`, `{`, `+`, `?` or `*` needs `\` before it
+
+    error: the target `/b/{pth}`: `{pth}` is not known here
+     --> beltway.toml:5:27
+      |
+    5 | "/a/*" = { redirect = "/b/{pth}", status = 200 }
+      |                           ^^^^^
+      |
+      = help: write {path}, {uri}, {query} or {host}, or give the pattern `/a/*` a group `(?<name>…)` and name that
+
+    error: `status` needs 301, 302, 303, 307 or 308
+     --> beltway.toml:5:44
+      |
+    5 | "/a/*" = { redirect = "/b/{pth}", status = 200 }
+      |                                            ^^^ not this
+      |
+      = help: write it such as status = 308
+
+    error: this alternative is never reached
+     --> beltway.toml:6:30
+      |
+    6 | "/b/*" = [{ respond = 200 }, { when = { method = ["get"], header = { A = 1 } }, respond = 201 }]
+      |           -----------------  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      |           |
+      |           without `when`, this one always answers
+      |
+      = help: give the earlier one a `when`, or put it at the end
+
+    error: the method `get`: `get` never matches, because methods are case-sensitive
+     --> beltway.toml:6:51
+      |
+    6 | "/b/*" = [{ respond = 200 }, { when = { method = ["get"], header = { A = 1 } }, respond = 201 }]
+      |                                                   ^^^^^
+      |
+      = help: write `GET`
+
+    error: the condition `A` needs a string
+     --> beltway.toml:6:74
+      |
+    6 | "/b/*" = [{ respond = 200 }, { when = { method = ["get"], header = { A = 1 } }, respond = 201 }]
+      |                                                                          ^ this is an integer
+      |
+      = help: write a value, in which * is anything, or "~expression"; true is any value, false is none
+
+    6 errors in the configuration
+    "#);
+}
+
+#[test]
+fn no_site() {
+    insta::assert_snapshot!(case("").errors(), @r#"
+    error: there is no site
+     |
+     = help: write one such as [site.":8080"] with root = "/srv/www"
+     = help: `beltway serve DIR` serves a directory without a file
+
+    1 error in the configuration
+    "#);
+}
+
+#[test]
+fn without_checking_files_missing_ones_are_no_error() {
+    let mut case = case(
+        "[server]\naccess_log = \"no/log\"\n[site.\":1\"]\nroot = \"no\"\nspa = true\n[site.\":2\"]\nrespond = 200\nbody = \"file:no\"\n",
+    );
+    case.input.check_files = false;
+    case.model();
+}
+
+#[test]
+fn the_environment_is_only_read_for_what_is_ours() {
+    let environment: BTreeMap<_, _> = [("HOME".to_owned(), "/".to_owned())].into();
+    let mut case = case(SITE);
+    case.input.environment = environment;
+    case.model();
+}
