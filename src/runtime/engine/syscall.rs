@@ -127,8 +127,6 @@ impl Core {
     /// # Errors
     /// `EAGAIN` when the first byte isn't in memory; `EOPNOTSUPP` where the file system can't say.
     pub fn read_resident(&self, file: &Fd, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
-        let len = into.len();
-        let _ = len;
         match file.handle().os() {
             Some(os) => {
                 let mut slices = [IoSliceMut::new(into)];
@@ -203,6 +201,14 @@ impl Core {
             },
             |sim| sim.stat_at(path),
         )
+    }
+
+    /// A second descriptor for a helper thread, which outlives every future of this core.
+    ///
+    /// # Errors
+    /// `EMFILE`; `EBADF` for a simulated descriptor.
+    pub fn duplicate(&self, fd: &Fd) -> Result<std::os::fd::OwnedFd, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(fd.handle().os().ok_or(Errno::BADF)?, 0)
     }
 
     /// Holds back partly filled segments (`TCP_CORK`) until it is taken off. No-op on other sockets.
