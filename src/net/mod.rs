@@ -1,1 +1,3 @@
 //! Listeners, streams and what sits between a socket and a protocol.
+
+pub mod owner;
