@@ -4,4 +4,6 @@
 pub mod h1;
 pub mod router;
 pub mod semantics;
+pub mod session;
 pub mod types;
+pub mod uri;

@@ -1,1 +1,402 @@
-//! Which CPUs a core may be pinned to.
+//! Which CPUs cores run on: how many cores there are, and what each is pinned to.
+//!
+//! What the process may use is smaller than what the machine has, twice over: the allowed set
+//! (cpusets, taskset) says which CPUs, and a container's quota says how much of them. A core per
+//! CPU beyond the quota only makes the kernel stop all of them together for the rest of a period.
+//!
+//! [`plan`] and the parsers are pure; [`allowed_cpus`], [`cpu_quota`] and [`pin`] touch the system.
+
+use std::fmt;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::thread::CpuSet;
+
+/// The number of a CPU, as the kernel counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuId(pub usize);
+
+/// How many cores to start and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// One entry for each core, at least one; `None` is a core that the kernel may move.
+    pub cores: Vec<Option<CpuId>>,
+    /// Why, in words for the log.
+    pub reason: String,
+}
+
+/// Decides how many cores to start and what to pin them to.
+///
+/// `requested` is the number of workers that the user asked for, or `None` for one core for each
+/// of the `allowed` CPUs, capped by `quota` CPUs rounded up. `pin` is the user's word on pinning;
+/// without one, cores are pinned when each has a CPU for itself and there is more than one CPU. A
+/// quota below the allowed CPUs leaves them unpinned too: neighbours with the same quota
+/// would all choose the same first CPUs while the others stand idle. With `pin` and more cores
+/// than CPUs, cores share CPUs in turn.
+pub fn plan(
+    requested: Option<usize>,
+    allowed: &[usize],
+    quota: Option<f64>,
+    pin: Option<bool>,
+) -> Plan {
+    let cpus = allowed.len().max(1);
+    let quota_cpus = quota.map_or(cpus, |quota| (quota.ceil() as usize).clamp(1, cpus));
+    let count = requested.unwrap_or(quota_cpus).max(1);
+    let count_reason = match (requested, quota) {
+        (Some(_), _) => "as asked for".to_owned(),
+        (None, Some(quota)) if quota_cpus < cpus => {
+            format!("the quota is {quota} of {}", plural(cpus, "CPU"))
+        }
+        (None, _) => format!("{} allowed", plural(cpus, "CPU")),
+    };
+    let (pinned, pin_reason) = match pin {
+        _ if allowed.is_empty() => (false, ", unpinned: the allowed CPUs are unknown"),
+        Some(true) => (true, ", pinned as asked for"),
+        Some(false) => (false, ", unpinned as asked for"),
+        None if cpus == 1 => (false, ", unpinned: there is one CPU"),
+        None if count > cpus => (false, ", unpinned: more cores than CPUs"),
+        None if quota_cpus < cpus => (false, ", unpinned: the quota isn't bound to certain CPUs"),
+        None => (true, ", pinned"),
+    };
+    let cores = (0..count)
+        .map(|core| pinned.then(|| CpuId(allowed[core % allowed.len()])))
+        .collect();
+    Plan {
+        cores,
+        reason: format!("{} ({count_reason}){pin_reason}", plural(count, "core")),
+    }
+}
+
+fn plural(count: usize, what: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{ending}")
+}
+
+/// The CPUs that the calling thread may run on, lowest first. Empty when the kernel doesn't say,
+/// as on a machine with more than 1024 CPUs. To be asked before any thread is pinned.
+pub fn allowed_cpus() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    (0..CpuSet::MAX_CPU)
+        .filter(|cpu| set.is_set(*cpu))
+        .collect()
+}
+
+/// A CPU that can't be pinned to: it is gone, or the process may not use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinError(pub CpuId);
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "can't pin to CPU {}: it isn't allowed or went away",
+            self.0.0
+        )
+    }
+}
+
+impl std::error::Error for PinError {}
+
+/// Pins the calling thread to a CPU.
+///
+/// # Errors
+/// When the kernel refuses, for instance because the CPU was taken out of the cpuset meanwhile. The
+/// thread runs on as before.
+pub fn pin(cpu: CpuId) -> Result<(), PinError> {
+    if core_affinity::set_for_current(core_affinity::CoreId { id: cpu.0 }) {
+        Ok(())
+    } else {
+        Err(PinError(cpu))
+    }
+}
+
+/// How many CPUs' worth of time the process may use, where a control group limits it: the smallest
+/// limit among its group and the groups above. `None` without a limit.
+pub fn cpu_quota() -> Option<f64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    quota_of(&groups, &mounts, |file| fs::read_to_string(file).ok())
+}
+
+/// The quota that these files tell of; `read` gives the content of a file, if there is one.
+fn quota_of(groups: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> Option<f64> {
+    let mut smallest: Option<f64> = None;
+    for mount in mounts.lines().filter_map(parse_mount) {
+        let Some(group) = groups
+            .lines()
+            .find_map(|line| parse_group(line, mount.version))
+        else {
+            continue;
+        };
+        for directory in directories(&mount.directory, group) {
+            let quota = match mount.version {
+                GroupVersion::V2 => {
+                    read(&directory.join("cpu.max")).and_then(|text| parse_cpu_max(&text))
+                }
+                GroupVersion::V1 => {
+                    let quota = read(&directory.join("cpu.cfs_quota_us"));
+                    let period = read(&directory.join("cpu.cfs_period_us"));
+                    quota
+                        .zip(period)
+                        .and_then(|(quota, period)| parse_cfs(&quota, &period))
+                }
+            };
+            smallest = match (smallest, quota) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+    smallest
+}
+
+/// The two hierarchies of control groups, which may be mounted side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GroupVersion {
+    /// The hierarchy with the `cpu` controller of its own.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// Where a hierarchy that can limit CPU time is mounted.
+#[derive(Debug, PartialEq, Eq)]
+struct GroupMount {
+    version: GroupVersion,
+    directory: PathBuf,
+}
+
+/// Reads a line of `/proc/self/mountinfo` (proc(5)): number, parent, device, root, mount point,
+/// options, optional fields, `-`, type, source, super options.
+fn parse_mount(line: &str) -> Option<GroupMount> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let directory = PathBuf::from(unescape(mount.split(' ').nth(4)?));
+    let mut kind = kind.split(' ');
+    let version = match kind.next()? {
+        "cgroup2" => GroupVersion::V2,
+        "cgroup" if kind.nth(1)?.split(',').any(|option| option == "cpu") => GroupVersion::V1,
+        _ => return None,
+    };
+    Some(GroupMount { version, directory })
+}
+
+/// Undoes the octal escapes (`\040` for a space) of mountinfo.
+fn unescape(path: &str) -> String {
+    let mut parts = path.split('\\');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
+            Some(byte) if byte.is_ascii() => {
+                plain.push(char::from(byte));
+                plain.push_str(&part[3..]);
+            }
+            _ => {
+                plain.push('\\');
+                plain.push_str(part);
+            }
+        }
+    }
+    plain
+}
+
+/// The group in a line of `/proc/self/cgroup` (cgroups(7)), `number:controllers:path`, when the line
+/// is about that version.
+fn parse_group(line: &str, version: GroupVersion) -> Option<&str> {
+    let mut parts = line.splitn(3, ':');
+    let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let fits = match version {
+        GroupVersion::V1 => controllers.split(',').any(|controller| controller == "cpu"),
+        GroupVersion::V2 => number == "0" && controllers.is_empty(),
+    };
+    fits.then_some(path)
+}
+
+/// The directory of a group and of every group above it, up to the mount point. A group outside of
+/// what is mounted (`/../..`, in a container) has only the mount point.
+fn directories(mount_point: &Path, group: &str) -> Vec<PathBuf> {
+    let mut directories = vec![mount_point.to_owned()];
+    let mut deepest = mount_point.to_owned();
+    for component in Path::new(group).components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(name) => {
+                deepest.push(name);
+                directories.push(deepest.clone());
+            }
+            _ => return vec![mount_point.to_owned()],
+        }
+    }
+    directories
+}
+
+/// Reads `cpu.max` of cgroup v2: quota or `max`, then the period, both in µs.
+fn parse_cpu_max(text: &str) -> Option<f64> {
+    let mut words = text.split_whitespace();
+    ratio(words.next()?, words.next().unwrap_or("100000"))
+}
+
+/// Reads the two files of cgroup v1, both in µs; a quota of -1 is no limit.
+fn parse_cfs(quota: &str, period: &str) -> Option<f64> {
+    ratio(quota.trim(), period.trim())
+}
+
+fn ratio(quota: &str, period: &str) -> Option<f64> {
+    let quota: u64 = quota.parse().ok()?;
+    let period: u64 = period.parse().ok()?;
+    (quota > 0 && period > 0).then(|| quota as f64 / period as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const V2_MOUNT: &str =
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn pinned(plan: &Plan) -> Vec<Option<usize>> {
+        plan.cores.iter().map(|cpu| cpu.map(|cpu| cpu.0)).collect()
+    }
+
+    #[test]
+    fn one_pinned_core_for_each_allowed_cpu() {
+        let plan = plan(None, &[0, 2, 5], None, None);
+        assert_eq!(pinned(&plan), [Some(0), Some(2), Some(5)]);
+        assert_eq!(plan.reason, "3 cores (3 CPUs allowed), pinned");
+    }
+
+    #[test]
+    fn the_quota_caps_what_is_chosen_but_not_what_is_asked_for() {
+        for (quota, cores) in [(0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (3.1, 4), (64.0, 4)] {
+            let plan = plan(None, &[0, 1, 2, 3], Some(quota), None);
+            assert_eq!(plan.cores.len(), cores, "{quota}");
+            assert_eq!(plan.cores[0].is_some(), cores == 4, "{}", plan.reason);
+        }
+        assert_eq!(plan(Some(3), &[0, 1, 2, 3], Some(1.0), None).cores.len(), 3);
+    }
+
+    #[test]
+    fn unpinned_with_one_cpu_or_more_cores_than_cpus() {
+        assert_eq!(pinned(&plan(None, &[3], None, None)), [None]);
+        assert_eq!(pinned(&plan(Some(3), &[0, 1], None, None)), [None; 3]);
+        assert_eq!(pinned(&plan(Some(1), &[4, 6], None, None)), [Some(4)]);
+    }
+
+    #[test]
+    fn the_user_has_the_last_word_on_pinning() {
+        assert_eq!(pinned(&plan(None, &[0, 1], None, Some(false))), [None; 2]);
+        assert_eq!(pinned(&plan(None, &[3], None, Some(true))), [Some(3)]);
+        let shared = plan(Some(3), &[0, 1], None, Some(true));
+        assert_eq!(pinned(&shared), [Some(0), Some(1), Some(0)]);
+        assert_eq!(
+            pinned(&plan(None, &[], None, Some(true))),
+            [None],
+            "nothing known"
+        );
+        assert_eq!(plan(Some(0), &[0, 1], None, None).cores.len(), 1);
+    }
+
+    #[test]
+    fn cpu_max_and_cfs_quota() {
+        for (text, quota) in [
+            ("max 100000\n", None),
+            ("150000 100000\n", Some(1.5)),
+            ("50000 100000", Some(0.5)),
+            ("200000", Some(2.0)),
+            ("", None),
+            ("0 100000", None),
+            ("1 0", None),
+            ("-5 100000", None),
+            ("many 100000", None),
+        ] {
+            assert_eq!(parse_cpu_max(text), quota, "{text:?}");
+        }
+        assert_eq!(parse_cfs("-1\n", "100000\n"), None);
+        assert_eq!(parse_cfs("250000\n", "100000\n"), Some(2.5));
+    }
+
+    fn quota(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Option<f64> {
+        let files: HashMap<_, _> = files.iter().copied().collect();
+        quota_of(groups, mounts, |file| {
+            files
+                .get(file.to_str().unwrap())
+                .map(|text| (*text).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_smallest_limit_among_a_group_and_those_above_counts() {
+        let files = [
+            ("/sys/fs/cgroup/a/cpu.max", "300000 100000"),
+            ("/sys/fs/cgroup/a/b/cpu.max", "200000 100000"),
+            ("/sys/fs/cgroup/a/b/c/cpu.max", "max 100000"),
+            ("/sys/fs/cgroup/other/cpu.max", "100 100000"),
+        ];
+        assert_eq!(quota("0::/a/b/c\n", V2_MOUNT, &files), Some(2.0));
+        assert_eq!(quota("0::/a\n", V2_MOUNT, &files), Some(3.0));
+        assert_eq!(quota("0::/\n", V2_MOUNT, &files), None);
+    }
+
+    #[test]
+    fn a_container_sees_its_own_limit_at_the_mount_point() {
+        let files = [("/sys/fs/cgroup/cpu.max", "100000 100000")];
+        assert_eq!(quota("0::/\n", V2_MOUNT, &files), Some(1.0));
+        assert_eq!(quota("0::/../../x\n", V2_MOUNT, &files), Some(1.0));
+        assert_eq!(
+            quota("0::/system.slice/docker-1\n", V2_MOUNT, &files),
+            Some(1.0)
+        );
+    }
+
+    #[test]
+    fn both_versions_side_by_side() {
+        let groups = "4:cpu,cpuacct:/app\n3:cpuset:/\n0::/app\n";
+        let mounts = "\
+            33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct\n\
+            34 25 0:30 / /sys/fs/cgroup/cpuset rw shared:11 - cgroup cgroup rw,cpuset\n\
+            35 25 0:31 / /sys/fs/cgroup/unified rw shared:12 - cgroup2 cgroup2 rw\n\
+            36 25 0:32 / /proc rw - proc proc rw\n";
+        let files = [
+            (
+                "/sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_quota_us",
+                "150000\n",
+            ),
+            (
+                "/sys/fs/cgroup/cpu,cpuacct/app/cpu.cfs_period_us",
+                "100000\n",
+            ),
+            ("/sys/fs/cgroup/cpuset/app/cpu.cfs_quota_us", "1\n"),
+        ];
+        assert_eq!(quota(groups, mounts, &files), Some(1.5));
+    }
+
+    #[test]
+    fn what_is_malformed_is_no_limit() {
+        assert_eq!(quota("", "", &[]), None);
+        assert_eq!(quota("0:\nx", V2_MOUNT, &[]), None);
+        assert_eq!(quota("0::/a", "1 2 - cgroup2\nnothing", &[]), None);
+        assert_eq!(unescape("/a\\040b\\134c\\9"), "/a b\\c\\9");
+        assert_eq!(unescape("/\\é"), "/\\é");
+    }
+
+    #[test]
+    fn this_thread_has_a_cpu_and_can_be_pinned_to_it() {
+        // A thread of its own, so that no other test runs pinned.
+        std::thread::spawn(|| {
+            let allowed = allowed_cpus();
+            let last = *allowed.last().unwrap();
+            pin(CpuId(last)).unwrap();
+            assert_eq!(allowed_cpus(), [last]);
+            assert_eq!(pin(CpuId(1023)), Err(PinError(CpuId(1023))));
+        })
+        .join()
+        .unwrap();
+        assert!(cpu_quota().is_none_or(|quota| quota > 0.0));
+    }
+}

@@ -2,6 +2,16 @@
 //! HTTP. `LIFECYCLE.md` beside this file has the states of an op, a buffer and a descriptor.
 
 pub mod affinity;
+pub mod buf;
+pub mod engine;
+pub mod executor;
+pub mod fd;
+pub mod future;
 pub mod mailbox;
 pub mod offload;
+pub mod op;
+pub mod scope;
+pub mod slot;
+pub(crate) mod sys;
+pub mod task;
 pub mod timer;

@@ -1,2 +1,254 @@
-//! Measures Beltway beside its peers.
-fn main() {}
+//! Measures Beltway beside its peers in one interleaved run, and says which figures it reaches.
+//!
+//! `versus` starts each server on one core and its own generator on another, peer after peer in every
+//! round, so that what disturbs the machine disturbs all of them alike.
+
+mod body;
+mod generate;
+mod histogram;
+mod interrupt;
+mod launch;
+mod measure;
+mod peers;
+mod procfs;
+mod table;
+mod verdict;
+mod workload;
+mod wrk;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+use generate::GenerateOptions;
+use launch::LaunchOptions;
+use measure::{Bench, Plan};
+use peers::{Family, Peer};
+use table::Header;
+use verdict::Summary;
+use workload::Workload;
+
+/// Measures Beltway beside its peers in one interleaved run.
+///
+/// Nothing else may run meanwhile, no build above all. Exits with 0 when everything was measured
+/// without errors, whatever the figures; with 1 when there were errors.
+#[derive(Parser, Debug)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Options {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// Measure only these workloads
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Measure only these servers
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Family>,
+    /// Times that each server is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    seconds: f64,
+    /// Seconds of load before each measurement
+    #[arg(long, default_value_t = 0.3, value_parser = seconds)]
+    warm_up: f64,
+    /// Two rounds of one second: does it work, not how fast is it
+    #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
+    quick: bool,
+    /// Print JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Ask wrk as well, where it is installed
+    #[arg(long)]
+    wrk: bool,
+    /// The Beltway to measure
+    #[arg(long, value_name = "PATH", default_value = "target/release/beltway")]
+    beltway: PathBuf,
+    /// Core of the servers
+    #[arg(long, value_name = "CPU", default_value_t = 0)]
+    server_cpu: usize,
+    /// Core of the generator
+    #[arg(long, value_name = "CPU", default_value_t = 1)]
+    client_cpu: usize,
+    /// A command to measure in Beltway's place, with {root}, {port} and {engine} in it
+    #[arg(long, value_name = "COMMAND", hide = true)]
+    ours: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Part {
+    /// Measure one server that runs already, on this core; prints JSON
+    Generate(GenerateOptions),
+    /// Become a program, bound to a core
+    #[command(hide = true)]
+    Launch(LaunchOptions),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let result = match &options.part {
+        Some(Part::Launch(options)) => Err(launch::launch(options)),
+        Some(Part::Generate(options)) => generate(options),
+        None => compare(&options),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("versus: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Positive and bounded, so that every run ends.
+fn seconds(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (0.05..=600.0).contains(&value) {
+        true => Ok(value),
+        false => Err("between 0.05 and 600".to_owned()),
+    }
+}
+
+/// The generator alone.
+fn generate(options: &GenerateOptions) -> io::Result<bool> {
+    launch::raise_descriptors();
+    let report = generate::run(options)?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(true)
+}
+
+/// The whole programme. False when there were errors.
+fn compare(options: &Options) -> io::Result<bool> {
+    interrupt::install();
+    let workloads = workload::select(&options.only).map_err(io::Error::other)?;
+    let (peers, absent) = peers(options)?;
+    let plan = plan(options)?;
+    let mut bench = Bench::new(plan.clone(), peers.clone(), &workloads)?;
+    let header = header(&plan, &peers, absent, &bench)?;
+    if !options.json {
+        print!("{}", header.text());
+    }
+    let mut all = Vec::new();
+    for workload in &workloads {
+        let summaries = verdict::summarise(workload, &peers, &bench.measure(workload)?);
+        if !options.json {
+            print!("{}", table::workload_text(workload, &summaries));
+        }
+        all.push(summaries);
+    }
+    match options.json {
+        true => println!("{:#}", as_json(&header, &workloads, &all)),
+        false => print!("{}", table::conclusion(&all)),
+    }
+    Ok(all.iter().flatten().all(Summary::clean))
+}
+
+/// The peers that were asked for and are there, and what is said about the others.
+fn peers(options: &Options) -> io::Result<(Vec<Peer>, Vec<String>)> {
+    let asked = |family| options.peers.is_empty() || options.peers.contains(&family);
+    let (mut found, mut absent) = (Vec::new(), Vec::new());
+    if asked(Family::Beltway) {
+        let ours = peers::beltway(&options.beltway, options.ours.as_deref());
+        found.extend(ours.map_err(io::Error::other)?);
+    }
+    for (family, peers) in [
+        (
+            Family::Nginx,
+            peers::nginx as fn() -> Result<Vec<Peer>, String>,
+        ),
+        (Family::Lighttpd, peers::lighttpd),
+    ] {
+        match asked(family).then(peers) {
+            Some(Ok(peers)) => found.extend(peers),
+            Some(Err(why)) => absent.push(why),
+            None => {}
+        }
+    }
+    if found.is_empty() {
+        return Err(io::Error::other(format!(
+            "nothing to measure: {}",
+            absent.join(", ")
+        )));
+    }
+    Ok((found, absent))
+}
+
+fn plan(options: &Options) -> io::Result<Plan> {
+    if options.server_cpu == options.client_cpu {
+        return Err(io::Error::other(
+            "the servers and the generator need a core each",
+        ));
+    }
+    let (rounds, seconds) = match options.quick {
+        true => (2, 1.0),
+        false => (options.rounds.into(), options.seconds),
+    };
+    let wrk = wrk::find();
+    if options.wrk && wrk.is_none() {
+        return Err(io::Error::other("--wrk: wrk is not installed"));
+    }
+    Ok(Plan {
+        rounds,
+        seconds,
+        warm_up: options.warm_up,
+        server_cpu: options.server_cpu,
+        client_cpu: options.client_cpu,
+        descriptors: launch::raise_descriptors(),
+        wrk: wrk.filter(|_| options.wrk),
+    })
+}
+
+fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io::Result<Header> {
+    /// `f_type` of a tmpfs (statfs(2)).
+    const TMPFS: u64 = 0x0102_1994;
+    let root = bench.root();
+    let memory = rustix::fs::statfs(&root)?.f_type as u64 == TMPFS;
+    Ok(Header {
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        cpu_model: procfs::cpu_model(),
+        cpus: std::thread::available_parallelism()?.get(),
+        server_cpu: plan.server_cpu,
+        client_cpu: plan.client_cpu,
+        rounds: plan.rounds,
+        seconds: plan.seconds,
+        warm_up: plan.warm_up,
+        files: match memory {
+            true => format!(
+                "{}, a tmpfs: sendfile is not what it is on a disk",
+                root.display()
+            ),
+            false => root.display().to_string(),
+        },
+        peers: peers
+            .iter()
+            .map(|peer| [peer.name, &peer.version, peer.settings].map(str::to_owned))
+            .collect(),
+        absent,
+    })
+}
+
+fn as_json(header: &Header, workloads: &[Workload], all: &[Vec<Summary>]) -> serde_json::Value {
+    let workloads: Vec<serde_json::Value> = workloads
+        .iter()
+        .zip(all)
+        .map(|(workload, summaries)| {
+            json!({
+                "name": workload.name,
+                "title": workload.title,
+                "body_len": workload.body_len,
+                "connections": workload.connections,
+                "depth": workload.depth,
+                "unit": workload.unit_name(),
+                "peers": summaries,
+            })
+        })
+        .collect();
+    json!({ "header": header, "workloads": workloads })
+}

@@ -1,0 +1,478 @@
+//! The busy part of a connection: from the first byte of a request until nothing is left to answer.
+
+use std::time::Instant;
+
+use super::input::Input;
+use super::{After, Body, Connection, Exchange, Piece, Response, Service};
+use crate::http::h1::body::BodyDecoder;
+use crate::http::h1::encode::{
+    CHUNK_END, HeadContext, LAST_CHUNK, ResponseFraming, write_chunk_header, write_head,
+};
+use crate::http::h1::{HeadScanner, Reject, parse_head};
+use crate::http::types::{Method, Request, Version};
+use crate::net::send::{Progress, SendError};
+use crate::runtime::buf::RecvBuf;
+
+/// Answers of a batch are collected up to this many bytes before they are sent.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// A body up to this size is copied behind its head; a larger one is sent from where it is.
+const COPY_BYTES: u64 = 16 << 10;
+
+/// A response whose head is in the batch and whose body is still to be sent.
+struct Answer {
+    body: Body,
+    framing: ResponseFraming,
+    keep_alive: bool,
+    /// What the access log will be told when the body has gone; `None` when it was told, or need
+    /// not be.
+    pending: Option<Box<PendingLog>>,
+    started: Instant,
+    status: u16,
+}
+
+/// The strings of an access log line that outlive their request.
+struct PendingLog {
+    method: String,
+    target: String,
+    version: Version,
+    host: String,
+    referer: Option<Vec<u8>>,
+    user_agent: Option<Vec<u8>>,
+}
+
+impl PendingLog {
+    fn of(request: &Request<'_>) -> Box<Self> {
+        Box::new(Self {
+            method: request.method.as_str().to_owned(),
+            target: request.target.to_owned(),
+            version: request.version,
+            host: request.host.clone().into_owned(),
+            referer: request.fields.get("referer").map(<[u8]>::to_vec),
+            user_agent: request.fields.get("user-agent").map(<[u8]>::to_vec),
+        })
+    }
+}
+
+/// How the wait for a whole head ended.
+enum Head {
+    /// This many bytes of the input are a head.
+    Whole(usize),
+    /// The client has ended the connection, between two requests or within one.
+    Gone,
+    /// It breaks a rule, or came too slowly.
+    Refused(Reject),
+}
+
+impl<S: Service> Connection<S> {
+    /// Answers requests, beginning with the bytes in `first`, until none is left. Answers to requests
+    /// that came together leave together.
+    pub(super) async fn exchange(&mut self, first: RecvBuf) -> After {
+        let mut input = Input::new(first);
+        let mut batch = self.core.send_buffer();
+        let after = self.answer_all(&mut input, &mut batch).await;
+        match after {
+            Ok(after) if batch.is_empty() => {
+                self.core.recycle(batch);
+                after
+            }
+            Ok(after) => match self.sender.buffer(&mut self.timer, batch, false).await {
+                Ok(()) => after,
+                Err(error) => broken(error),
+            },
+            Err(error) => broken(error),
+        }
+    }
+
+    async fn answer_all(
+        &mut self,
+        input: &mut Input,
+        batch: &mut Vec<u8>,
+    ) -> Result<After, SendError> {
+        while !input.bytes().is_empty() {
+            let length = match self.head(input, batch).await? {
+                Head::Whole(length) => length,
+                Head::Gone => return Ok(After::Close),
+                Head::Refused(reject) => return Ok(self.refuse(batch, None, reject)),
+            };
+            self.requests += 1;
+            let (mut answer, decoder) = {
+                let head = &input.bytes()[..length];
+                let request = match parse_head(head, &self.service.settings().head) {
+                    Ok(request) => request,
+                    Err(reject) => {
+                        let line = request_line(head);
+                        return Ok(self.refuse(batch, Some(line), reject));
+                    }
+                };
+                let decoder = BodyDecoder::new(request.framing);
+                (self.answer(&request, batch).await, decoder)
+            };
+            input.consume(length);
+            let drained = self.drain(input, batch, decoder, answer.keep_alive).await?;
+            self.send_body(input, batch, &mut answer).await?;
+            if !drained {
+                return Ok(After::Linger);
+            }
+            if !answer.keep_alive {
+                let done = self.receiver.end().is_some() || input.bytes().is_empty();
+                return Ok(if done && !answer.server_closes() {
+                    After::Close
+                } else {
+                    After::Linger
+                });
+            }
+        }
+        Ok(After::Keep)
+    }
+
+    /// Finds the end of the head at the beginning of the input, receiving more as needed.
+    async fn head(&mut self, input: &mut Input, batch: &mut Vec<u8>) -> Result<Head, SendError> {
+        let mut scanner = HeadScanner::default();
+        let mut deadline = None;
+        loop {
+            let limits = self.service.settings().head;
+            match scanner.scan(input.bytes(), &limits) {
+                Ok(Some(length)) => return Ok(Head::Whole(length)),
+                Ok(None) => {}
+                Err(reject) => return Ok(Head::Refused(reject)),
+            }
+            // What is answered must not wait for what is to come.
+            self.flush(batch, false).await?;
+            input.detach();
+            let patience = self.service.settings().header_timeout;
+            let deadline = *deadline.get_or_insert_with(|| self.core.now() + patience);
+            self.timer.set(deadline);
+            let receiver = &mut self.receiver;
+            match self.timer.bound(|| receiver.poll_next()).await {
+                Some(Ok(next)) => input.append(next),
+                Some(Err(_)) => return Ok(Head::Gone),
+                None => return Ok(Head::Refused(Reject::TIMEOUT)),
+            }
+        }
+    }
+
+    /// Lets the service answer, and puts the head, and a small body, into the batch.
+    async fn answer(&mut self, request: &Request<'_>, batch: &mut Vec<u8>) -> Answer {
+        let started = self.core.now();
+        let Response { head, mut body } = self.service.call(request, &self.peer).await;
+        let is_head = request.method == Method::Head;
+        let length = body.length();
+        let framing = ResponseFraming::choose(request.version, head.status, is_head, length);
+        if is_head || head.status.forbids_body() {
+            body = Body::Empty;
+        }
+        let keep_alive = request.keep_alive && self.may_keep(request);
+        let date = self.service.date();
+        let context = HeadContext {
+            version: request.version,
+            keep_alive,
+            framing,
+            date: &date,
+        };
+        let keep_alive = write_head(batch, &head, &context);
+        let status = head.status.0;
+        let sent = append_small(&mut body, batch);
+        let mut pending = None;
+        if self.service.logs() {
+            if let Body::Empty = body {
+                let exchange = Exchange {
+                    method: request.method.as_str(),
+                    target: request.target,
+                    version: Some(request.version),
+                    host: &request.host,
+                    referer: request.fields.get("referer"),
+                    user_agent: request.fields.get("user-agent"),
+                    status,
+                    body_bytes: sent,
+                    started,
+                    reason: None,
+                };
+                self.service.log(&self.peer, &exchange);
+            } else {
+                pending = Some(PendingLog::of(request));
+            }
+        }
+        Answer {
+            body,
+            framing,
+            keep_alive,
+            pending,
+            started,
+            status,
+        }
+    }
+
+    /// Whether we are willing to keep the connection behind this request.
+    fn may_keep(&self, request: &Request<'_>) -> bool {
+        let settings = self.service.settings();
+        let unread = match request.framing {
+            crate::http::types::Framing::Length(length) => length > settings.body_drain,
+            _ => false,
+        };
+        // A client that waits for 100 and gets a final status may send its body or not: what follows
+        // can't be told apart from it.
+        !unread
+            && !request.expects_continue
+            && self.requests < settings.requests_max
+            && !self.service.registry().population().draining()
+    }
+
+    /// Throws the rest of the request's body away, within the bound. Says whether the next request
+    /// begins where the input stands now.
+    async fn drain(
+        &mut self,
+        input: &mut Input,
+        batch: &mut Vec<u8>,
+        mut decoder: BodyDecoder,
+        keep_alive: bool,
+    ) -> Result<bool, SendError> {
+        if decoder.is_ended() {
+            return Ok(true);
+        }
+        if !keep_alive {
+            return Ok(false);
+        }
+        let mut left = self.service.settings().body_drain;
+        let mut progress = None;
+        loop {
+            while !input.bytes().is_empty() {
+                let Ok(decoded) = decoder.decode(input.bytes()) else {
+                    return Ok(false);
+                };
+                input.consume(decoded.consumed);
+                if decoded.end {
+                    return Ok(true);
+                }
+                let used = decoded.consumed as u64;
+                if used > left {
+                    return Ok(false);
+                }
+                left -= used;
+            }
+            self.flush(batch, false).await?;
+            let (rule, now) = (self.service.settings().progress, self.core.now());
+            let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
+            if let Some(deadline) = progress.deadline() {
+                self.timer.set(deadline);
+            }
+            let receiver = &mut self.receiver;
+            match self.timer.bound(|| receiver.poll_next()).await {
+                Some(Ok(next)) => input.append(next),
+                Some(Err(_)) => return Ok(false),
+                None => {
+                    let received = self.service.settings().body_drain - left;
+                    if !progress.check(received, self.core.now()) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what has not left with the head, and tells the access log.
+    async fn send_body(
+        &mut self,
+        input: &mut Input,
+        batch: &mut Vec<u8>,
+        answer: &mut Answer,
+    ) -> Result<(), SendError> {
+        let body = std::mem::replace(&mut answer.body, Body::Empty);
+        if matches!(body, Body::Empty) {
+            if batch.len() >= BATCH_BYTES {
+                self.flush(batch, !input.bytes().is_empty()).await?;
+            }
+            return Ok(());
+        }
+        // The send may take long: shared buffers are not for waiting with.
+        input.detach();
+        let before = self.sender.taken() + batch.len() as u64;
+        let result = self.send_large(batch, body, answer.framing).await;
+        if let Some(pending) = answer.pending.take() {
+            let body_bytes = self.sender.taken().saturating_sub(before);
+            self.service.log(
+                &self.peer,
+                &Exchange {
+                    method: &pending.method,
+                    target: &pending.target,
+                    version: Some(pending.version),
+                    host: &pending.host,
+                    referer: pending.referer.as_deref(),
+                    user_agent: pending.user_agent.as_deref(),
+                    status: answer.status,
+                    body_bytes,
+                    started: answer.started,
+                    reason: result.as_ref().err().map(reason),
+                },
+            );
+        }
+        result
+    }
+
+    async fn send_large(
+        &mut self,
+        batch: &mut Vec<u8>,
+        body: Body,
+        framing: ResponseFraming,
+    ) -> Result<(), SendError> {
+        match body {
+            Body::Empty => Ok(()),
+            Body::Bytes(bytes) => self.send_bytes(batch, &bytes).await,
+            Body::Shared(bytes, range) => self.send_bytes(batch, &bytes[range]).await,
+            Body::Constant(bytes) => self.send_bytes(batch, &bytes).await,
+            Body::File(part) => {
+                let head = self.take(batch);
+                self.sender.file(&mut self.timer, head, part, false).await
+            }
+            Body::Pieces(pieces) => {
+                let last = pieces.len().saturating_sub(1);
+                for (index, piece) in pieces.into_iter().enumerate() {
+                    match piece {
+                        Piece::Bytes(bytes) => self.send_bytes(batch, &bytes).await?,
+                        Piece::File(part) => {
+                            let head = self.take(batch);
+                            self.sender
+                                .file(&mut self.timer, head, part, index < last)
+                                .await?;
+                        }
+                    }
+                }
+                self.flush(batch, false).await
+            }
+            Body::Chunks(chunks) => {
+                let chunked = framing == ResponseFraming::Chunked;
+                for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
+                    if chunked {
+                        write_chunk_header(batch, chunk.len() as u64);
+                    }
+                    self.send_bytes(batch, &chunk).await?;
+                    if chunked {
+                        batch.extend_from_slice(CHUNK_END);
+                    }
+                }
+                if chunked {
+                    batch.extend_from_slice(LAST_CHUNK);
+                }
+                self.flush(batch, false).await
+            }
+        }
+    }
+
+    /// Appends bytes to the batch, sending it whenever it is full.
+    async fn send_bytes(&mut self, batch: &mut Vec<u8>, bytes: &[u8]) -> Result<(), SendError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = BATCH_BYTES.saturating_sub(batch.len()).max(1);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            batch.extend_from_slice(now);
+            rest = later;
+            if batch.len() >= BATCH_BYTES {
+                self.flush(batch, !rest.is_empty()).await?;
+                self.core.yield_turn().await;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, batch: &mut Vec<u8>) -> Vec<u8> {
+        std::mem::replace(batch, self.core.send_buffer())
+    }
+
+    /// Sends the batch.
+    async fn flush(&mut self, batch: &mut Vec<u8>, more: bool) -> Result<(), SendError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let full = self.take(batch);
+        self.sender.buffer(&mut self.timer, full, more).await
+    }
+
+    /// Answers a request that is refused; the connection closes behind it.
+    fn refuse(&mut self, batch: &mut Vec<u8>, line: Option<(&str, &str)>, reject: Reject) -> After {
+        let Response { head, mut body } = self.service.refusal(reject.status.0);
+        let date = self.service.date();
+        let context = HeadContext {
+            version: Version::Http11,
+            keep_alive: false,
+            framing: ResponseFraming::Length(body.length().unwrap_or(0)),
+            date: &date,
+        };
+        write_head(batch, &head, &context);
+        let body_bytes = append_small(&mut body, batch);
+        if self.service.logs() {
+            let (method, target) = line.unwrap_or(("-", "-"));
+            self.service.log(
+                &self.peer,
+                &Exchange {
+                    method,
+                    target,
+                    version: None,
+                    host: "",
+                    referer: None,
+                    user_agent: None,
+                    status: reject.status.0,
+                    body_bytes,
+                    started: self.core.now(),
+                    reason: Some(reject.reason),
+                },
+            );
+        }
+        tracing::debug!(
+            status = reject.status.0,
+            reason = reject.reason,
+            "request refused"
+        );
+        After::Linger
+    }
+}
+
+impl Answer {
+    /// Whether the end of the connection is the end of the body, so that no client waits for us.
+    fn server_closes(&self) -> bool {
+        self.framing == ResponseFraming::Close
+    }
+}
+
+/// Moves a body that is small and at hand into the batch. Gives the bytes that were appended.
+fn append_small(body: &mut Body, batch: &mut Vec<u8>) -> u64 {
+    let length = body.length().unwrap_or(u64::MAX);
+    if length > COPY_BYTES {
+        return 0;
+    }
+    match &*body {
+        Body::Bytes(bytes) => batch.extend_from_slice(bytes),
+        Body::Shared(bytes, range) => batch.extend_from_slice(&bytes[range.clone()]),
+        Body::Constant(bytes) => batch.extend_from_slice(bytes),
+        Body::Empty => {}
+        // An empty file needs no send of its own.
+        Body::File(part) if part.length == 0 => {}
+        Body::File(_) | Body::Pieces(_) | Body::Chunks(_) => return 0,
+    }
+    *body = Body::Empty;
+    length
+}
+
+/// Method and target of a head that was refused, for the log, as far as they can be read.
+fn request_line(head: &[u8]) -> (&str, &str) {
+    let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    let line = std::str::from_utf8(&head[..end]).unwrap_or("-");
+    let mut words = line.split(' ');
+    (words.next().unwrap_or("-"), words.next().unwrap_or("-"))
+}
+
+/// What becomes of a connection whose response did not go out whole.
+fn broken(error: SendError) -> After {
+    match error {
+        SendError::Broken(_) => After::Close,
+        SendError::TooSlow | SendError::FileShrank | SendError::File(_) => After::Reset,
+    }
+}
+
+fn reason(error: &SendError) -> &'static str {
+    match error {
+        SendError::Broken(_) => "client gone",
+        SendError::TooSlow => "client too slow",
+        SendError::FileShrank => "file shrank while it was sent",
+        SendError::File(_) => "file can't be read",
+    }
+}

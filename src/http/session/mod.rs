@@ -1,0 +1,283 @@
+//! The session: drives HTTP/1.1 over one connection.
+//!
+//! It alone chooses how a response leaves: head and small body in one send with those of the other
+//! requests of a batch, files by sendfile, the rest in pieces. A handler ([`Service`]) sees a request
+//! and gives back a head and a [`Body`].
+//!
+//! An idle connection is a small outer future without any buffer; the exchange is a second future in
+//! a block of the core's pool, taken at the first byte and given back when the connection idles.
+
+mod exchange;
+mod input;
+mod registry;
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::http::h1::HeadLimits;
+use crate::http::h1::encode::DateBlock;
+use crate::http::types::{Request, ResponseHead, Version};
+use crate::net::recv::Receiver;
+use crate::net::send::{FilePart, ProgressRule, Sender};
+use crate::runtime::buf::RecvBuf;
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::runtime::future::Timer;
+
+pub use registry::{Registration, Registry};
+
+/// The content of a response.
+pub enum Body {
+    /// None.
+    Empty,
+    /// Bytes made for this response.
+    Bytes(Vec<u8>),
+    /// A part of bytes that a cache of this core holds.
+    Shared(Rc<[u8]>, Range<usize>),
+    /// Bytes of the configuration.
+    Constant(Arc<[u8]>),
+    /// A part of a file.
+    File(FilePart),
+    /// Several pieces, in order: multipart ranges.
+    Pieces(Vec<Piece>),
+    /// Pieces of unknown number and length: chunked to HTTP/1.1, up to the end of the connection
+    /// to HTTP/1.0. Each `next` is short work.
+    Chunks(Box<dyn Iterator<Item = Vec<u8>>>),
+}
+
+/// One of several pieces of a body.
+pub enum Piece {
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// A part of a file.
+    File(FilePart),
+}
+
+impl Body {
+    /// Its length in bytes where that is known beforehand.
+    pub fn length(&self) -> Option<u64> {
+        Some(match self {
+            Self::Empty => 0,
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Shared(_, range) => range.len() as u64,
+            Self::Constant(bytes) => bytes.len() as u64,
+            Self::File(part) => part.length,
+            Self::Pieces(pieces) => pieces
+                .iter()
+                .map(|piece| match piece {
+                    Piece::Bytes(bytes) => bytes.len() as u64,
+                    Piece::File(part) => part.length,
+                })
+                .sum(),
+            Self::Chunks(_) => return None,
+        })
+    }
+}
+
+/// What a handler answers.
+pub struct Response {
+    /// Status and fields, without those that framing adds.
+    pub head: ResponseHead,
+    /// The content; for HEAD it is that of GET, whose length is told and which isn't sent.
+    pub body: Body,
+}
+
+impl Response {
+    /// A response without content.
+    pub fn empty(status: u16) -> Self {
+        Self {
+            head: ResponseHead::new(status),
+            body: Body::Empty,
+        }
+    }
+}
+
+/// Limits and times of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Bounds of a request head.
+    pub head: HeadLimits,
+    /// From the first byte of a request to the end of its head; then 408.
+    pub header_timeout: Duration,
+    /// How long a connection stays open without a request.
+    pub idle_timeout: Duration,
+    /// How slow a client may be.
+    pub progress: ProgressRule,
+    /// Requests on one connection before it is closed.
+    pub requests_max: u64,
+    /// Most bytes of an unread request body that are thrown away to keep the connection.
+    pub body_drain: u64,
+}
+
+/// What is known of the connection that a request came on.
+pub struct Peer {
+    /// The socket, to ask for the address when it is needed.
+    pub socket: Fd,
+    /// Which of the configuration's listeners accepted it.
+    pub listener: usize,
+    address: std::cell::OnceCell<Option<SocketAddr>>,
+}
+
+impl Peer {
+    /// The client's address, asked for once; `None` for a unix socket.
+    pub fn address(&self, core: &Core) -> Option<SocketAddr> {
+        *self.address.get_or_init(|| {
+            let any = core.peer_address(&self.socket)?;
+            SocketAddr::try_from(any).ok()
+        })
+    }
+}
+
+/// What the access log is told of an exchange that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange<'e> {
+    /// The method, `-` where none could be read.
+    pub method: &'e str,
+    /// The request target as it came.
+    pub target: &'e str,
+    /// The version of the request.
+    pub version: Option<Version>,
+    /// The Host that was asked for.
+    pub host: &'e str,
+    /// Referer and User-Agent, as they came.
+    pub referer: Option<&'e [u8]>,
+    /// User-Agent.
+    pub user_agent: Option<&'e [u8]>,
+    /// The status that was sent.
+    pub status: u16,
+    /// Bytes of content that were sent.
+    pub body_bytes: u64,
+    /// When the head was whole.
+    pub started: Instant,
+    /// The rule or limit that was broken, where one was.
+    pub reason: Option<&'static str>,
+}
+
+/// What answers requests: the handlers, as the session sees them. One for each core.
+pub trait Service: 'static {
+    /// Answers one request.
+    fn call(&self, request: &Request<'_>, peer: &Peer) -> impl Future<Output = Response>;
+
+    /// The response to a request that the codec refused or that came too slowly.
+    fn refusal(&self, status: u16) -> Response;
+
+    /// Limits and times; the same for the life of a connection.
+    fn settings(&self) -> &Settings;
+
+    /// Server and Date lines of this second.
+    fn date(&self) -> DateBlock;
+
+    /// Whether [`Self::log`] wants to be told.
+    fn logs(&self) -> bool;
+
+    /// An exchange has ended.
+    fn log(&self, peer: &Peer, exchange: &Exchange<'_>);
+
+    /// The connections of this core.
+    fn registry(&self) -> &Rc<Registry>;
+}
+
+/// What is to become of a connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It idles until the next request.
+    Keep,
+    /// Both sides are done with it.
+    Close,
+    /// We are done, but the client may still be sending: a close now would reset the connection and
+    /// take the response with it (RFC 9112 §9.6).
+    Linger,
+    /// The response was cut short, and the client has to see that.
+    Reset,
+}
+
+/// A connection between its exchanges.
+struct Connection<S> {
+    core: Core,
+    service: Rc<S>,
+    peer: Peer,
+    receiver: Receiver,
+    sender: Sender,
+    timer: Timer,
+    requests: u64,
+}
+
+/// Longest time, and most bytes, that a client is listened to after our side of the connection ended.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// Serves a connection until it ends. Its future is what an idle connection costs.
+pub async fn serve<S: Service>(core: Core, socket: Fd, listener: usize, service: Rc<S>) {
+    let registration = service.registry().enter(&core);
+    let progress = service.settings().progress;
+    let mut connection = Connection {
+        receiver: Receiver::new(&core, socket.clone()),
+        sender: Sender::new(&core, socket.clone(), progress),
+        timer: Timer::new(&core),
+        peer: Peer {
+            socket,
+            listener,
+            address: std::cell::OnceCell::new(),
+        },
+        requests: 0,
+        service,
+        core,
+    };
+    loop {
+        let Some(first) = connection.idle(&registration).await else {
+            return;
+        };
+        registration.busy();
+        let pool = connection.core.futures().clone();
+        let after = pool.boxed(connection.exchange(first)).await;
+        match after {
+            After::Keep => {}
+            After::Close => return,
+            After::Linger => return pool.boxed(connection.linger()).await,
+            After::Reset => {
+                let core = &connection.core;
+                return core.reset_on_close(&connection.peer.socket);
+            }
+        }
+    }
+}
+
+impl<S: Service> Connection<S> {
+    /// Waits for the first bytes of a request. `None` when the connection is to be closed: the client
+    /// has ended it, it idled too long, room is needed, or the core drains.
+    async fn idle(&mut self, registration: &Registration) -> Option<RecvBuf> {
+        let settings = self.service.settings();
+        let patience = match self.requests {
+            // A connection that never sent anything gets only the time of a head.
+            0 => settings.header_timeout,
+            _ => settings.idle_timeout,
+        };
+        let now = self.core.now();
+        registration.idle(now);
+        self.timer.set(now + patience);
+        let receiver = &mut self.receiver;
+        let next = || match receiver.poll_next() {
+            Poll::Pending if registration.must_close() => Poll::Ready(None),
+            next => next.map(Result::ok),
+        };
+        self.timer.bound(next).await.flatten()
+    }
+
+    /// Ends our direction and reads on until the client has ended its own.
+    async fn linger(&mut self) {
+        self.core.shut_down_write(&self.peer.socket);
+        self.timer.set(self.core.now() + LINGER_TIME);
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            let receiver = &mut self.receiver;
+            match self.timer.bound(|| receiver.poll_next()).await {
+                Some(Ok(bytes)) => left = left.saturating_sub(bytes.len()),
+                Some(Err(_)) | None => return,
+            }
+        }
+    }
+}

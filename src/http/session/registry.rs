@@ -1,0 +1,108 @@
+//! All connections of a core, so that idle ones can be closed when room is needed or the core drains.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Instant;
+
+use slab::Slab;
+
+use crate::net::listener::{Member, Population};
+use crate::runtime::executor::Core;
+use crate::runtime::task::TaskId;
+
+/// A connection as the others see it.
+struct Entry {
+    task: TaskId,
+    /// Since when it idles; `None` while it is busy.
+    idle_since: Option<Instant>,
+    /// It was chosen to make room.
+    shed: bool,
+}
+
+/// The connections of one core.
+#[derive(Default)]
+pub struct Registry {
+    entries: RefCell<Slab<Entry>>,
+    population: Rc<Population>,
+    shed: Cell<u64>,
+}
+
+impl Registry {
+    /// The count of connections that the listeners watch.
+    pub fn population(&self) -> &Rc<Population> {
+        &self.population
+    }
+
+    /// Connections that were closed to make room.
+    pub fn shed_total(&self) -> u64 {
+        self.shed.get()
+    }
+
+    /// Enters the current task's connection, busy.
+    pub(super) fn enter(self: &Rc<Self>, core: &Core) -> Registration {
+        let task = core.current_task();
+        let entry = Entry {
+            task,
+            idle_since: None,
+            shed: false,
+        };
+        let index = self.entries.borrow_mut().insert(entry) as u32;
+        let member = self.population.enter(core);
+        Registration {
+            registry: Rc::clone(self),
+            index,
+            _member: member,
+        }
+    }
+
+    /// Closes those that have idled longest: a sixty-fourth of all, at least one, if any is idle.
+    pub fn make_room(&self, core: &Core) {
+        let mut entries = self.entries.borrow_mut();
+        let mut idle: Vec<(Instant, usize)> = entries
+            .iter()
+            .filter(|(_, entry)| !entry.shed)
+            .filter_map(|(index, entry)| entry.idle_since.map(|since| (since, index)))
+            .collect();
+        idle.sort_unstable();
+        idle.truncate((entries.len() / 64).max(1));
+        self.shed.set(self.shed.get() + idle.len() as u64);
+        for (_, index) in idle {
+            entries[index].shed = true;
+            core.wake_task(entries[index].task);
+        }
+    }
+}
+
+/// One connection's place in the registry; dropping it takes the connection out.
+pub struct Registration {
+    registry: Rc<Registry>,
+    index: u32,
+    _member: Member,
+}
+
+impl Registration {
+    /// The connection idles since `now`.
+    pub(super) fn idle(&self, now: Instant) {
+        self.registry.entries.borrow_mut()[self.index as usize].idle_since = Some(now);
+    }
+
+    /// The connection is no longer idle.
+    pub(super) fn busy(&self) {
+        self.registry.entries.borrow_mut()[self.index as usize].idle_since = None;
+    }
+
+    /// Whether an idle connection is to be closed now.
+    pub(super) fn must_close(&self) -> bool {
+        self.registry.population.draining()
+            || self.registry.entries.borrow()[self.index as usize].shed
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry
+            .entries
+            .borrow_mut()
+            .try_remove(self.index as usize);
+    }
+}

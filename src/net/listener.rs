@@ -1,0 +1,185 @@
+//! Accepting connections under the rules of the accept gate.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::accept_gate::{AcceptGate, Decision, Limits};
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::runtime::future::Timer;
+use crate::runtime::op::{Op, Output};
+use crate::runtime::scope::Scope;
+use crate::runtime::task::TaskId;
+
+/// What the listeners and connections of one core know of each other.
+#[derive(Default)]
+pub struct Population {
+    open: Cell<usize>,
+    draining: Cell<bool>,
+    waiting: Cell<Vec<TaskId>>,
+}
+
+impl Population {
+    /// Connections open on this core.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Whether the core accepts nothing more and ends its connections.
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Begins the drain; the caller wakes all tasks.
+    pub fn drain(&self) {
+        self.draining.set(true);
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn enter(self: &Rc<Self>, core: &Core) -> Member {
+        self.open.set(self.open.get() + 1);
+        Member {
+            population: Rc::clone(self),
+            core: core.clone(),
+        }
+    }
+
+    fn wait_for_close(&self, task: TaskId) {
+        let mut waiting = self.waiting.take();
+        if !waiting.contains(&task) {
+            waiting.push(task);
+        }
+        self.waiting.set(waiting);
+    }
+}
+
+/// One open connection, counted.
+pub struct Member {
+    population: Rc<Population>,
+    core: Core,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.population.open.set(self.population.open.get() - 1);
+        let waiting = self.population.waiting.take();
+        waiting
+            .into_iter()
+            .for_each(|task| self.core.wake_task(task));
+    }
+}
+
+/// The gate's limits for a core that may hold so many connections.
+pub fn limits(connections_max: usize) -> Limits {
+    let connections_max = connections_max.max(2);
+    Limits {
+        connections_max,
+        connections_resume: connections_max - (connections_max / 64).max(1),
+        pause_min: Duration::from_millis(5),
+        pause_max: Duration::from_secs(1),
+    }
+}
+
+/// Accepts on one listening socket until the core drains. `serve` starts the task of a connection;
+/// `make_room` is told when there are as many as allowed, and closes idle ones if it can.
+pub async fn accept_loop(
+    core: Core,
+    listener: Fd,
+    population: Rc<Population>,
+    limits: Limits,
+    mut serve: impl FnMut(Fd),
+    mut make_room: impl FnMut(),
+) {
+    let mut gate = AcceptGate::new(limits);
+    let mut timer = Timer::new(&core);
+    while !population.draining() {
+        match gate.next(population.open(), core.now()) {
+            Decision::WaitForClose => {
+                make_room();
+                wait_for_close(&core, &population, &limits).await;
+            }
+            Decision::WaitUntil(until) => {
+                timer.set(until);
+                let drained = || {
+                    if population.draining() {
+                        std::task::Poll::Ready(())
+                    } else {
+                        std::task::Poll::Pending
+                    }
+                };
+                timer.bound(drained).await;
+            }
+            Decision::Accept => {
+                accept(&core, &listener, &population, &mut gate, &mut serve).await;
+            }
+        }
+    }
+}
+
+/// Waits until enough connections have closed, or the core drains.
+async fn wait_for_close(core: &Core, population: &Population, limits: &Limits) {
+    std::future::poll_fn(|_| {
+        if population.draining() || population.open() <= limits.connections_resume {
+            return std::task::Poll::Ready(());
+        }
+        population.wait_for_close(core.current_task());
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+/// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too.
+async fn accept(
+    core: &Core,
+    listener: &Fd,
+    population: &Rc<Population>,
+    gate: &mut AcceptGate,
+    serve: &mut impl FnMut(Fd),
+) {
+    let scope = Scope::new(core);
+    let mut accepts = scope.many(Op::Accept {
+        listener: listener.clone(),
+    });
+    let mut cancelled = false;
+    while !accepts.ended() {
+        let accepted = std::future::poll_fn(|_| {
+            if !cancelled && population.draining() {
+                cancelled = true;
+                accepts.cancel();
+            }
+            accepts.poll_next()
+        })
+        .await;
+        match (accepted.result, accepted.output) {
+            (_, Output::Socket(socket)) => {
+                gate.accepted();
+                serve(socket);
+                let open = gate.next(population.open(), core.now()) == Decision::Accept;
+                if !open && !cancelled {
+                    cancelled = true;
+                    accepts.cancel();
+                }
+            }
+            (Err(errno), _) if is_exhaustion(errno) => {
+                tracing::warn!(%errno, connections = population.open(), "accepting pauses");
+                gate.exhausted(core.now());
+            }
+            (Err(Errno::CANCELED | Errno::CONNABORTED | Errno::INTR), _) | (Ok(_), _) => {}
+            (Err(errno), _) => {
+                tracing::error!(%errno, "accepting failed; trying again");
+                gate.exhausted(core.now());
+            }
+        }
+    }
+}
+
+/// The kernel is out of something that closing connections gives back (accept(2)).
+fn is_exhaustion(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
+    )
+}

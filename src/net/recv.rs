@@ -1,0 +1,90 @@
+//! Receiving from a connection: a multishot receive that survives stalls.
+
+use std::task::Poll;
+
+use rustix::io::Errno;
+
+use crate::runtime::buf::RecvBuf;
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::runtime::future::Many;
+use crate::runtime::op::{Op, Output};
+
+/// Why no more bytes come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The peer has ended its direction.
+    Closed,
+    /// The connection is broken: reset, timed out.
+    Broken(Errno),
+}
+
+/// The bytes that a peer sends, in order.
+///
+/// It begins again by itself where a multishot receive ends without the stream ending: when the
+/// core's buffers were all in use, when the connection's own share of them was, or when the kernel
+/// chose to.
+pub struct Receiver {
+    core: Core,
+    socket: Fd,
+    receives: Option<Many>,
+    /// The core is out of buffers, and this task stands in the queue for the next.
+    starved: bool,
+    end: Option<End>,
+}
+
+impl Receiver {
+    /// Receives from a connected socket; nothing is armed before the first poll.
+    pub fn new(core: &Core, socket: Fd) -> Self {
+        Self {
+            core: core.clone(),
+            socket,
+            receives: None,
+            starved: false,
+            end: None,
+        }
+    }
+
+    /// The next bytes, never empty. An end repeats.
+    pub fn poll_next(&mut self) -> Poll<Result<RecvBuf, End>> {
+        loop {
+            if let Some(end) = self.end {
+                return Poll::Ready(Err(end));
+            }
+            if self.starved {
+                if self.core.poll_buffers_back().is_pending() {
+                    return Poll::Pending;
+                }
+                self.starved = false;
+            }
+            let receives = self.receives.get_or_insert_with(|| {
+                self.core.many(Op::Recv {
+                    socket: self.socket.clone(),
+                })
+            });
+            let Poll::Ready(received) = receives.poll_next() else {
+                return Poll::Pending;
+            };
+            if !received.more {
+                self.receives = None;
+            }
+            match (received.result, received.output) {
+                (Ok(1..), Output::Received(bytes)) => return Poll::Ready(Ok(bytes)),
+                (Ok(_), _) if received.more => {}
+                (Ok(_), _) => self.end = Some(End::Closed),
+                (Err(Errno::NOBUFS | Errno::AGAIN), _) => {
+                    self.starved = true;
+                    self.core.wait_for_buffers();
+                    return Poll::Pending;
+                }
+                (Err(Errno::CANCELED | Errno::INTR), _) => {}
+                (Err(errno), _) => self.end = Some(End::Broken(errno)),
+            }
+        }
+    }
+
+    /// Whether the peer has ended or broken the connection, as far as it was told.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+}

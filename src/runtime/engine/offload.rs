@@ -1,0 +1,71 @@
+//! File ops for an engine without asynchronous file I/O: they run on a helper thread.
+
+use std::any::Any;
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, openat2};
+use rustix::io::Errno;
+
+use crate::runtime::op::{Job, Op, OpenRequest};
+use crate::runtime::sys;
+
+type Opened = Result<OwnedFd, Errno>;
+type ReadDone = (Vec<u8>, Result<usize, Errno>);
+
+/// The job of an op that may block; `None` for one that has no such form.
+///
+/// The helper borrows descriptors by number: the slot holds them until the job's answer is taken.
+pub(crate) fn job(op: &mut Op) -> Option<Job> {
+    match op {
+        Op::Open(request) => Some(open(request)),
+        Op::Read {
+            file,
+            data,
+            len,
+            offset,
+        } => {
+            let (file, len, offset) = (file.raw(), *len, *offset);
+            let mut data = std::mem::take(data);
+            Some(Box::new(move || {
+                data.resize(len, 0);
+                let read = rustix::io::pread(sys::borrow(file), &mut data[..], offset);
+                let done: ReadDone = (data, read);
+                Box::new(done)
+            }))
+        }
+        _ => None,
+    }
+}
+
+fn open(request: &OpenRequest) -> Job {
+    let dir = request.dir.as_ref().map(|dir| dir.raw());
+    let (path, resolve) = (request.path.clone(), request.resolve);
+    let flags = request.flags | OFlags::CLOEXEC;
+    Box::new(move || {
+        let dir = dir.map_or(CWD, sys::borrow);
+        let opened: Opened = openat2(dir, &path, flags, Mode::empty(), resolve);
+        Box::new(opened)
+    })
+}
+
+/// Puts the answer of a job back into its op and gives the result as a completion would have it.
+pub(crate) fn finish(op: &mut Op, answer: Box<dyn Any + Send>) -> i32 {
+    match op {
+        Op::Open(_) => match answer.downcast::<Opened>().map(|opened| *opened) {
+            Ok(Ok(fd)) => fd.into_raw_fd(),
+            Ok(Err(errno)) => -errno.raw_os_error(),
+            Err(_) => -Errno::CANCELED.raw_os_error(),
+        },
+        Op::Read { data, .. } => match answer.downcast::<ReadDone>().map(|done| *done) {
+            Ok((bytes, read)) => {
+                *data = bytes;
+                match read {
+                    Ok(len) => i32::try_from(len).unwrap_or(i32::MAX),
+                    Err(errno) => -errno.raw_os_error(),
+                }
+            }
+            Err(_) => -Errno::CANCELED.raw_os_error(),
+        },
+        _ => -Errno::INVAL.raw_os_error(),
+    }
+}

@@ -1,0 +1,251 @@
+//! What touches the kernel for a connection or a file and is done at once, as a plain call: never
+//! blocks, needs no slot. The simulator answers for its own descriptors, so that it can fail each.
+
+use std::ffi::CStr;
+use std::num::NonZeroU64;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{
+    Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fadvise, fstat, openat2,
+    sendfile,
+};
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::net::{self, SendFlags, SocketAddrAny, sockopt};
+
+use super::Engine;
+use super::sim::Sim;
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::runtime::op::OpenRequest;
+
+/// What `fstat(2)` says of a file, as far as we use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// Device and inode: which file it is.
+    pub identity: (u64, u64),
+    /// What kind of file.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// Last modification of the content: seconds since 1970 and nanoseconds.
+    pub modified: (i64, u32),
+    /// Last change of the inode: seconds since 1970 and nanoseconds.
+    pub changed: (i64, u32),
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Kinds of files that are treated differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// FIFO, socket, device or symbolic link.
+    Other,
+}
+
+impl From<&Stat> for FileStat {
+    fn from(stat: &Stat) -> Self {
+        Self {
+            identity: (stat.st_dev, stat.st_ino),
+            kind: match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => FileKind::Regular,
+                FileType::Directory => FileKind::Directory,
+                _ => FileKind::Other,
+            },
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            changed: (stat.st_ctime, stat.st_ctime_nsec as u32),
+            mode: stat.st_mode,
+        }
+    }
+}
+
+impl Core {
+    /// Runs a call on the real descriptor, or asks the simulator.
+    fn at_once<T>(
+        &self,
+        fd: &Fd,
+        real: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+        simulated: impl FnOnce(&mut Sim) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match fd.handle().os() {
+            Some(os) => real(os),
+            None => self.with_engine(|engine| match engine {
+                Engine::Sim(sim) => simulated(sim),
+                _ => Err(Errno::BADF),
+            }),
+        }
+    }
+
+    /// Sends what the socket takes at once. `more`: the last segment waits for what follows.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the socket takes nothing now; otherwise the connection is broken.
+    pub fn send_now(&self, socket: &Fd, bytes: &[u8], more: bool) -> Result<usize, Errno> {
+        let flags = if more {
+            SendFlags::MORE
+        } else {
+            SendFlags::empty()
+        };
+        self.at_once(
+            socket,
+            |os| net::send(os, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT | flags),
+            |sim| sim.send_now(socket, bytes),
+        )
+    }
+
+    /// Moves up to `count` bytes of the file from `*offset` on into the socket, as many as it takes
+    /// at once (sendfile(2)), and advances `*offset`. 0 means the file ends there.
+    ///
+    /// The caller has asked [`Self::resident`] first: a page that isn't in memory blocks the core.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the socket takes nothing now.
+    pub fn send_file(
+        &self,
+        socket: &Fd,
+        file: &Fd,
+        offset: &mut u64,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let Some(source) = file.handle().os() else {
+            return self.at_once(
+                file,
+                |_| Err(Errno::BADF),
+                |sim| sim.send_file(socket, file, offset, count),
+            );
+        };
+        let target = socket.handle().os().ok_or(Errno::BADF)?;
+        sendfile(target, source, Some(offset), count)
+    }
+
+    /// Reads what the page cache has (preadv2(2) with `RWF_NOWAIT`, kernel 4.14).
+    ///
+    /// # Errors
+    /// `EAGAIN` when the first byte isn't in memory; `EOPNOTSUPP` where the file system can't say.
+    pub fn read_resident(&self, file: &Fd, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        match file.handle().os() {
+            Some(os) => {
+                let mut slices = [IoSliceMut::new(into)];
+                preadv2(os, &mut slices, offset, ReadWriteFlags::NOWAIT)
+            }
+            None => self.with_engine(|engine| match engine {
+                Engine::Sim(sim) => sim.read_resident(file, into, offset),
+                _ => Err(Errno::BADF),
+            }),
+        }
+    }
+
+    /// Tells the kernel that this part of the file will be read soon (posix_fadvise(2)).
+    pub fn will_need(&self, file: &Fd, offset: u64, len: u64) {
+        if let (Some(os), len @ Some(_)) = (file.handle().os(), NonZeroU64::new(len)) {
+            // Advice: without it the read that follows is only slower.
+            let _ = fadvise(os, offset, len, Advice::WillNeed);
+        }
+    }
+
+    /// What the file is now.
+    ///
+    /// # Errors
+    /// As `fstat(2)`.
+    pub fn stat(&self, file: &Fd) -> Result<FileStat, Errno> {
+        self.at_once(
+            file,
+            |os| fstat(os).map(|stat| FileStat::from(&stat)),
+            |sim| sim.stat(file),
+        )
+    }
+
+    /// Opens a path whose every part is in the kernel's caches (`RESOLVE_CACHED`, kernel 5.12).
+    ///
+    /// # Errors
+    /// `EAGAIN` when it would have to ask the disk: open it by [`crate::runtime::op::Op::Open`].
+    pub fn open_cached(&self, request: &OpenRequest) -> Result<Fd, Errno> {
+        let flags = request.flags | OFlags::CLOEXEC;
+        let resolve = request.resolve | ResolveFlags::CACHED;
+        if let Some(result) = self.with_engine(|engine| match engine {
+            Engine::Sim(sim) => Some(sim.open(request)),
+            _ => None,
+        }) {
+            return result.map(|number| self.simulated(number));
+        }
+        let dir = match &request.dir {
+            Some(dir) => dir.handle().os().ok_or(Errno::BADF)?,
+            None => CWD,
+        };
+        let opened = openat2(dir, request.path.as_c_str(), flags, Mode::empty(), resolve);
+        // A kernel before 5.12 doesn't know the flag.
+        let opened = opened.map_err(|errno| {
+            if errno == Errno::INVAL {
+                Errno::AGAIN
+            } else {
+                errno
+            }
+        });
+        opened.map(|fd| self.own(fd))
+    }
+
+    /// What stands at a path beneath a directory, the last link not followed.
+    ///
+    /// # Errors
+    /// As `fstatat(2)`.
+    pub fn stat_at(&self, dir: &Fd, path: &CStr) -> Result<FileStat, Errno> {
+        self.at_once(
+            dir,
+            |os| {
+                rustix::fs::statat(os, path, AtFlags::SYMLINK_NOFOLLOW)
+                    .map(|stat| FileStat::from(&stat))
+            },
+            |sim| sim.stat_at(path),
+        )
+    }
+
+    /// A second descriptor for a helper thread, which outlives every future of this core.
+    ///
+    /// # Errors
+    /// `EMFILE`; `EBADF` for a simulated descriptor.
+    pub fn duplicate(&self, fd: &Fd) -> Result<std::os::fd::OwnedFd, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(fd.handle().os().ok_or(Errno::BADF)?, 0)
+    }
+
+    /// Holds back partly filled segments (`TCP_CORK`) until it is taken off. No-op on other sockets.
+    pub fn cork(&self, socket: &Fd, on: bool) {
+        // A unix socket has no segments to hold back.
+        let _ = self.at_once(socket, |os| sockopt::set_tcp_cork(os, on), |_| Ok(()));
+    }
+
+    /// Ends the sending direction (shutdown(2)): what was sent still arrives, then a FIN.
+    pub fn shut_down_write(&self, socket: &Fd) {
+        let _ = self.at_once(
+            socket,
+            |os| net::shutdown(os, net::Shutdown::Write),
+            |sim| sim.shut_down_write(socket),
+        );
+    }
+
+    /// Makes the close of this socket a reset, which tells the client that the response was cut.
+    pub fn reset_on_close(&self, socket: &Fd) {
+        let _ = self.at_once(
+            socket,
+            |os| sockopt::set_socket_linger(os, Some(std::time::Duration::ZERO)),
+            |sim| sim.reset_on_close(socket),
+        );
+    }
+
+    /// The peer's address, asked once per connection: multishot accept doesn't tell it.
+    pub fn peer_address(&self, socket: &Fd) -> Option<SocketAddrAny> {
+        socket
+            .handle()
+            .os()
+            .and_then(|os| net::getpeername(os).ok().flatten())
+    }
+
+    /// The bytes of the send buffer that the peer has not acknowledged (`SIOCOUTQ`), as far as the
+    /// kernel says.
+    pub fn unsent(&self, socket: &Fd) -> Option<u64> {
+        crate::runtime::sys::unsent(socket.handle().os()?)
+    }
+}

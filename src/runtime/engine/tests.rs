@@ -1,0 +1,363 @@
+//! What every engine must do alike, on real sockets and files.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::CString;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::caps::{EngineChoice, Selection};
+use crate::runtime::executor::{Core, Usage};
+use crate::runtime::future::Timer;
+use crate::runtime::mailbox::Wake;
+use crate::runtime::offload::Helpers;
+use crate::runtime::op::{Op, OpenRequest, Output};
+use crate::runtime::scope::Scope;
+
+/// Runs the test on a core of each engine, and checks that nothing is left behind.
+fn on_each_engine(test: impl Fn(&Core)) {
+    let helpers = Helpers::start(2, 16).unwrap();
+    for choice in [EngineChoice::Uring, EngineChoice::Epoll] {
+        let selection = match Selection::choose(choice) {
+            Ok(selection) => selection,
+            Err(why) => {
+                eprintln!("skipped on io_uring: {why}");
+                continue;
+            }
+        };
+        let wake = Wake::new().unwrap();
+        let core = selection
+            .core(wake.clone(), Some(helpers.port(wake)))
+            .unwrap();
+        test(&core);
+        run(&core);
+        assert_eq!(core.panics(), 0, "no task panics on {choice:?}");
+        assert!(core.shut_down(), "everything is collected on {choice:?}");
+        assert_eq!(
+            core.usage(),
+            Usage::default(),
+            "nothing is left on {choice:?}"
+        );
+    }
+}
+
+/// Turns until all tasks are done, for at most 10 s.
+fn run(core: &Core) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while core.usage().tasks > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "the tasks did not end: {:?}",
+            core.usage()
+        );
+        core.turn(Some(Duration::from_millis(100))).unwrap();
+    }
+}
+
+fn listener(core: &Core) -> (crate::runtime::fd::Fd, std::net::SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    (core.own(OwnedFd::from(listener)), address)
+}
+
+async fn accept_one(core: &Core, listener: crate::runtime::fd::Fd) -> crate::runtime::fd::Fd {
+    let scope = Scope::new(core);
+    let mut accepts = scope.many(Op::Accept { listener });
+    let Output::Socket(socket) = accepts.next().await.output else {
+        panic!("no connection")
+    };
+    scope.cancel().await;
+    socket
+}
+
+#[test]
+fn echoes_until_the_client_ends() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let client = thread::spawn(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let (mut sent, mut received) = (Vec::new(), Vec::new());
+            for size in [1, 4096, 100_000, 5] {
+                let block: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+                stream.write_all(&block).unwrap();
+                sent.extend_from_slice(&block);
+            }
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream.read_to_end(&mut received).unwrap();
+            assert!(
+                sent == received,
+                "{} bytes became {}",
+                sent.len(),
+                received.len()
+            );
+        });
+        let inner = core.clone();
+        core.spawn(async move {
+            let socket = accept_one(&inner, listener).await;
+            let mut receives = inner.many(Op::Recv {
+                socket: socket.clone(),
+            });
+            loop {
+                let received = receives.next().await;
+                match (received.result, received.output) {
+                    (Ok(_), Output::Received(bytes)) => {
+                        let (mut data, mut from) = (bytes.to_vec(), 0);
+                        while from < data.len() {
+                            let op = Op::Send {
+                                socket: socket.clone(),
+                                data,
+                                from,
+                                more: false,
+                            };
+                            let sent = inner.once(op).await;
+                            let Output::Data(back) = sent.output else {
+                                panic!("buffer lost")
+                            };
+                            data = back;
+                            from += sent.result.unwrap() as usize;
+                        }
+                    }
+                    (Ok(0), _) => break,
+                    // More than the bound waited: begin again.
+                    (Err(Errno::CANCELED), _) if !received.more => {
+                        receives = inner.many(Op::Recv {
+                            socket: socket.clone(),
+                        });
+                    }
+                    (result, _) => panic!("{result:?}"),
+                }
+            }
+        });
+        run(core);
+        client.join().unwrap();
+    });
+}
+
+#[test]
+fn a_dropped_receive_is_cancelled_and_its_bytes_are_reaped() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"never read").unwrap();
+        let inner = core.clone();
+        core.spawn(async move {
+            let socket = accept_one(&inner, listener).await;
+            let receives = inner.many(Op::Recv { socket });
+            inner.yield_turn().await;
+            drop(receives);
+        });
+        run(core);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while core.usage() != Usage::default() {
+            assert!(Instant::now() < deadline, "{:?}", core.usage());
+            core.turn(Some(Duration::from_millis(10))).unwrap();
+        }
+        // The socket is closed with the last reference, in the next turn: the client sees its end.
+        core.turn(Some(Duration::ZERO)).unwrap();
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest);
+        assert!(rest.is_empty());
+    });
+}
+
+#[test]
+fn an_accepted_connection_that_nobody_took_is_closed() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let inner = core.clone();
+        let accepting = Rc::new(Cell::new(false));
+        let told = Rc::clone(&accepting);
+        core.spawn(async move {
+            let accepts = inner.many(Op::Accept { listener });
+            told.set(true);
+            inner.yield_turn().await;
+            inner.yield_turn().await;
+            drop(accepts);
+        });
+        core.turn(Some(Duration::ZERO)).unwrap();
+        assert!(accepting.get());
+        let mut client = TcpStream::connect(address).unwrap();
+        run(core);
+        assert!(core.shut_down());
+        client
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let end = client.read(&mut [0; 8]);
+        assert!(!matches!(&end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock));
+    });
+}
+
+#[test]
+fn a_scope_waits_for_the_terminal_completion() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let client = TcpStream::connect(address).unwrap();
+        let inner = core.clone();
+        core.spawn(async move {
+            let _keep = client;
+            let socket = accept_one(&inner, listener).await;
+            let scope = Scope::new(&inner);
+            let mut receives = scope.many(Op::Recv { socket });
+            scope.cancel().await;
+            let last = receives.next().await;
+            assert_eq!(last.result, Err(Errno::CANCELED));
+            assert!(!last.more && receives.ended());
+        });
+    });
+}
+
+#[test]
+fn opens_and_reads_files() {
+    on_each_engine(|core| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"0123456789").unwrap();
+        let dir_fd = core.own(std::fs::File::open(dir.path()).unwrap().into());
+        let inner = core.clone();
+        core.spawn(async move {
+            let _keep = dir;
+            let open = |path: &str| {
+                inner.once(Op::Open(Box::new(OpenRequest {
+                    dir: Some(dir_fd.clone()),
+                    path: CString::new(path).unwrap(),
+                    flags: OFlags::RDONLY,
+                    resolve: ResolveFlags::BENEATH,
+                })))
+            };
+            assert_eq!(open("missing").await.result, Err(Errno::NOENT));
+            assert_eq!(open("../escape").await.result, Err(Errno::XDEV));
+            let Output::Opened(file) = open("file").await.output else {
+                panic!("not opened")
+            };
+            assert_eq!(inner.stat(&file).unwrap().size, 10);
+            let read = |offset, len| {
+                inner.once(Op::Read {
+                    file: file.clone(),
+                    data: Vec::new(),
+                    len,
+                    offset,
+                })
+            };
+            let middle = read(3, 4).await;
+            assert_eq!(middle.result, Ok(4));
+            assert!(matches!(middle.output, Output::Data(data) if data == b"3456"));
+            let end = read(8, 100).await;
+            assert!(matches!(end.output, Output::Data(data) if data == b"89"));
+        });
+    });
+}
+
+#[test]
+fn jobs_run_on_helpers_and_a_panicking_job_is_an_error() {
+    on_each_engine(|core| {
+        let inner = core.clone();
+        core.spawn(async move {
+            let done = inner.once(Op::Offload(Box::new(|| {
+                Box::new(thread::current().name().map(str::to_owned))
+            })));
+            let Output::Answer(answer) = done.await.output else {
+                panic!("no answer")
+            };
+            let name = answer.downcast::<Option<String>>().unwrap();
+            assert!(name.unwrap().starts_with("beltway-help"));
+            let failed = inner
+                .once(Op::Offload(Box::new(|| panic!("as the test wants"))))
+                .await;
+            assert_eq!(failed.result, Err(Errno::CANCELED));
+        });
+    });
+}
+
+#[test]
+fn timers_fire_in_order_and_never_early() {
+    on_each_engine(|core| {
+        let fired = Rc::new(RefCell::new(Vec::new()));
+        let started = core.now();
+        for ms in [30, 5, 18] {
+            let (inner, fired) = (core.clone(), Rc::clone(&fired));
+            core.spawn(async move {
+                let mut timer = Timer::new(&inner);
+                timer.set(started + Duration::from_millis(ms));
+                timer.expired().await;
+                assert!(inner.now() >= started + Duration::from_millis(ms));
+                fired.borrow_mut().push(ms);
+            });
+        }
+        run(core);
+        assert_eq!(*fired.borrow(), [5, 18, 30]);
+    });
+}
+
+#[test]
+fn a_task_that_panics_takes_nobody_with_it() {
+    let selection = Selection::choose(EngineChoice::Epoll).unwrap();
+    let core = selection.core(Wake::new().unwrap(), None).unwrap();
+    let (listener, address) = listener(&core);
+    let mut client = TcpStream::connect(address).unwrap();
+    let (first, second) = (core.clone(), core.clone());
+    core.spawn(async move {
+        let socket = accept_one(&first, listener).await;
+        let _receives = first.many(Op::Recv { socket });
+        first.yield_turn().await;
+        panic!("as the test wants");
+    });
+    let survived = Rc::new(Cell::new(false));
+    let told = Rc::clone(&survived);
+    core.spawn(async move {
+        for _ in 0..50 {
+            second.yield_turn().await;
+        }
+        told.set(true);
+    });
+    run(&core);
+    assert!(survived.get());
+    assert_eq!(core.panics(), 1);
+    assert!(core.shut_down());
+    assert_eq!(core.usage(), Usage::default());
+    assert!(
+        matches!(client.read(&mut [0; 8]), Ok(0) | Err(_)),
+        "its connection is closed"
+    );
+}
+
+#[test]
+fn another_thread_wakes_a_core_that_waits() {
+    let selection = Selection::choose(EngineChoice::Auto).unwrap();
+    let wake = Wake::new().unwrap();
+    let core = selection.core(wake.clone(), None).unwrap();
+    let inner = core.clone();
+    core.spawn(async move { inner.woken(&mut 0).await });
+    let other = thread::spawn(move || wake.wake());
+    run(&core);
+    other.join().unwrap();
+}
+
+#[test]
+fn more_ops_than_the_submission_queue_holds_are_all_done() {
+    on_each_engine(|core| {
+        let file = core.own(tempfile::tempfile().unwrap().into());
+        let done = Rc::new(Cell::new(0));
+        let many = if cfg!(debug_assertions) { 3000 } else { 10_000 };
+        for _ in 0..many {
+            let (inner, file, done) = (core.clone(), file.clone(), Rc::clone(&done));
+            core.spawn(async move {
+                let read = Op::Read {
+                    file,
+                    data: Vec::new(),
+                    len: 1,
+                    offset: 0,
+                };
+                assert_eq!(inner.once(read).await.result, Ok(0));
+                done.set(done.get() + 1);
+            });
+        }
+        run(core);
+        assert_eq!(done.get(), many);
+    });
+}

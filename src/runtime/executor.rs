@@ -1,0 +1,732 @@
+//! The core: one engine, its slots, buffers, timers and tasks, and the loop that turns them.
+//!
+//! A turn: run ready tasks under a budget; give the engine what they asked for, in one `enter` with
+//! the next timer as its timeout; copy the completions out; wake whom they concern. Tasks never run
+//! while completions are being taken, so no task sees the core half-changed.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::buf::BufPool;
+use super::engine::{Engine, Event, offload};
+use super::fd::{CloseQueue, Closing, Fd, Handle};
+use super::future::{Many, Once};
+use super::mailbox::Wake;
+use super::offload::HelperPort;
+use super::op::{Completion, Job, Op, Output};
+use super::scope::{ScopeId, ScopeTable};
+use super::slot::{SlotKey, SlotTable, State};
+use super::task::{FuturePool, TaskId, TaskTable};
+use super::timer::{TimerKey, Wheel};
+
+/// Most tasks run in one turn before the engine is asked again.
+const TASKS_PER_TURN: usize = 1024;
+
+/// Completions of one receive that may wait for their task; beyond it the op is cancelled, and its
+/// holder starts it again when it has caught up. Bounds the buffers that one connection can hold.
+pub const COMPLETIONS_PER_SLOT: usize = 4;
+
+/// Bytes that all bulk sends of one turn may move together, so that a download never makes the
+/// others wait longer than the copy of this much.
+pub const BULK_BYTES_PER_TURN: usize = 512 << 10;
+
+/// Send buffers kept for use again; more are freed.
+const SEND_BUFFERS_KEPT: usize = 64;
+
+/// A send buffer that grew beyond this is freed after use, so that no idle memory stays large.
+const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
+
+/// Most turns that a core takes to collect what is in flight when it stops.
+const STOP_TURNS_MAX: usize = 10_000;
+
+/// Counters of one core, for tests and status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Slots in use.
+    pub slots: usize,
+    /// Tasks alive.
+    pub tasks: usize,
+    /// Scopes alive.
+    pub scopes: usize,
+    /// Armed timers.
+    pub timers: usize,
+    /// Receive buffers that are not free.
+    pub buffers: usize,
+}
+
+pub(crate) struct Inner {
+    engine: RefCell<Engine>,
+    slots: RefCell<SlotTable>,
+    pub(crate) scopes: RefCell<ScopeTable>,
+    tasks: RefCell<TaskTable>,
+    ready: RefCell<VecDeque<TaskId>>,
+    next_turn: RefCell<Vec<TaskId>>,
+    starved: RefCell<VecDeque<TaskId>>,
+    woken: RefCell<Vec<TaskId>>,
+    current: Cell<Option<TaskId>>,
+    timers: RefCell<Wheel>,
+    epoch: Instant,
+    now: Cell<Instant>,
+    buffers: Rc<BufPool>,
+    closer: Rc<CloseQueue>,
+    bulk_left: Cell<usize>,
+    helpers: RefCell<Option<HelperPort>>,
+    jobs_waiting: RefCell<VecDeque<(SlotKey, Job)>>,
+    send_buffers: RefCell<Vec<Vec<u8>>>,
+    futures: FuturePool,
+    wake: Arc<Wake>,
+    wakes: Cell<u64>,
+    panics: Cell<u64>,
+    scratch: RefCell<Scratch>,
+}
+
+/// Storage that a turn uses and keeps.
+#[derive(Default)]
+struct Scratch {
+    events: Vec<Event>,
+    closing: Vec<Closing>,
+    fired: Vec<u64>,
+}
+
+/// A handle to the core that this thread runs. Cheap to clone; never leaves its thread.
+#[derive(Clone)]
+pub struct Core(Rc<Inner>);
+
+impl Core {
+    /// A core on this engine. `wake` is what other threads wake it by; without `helpers` every
+    /// [`Op::Offload`] is cancelled.
+    pub(crate) fn new(
+        engine: Engine,
+        buffers: Rc<BufPool>,
+        wake: Arc<Wake>,
+        helpers: Option<HelperPort>,
+    ) -> Self {
+        let epoch = engine.now();
+        Self(Rc::new(Inner {
+            engine: RefCell::new(engine),
+            slots: RefCell::default(),
+            scopes: RefCell::default(),
+            tasks: RefCell::default(),
+            ready: RefCell::default(),
+            next_turn: RefCell::default(),
+            starved: RefCell::default(),
+            woken: RefCell::default(),
+            current: Cell::new(None),
+            timers: RefCell::new(Wheel::new(0)),
+            epoch,
+            now: Cell::new(epoch),
+            buffers,
+            closer: Rc::default(),
+            bulk_left: Cell::new(BULK_BYTES_PER_TURN),
+            helpers: RefCell::new(helpers),
+            jobs_waiting: RefCell::default(),
+            send_buffers: RefCell::default(),
+            futures: FuturePool::default(),
+            wake,
+            wakes: Cell::new(0),
+            panics: Cell::new(0),
+            scratch: RefCell::default(),
+        }))
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(crate) fn with_engine<T>(&self, work: impl FnOnce(&mut Engine) -> T) -> T {
+        work(&mut self.0.engine.borrow_mut())
+    }
+
+    /// The time at the beginning of this turn.
+    pub fn now(&self) -> Instant {
+        self.0.now.get()
+    }
+
+    /// The pool for futures that live while a connection is busy.
+    pub fn futures(&self) -> &FuturePool {
+        &self.0.futures
+    }
+
+    /// Wraps a descriptor so that this core closes it after its last use.
+    pub fn own(&self, fd: OwnedFd) -> Fd {
+        Fd::new(Handle::Os(fd), &self.0.closer)
+    }
+
+    /// Wraps a descriptor that other cores use too.
+    pub fn share(&self, fd: Arc<OwnedFd>) -> Fd {
+        Fd::new(Handle::Shared(fd), &self.0.closer)
+    }
+
+    /// Wraps a descriptor of the simulator.
+    pub(crate) fn simulated(&self, number: u32) -> Fd {
+        Fd::new(Handle::Sim(number), &self.0.closer)
+    }
+
+    /// How many of everything there is at this moment.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            slots: self.0.slots.borrow().len(),
+            tasks: self.0.tasks.borrow().len(),
+            scopes: self.0.scopes.borrow().len(),
+            timers: self.0.timers.borrow().len(),
+            buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
+        }
+    }
+
+    /// How many tasks have panicked.
+    pub fn panics(&self) -> u64 {
+        self.0.panics.get()
+    }
+
+    // ---- tasks -------------------------------------------------------------------------------
+
+    /// Starts a task; it runs first in the next round of ready tasks.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> TaskId {
+        let id = self.0.tasks.borrow_mut().insert(Box::pin(future));
+        self.wake_task(id);
+        id
+    }
+
+    pub(crate) fn current_task(&self) -> TaskId {
+        self.0
+            .current
+            .get()
+            .expect("the futures of a core are polled by its tasks alone")
+    }
+
+    /// Makes a task ready. Waking one that ended is no error.
+    pub fn wake_task(&self, id: TaskId) {
+        if self.0.tasks.borrow_mut().mark_queued(id) {
+            self.0.ready.borrow_mut().push_back(id);
+        }
+    }
+
+    /// Lets the other tasks and the engine have a turn.
+    pub async fn yield_turn(&self) {
+        let mut yielded = false;
+        poll_fn(|_| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            self.0.next_turn.borrow_mut().push(self.current_task());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Puts the current task into the queue for receive buffers, after a receive ended with
+    /// `ENOBUFS`. Those that wait are woken in their order.
+    pub fn wait_for_buffers(&self) {
+        self.0.starved.borrow_mut().push_back(self.current_task());
+    }
+
+    /// Ready when a receive buffer is free; otherwise the task goes on waiting in the queue.
+    pub fn poll_buffers_back(&self) -> Poll<()> {
+        if self.0.buffers.available() > 0 {
+            return Poll::Ready(());
+        }
+        let task = self.current_task();
+        let mut starved = self.0.starved.borrow_mut();
+        if !starved.contains(&task) {
+            starved.push_back(task);
+        }
+        Poll::Pending
+    }
+
+    /// Wakes every task, so that each looks at what has changed around it.
+    pub fn wake_all(&self) {
+        let ids = self.0.tasks.borrow().ids();
+        ids.into_iter().for_each(|id| self.wake_task(id));
+    }
+
+    /// Waits until another thread has woken this core since `seen`, which is then brought up to date.
+    pub async fn woken(&self, seen: &mut u64) {
+        poll_fn(|_| {
+            let wakes = self.0.wakes.get();
+            if wakes != *seen {
+                *seen = wakes;
+                return Poll::Ready(());
+            }
+            self.0.woken.borrow_mut().push(self.current_task());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn run_ready(&self) {
+        let mut waker = Context::from_waker(Waker::noop());
+        for _ in 0..TASKS_PER_TURN {
+            let Some(id) = self.0.ready.borrow_mut().pop_front() else {
+                return;
+            };
+            let Some(mut future) = self.0.tasks.borrow_mut().begin(id) else {
+                continue;
+            };
+            self.0.current.set(Some(id));
+            let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut waker)));
+            match polled {
+                Ok(Poll::Pending) => self.0.tasks.borrow_mut().park(id, future),
+                Ok(Poll::Ready(())) => {
+                    self.0.tasks.borrow_mut().remove(id);
+                    self.discard(future);
+                }
+                Err(_) => {
+                    self.0.panics.set(self.0.panics.get() + 1);
+                    self.0.tasks.borrow_mut().remove(id);
+                    self.discard(future);
+                }
+            }
+            self.0.current.set(None);
+        }
+    }
+
+    /// Drops a task's future. Should that panic, the connection's ops are still orphaned one by one.
+    fn discard(&self, future: super::task::TaskFuture) {
+        if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
+            self.0.panics.set(self.0.panics.get() + 1);
+        }
+    }
+
+    // ---- ops ---------------------------------------------------------------------------------
+
+    /// Submits an op with one completion.
+    pub fn once(&self, op: Op) -> Once {
+        self.submit_once(op, None)
+    }
+
+    /// Submits an op with many completions.
+    pub fn many(&self, op: Op) -> Many {
+        self.submit_many(op, None)
+    }
+
+    pub(crate) fn submit_once(&self, op: Op, scope: Option<ScopeId>) -> Once {
+        Once::new(self.clone(), self.submit(op, scope))
+    }
+
+    pub(crate) fn submit_many(&self, op: Op, scope: Option<ScopeId>) -> Many {
+        Many::new(self.clone(), self.submit(op, scope))
+    }
+
+    fn submit(&self, op: Op, scope: Option<ScopeId>) -> Option<SlotKey> {
+        let mut slots = self.0.slots.borrow_mut();
+        let key = slots.insert(op, self.0.current.get(), scope).ok()?;
+        if let Some(scope) = scope {
+            self.0.scopes.borrow_mut().enter(scope, key);
+        }
+        let op = slots.get_mut(key)?.op.as_mut()?;
+        let mut engine = self.0.engine.borrow_mut();
+        let job = match engine.start(key, op, &self.0.buffers) {
+            None => return Some(key),
+            Some(job) => job,
+        };
+        self.0.jobs_waiting.borrow_mut().push_back((key, job));
+        Some(key)
+    }
+
+    /// Takes the oldest completion of a slot, and names the current task as the one to wake.
+    pub(crate) fn take_completion(&self, key: SlotKey) -> Option<Completion> {
+        let mut slots = self.0.slots.borrow_mut();
+        let slot = slots.get_mut(key)?;
+        let Some(completion) = slot.pop() else {
+            slot.task = self.0.current.get();
+            return None;
+        };
+        if !completion.more {
+            slots.remove(key);
+        }
+        Some(completion)
+    }
+
+    /// Asks the engine to end an op; the slot stays until the terminal completion.
+    pub(crate) fn cancel(&self, key: SlotKey) {
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        if slot.state != State::InFlight {
+            return;
+        }
+        slot.state = State::Cancelling;
+        let waiting = &mut *self.0.jobs_waiting.borrow_mut();
+        if let Some(at) = waiting.iter().position(|(of, _)| *of == key) {
+            waiting.remove(at);
+            self.0.engine.borrow_mut().refuse(key, Errno::CANCELED);
+            return;
+        }
+        if let Some(op) = slot.op.as_ref() {
+            self.0.engine.borrow_mut().cancel(key, op);
+        }
+    }
+
+    /// The future of a slot is gone: what came is reaped, and what is to come will be.
+    pub(crate) fn orphan(&self, key: SlotKey) {
+        let mut reaped = Vec::new();
+        {
+            let mut slots = self.0.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(key) else {
+                return;
+            };
+            slot.task = None;
+            while let Some(completion) = slot.pop() {
+                reaped.push(completion);
+            }
+            if slot.state == State::Done {
+                slots.remove(key);
+            }
+        }
+        drop(reaped);
+        self.cancel(key);
+    }
+
+    /// A buffer to build a send in: empty, with room kept from its last use.
+    pub fn send_buffer(&self) -> Vec<u8> {
+        self.0.send_buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives a send buffer back for use again.
+    pub fn recycle(&self, mut buffer: Vec<u8>) {
+        let mut kept = self.0.send_buffers.borrow_mut();
+        if kept.len() < SEND_BUFFERS_KEPT && buffer.capacity() <= SEND_BUFFER_KEPT_BYTES {
+            buffer.clear();
+            kept.push(buffer);
+        }
+    }
+
+    /// How many bytes a bulk send may move now; 0 means: [`Self::yield_turn`] first.
+    pub fn bulk_left(&self) -> usize {
+        self.0.bulk_left.get()
+    }
+
+    /// Counts bytes that a bulk send moved.
+    pub fn bulk_sent(&self, bytes: usize) {
+        self.0
+            .bulk_left
+            .set(self.0.bulk_left.get().saturating_sub(bytes));
+    }
+
+    // ---- timers ------------------------------------------------------------------------------
+
+    fn ms_until(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.0.epoch);
+        u64::try_from(since.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now()
+            .saturating_duration_since(self.0.epoch)
+            .as_millis() as u64
+    }
+
+    pub(crate) fn arm(&self, deadline: Instant) -> TimerKey {
+        let payload = self.current_task().to_bits();
+        self.0
+            .timers
+            .borrow_mut()
+            .insert(self.ms_until(deadline), payload)
+    }
+
+    pub(crate) fn disarm(&self, key: TimerKey) {
+        self.0.timers.borrow_mut().cancel(key);
+    }
+
+    // ---- the loop ----------------------------------------------------------------------------
+
+    /// Turns until `done` says so between two turns.
+    ///
+    /// # Errors
+    /// What made the engine itself fail: the core can't go on.
+    pub fn run_until(&self, mut done: impl FnMut() -> bool) -> Result<(), Errno> {
+        while !done() {
+            self.turn(None)?;
+        }
+        Ok(())
+    }
+
+    /// Turns until no task is left.
+    ///
+    /// # Errors
+    /// As [`Self::run_until`].
+    pub fn run(&self) -> Result<(), Errno> {
+        self.run_until(|| self.0.tasks.borrow().len() == 0)
+    }
+
+    /// One turn. With `wait_max` the engine waits no longer than that.
+    ///
+    /// # Errors
+    /// As [`Self::run_until`].
+    pub fn turn(&self, wait_max: Option<Duration>) -> Result<(), Errno> {
+        self.run_ready();
+        let scratch = &mut *self.0.scratch.borrow_mut();
+        self.close_unused(&mut scratch.closing);
+        self.submit_jobs();
+        let wait = self.wait_time(wait_max);
+        let mut woken = false;
+        {
+            let mut engine = self.0.engine.borrow_mut();
+            let mut slots = self.0.slots.borrow_mut();
+            engine.turn(wait, &mut slots, &self.0.buffers, &mut scratch.events)?;
+            self.0.now.set(engine.now());
+            if engine.take_woken() {
+                self.0.wake.drain();
+                self.0.wakes.set(self.0.wakes.get() + 1);
+                woken = true;
+            }
+        }
+        if woken {
+            for task in self.0.woken.borrow_mut().drain(..) {
+                self.wake_task(task);
+            }
+        }
+        self.0.bulk_left.set(BULK_BYTES_PER_TURN);
+        for event in scratch.events.drain(..) {
+            self.complete(event);
+        }
+        self.finish_jobs();
+        self.fire_timers(&mut scratch.fired);
+        self.wake_waiting();
+        Ok(())
+    }
+
+    fn close_unused(&self, closing: &mut Vec<Closing>) {
+        if self.0.closer.is_empty() {
+            return;
+        }
+        self.0.closer.take(closing);
+        let mut engine = self.0.engine.borrow_mut();
+        for unused in closing.drain(..) {
+            engine.close(unused);
+        }
+    }
+
+    fn wait_time(&self, wait_max: Option<Duration>) -> Option<Duration> {
+        let busy = !self.0.ready.borrow().is_empty() || !self.0.next_turn.borrow().is_empty();
+        let starved = !self.0.starved.borrow().is_empty() && self.0.buffers.available() > 0;
+        if busy || starved {
+            return Some(Duration::ZERO);
+        }
+        let next = self.0.timers.borrow().next_expiry(self.now_ms());
+        let until = next.map(|ms| {
+            let at = self.0.epoch + Duration::from_millis(ms);
+            at.saturating_duration_since(self.now())
+        });
+        match (until, wait_max) {
+            (Some(until), Some(max)) => Some(until.min(max)),
+            (until, max) => until.or(max),
+        }
+    }
+
+    fn complete(&self, event: Event) {
+        let (task, reaped) = {
+            let mut slots = self.0.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(event.key) else {
+                // A slot lives until its terminal completion, so this is a completion for nobody:
+                // only a buffer could be lost, and it is not.
+                drop(event.buffer.map(|id| self.0.buffers.adopt(id, 0)));
+                return;
+            };
+            let op = if event.more { None } else { slot.op.take() };
+            let output = self.output(op, slot.op.as_ref(), &event);
+            let result = match u32::try_from(event.result) {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => Err(Errno::from_raw_os_error(-event.result)),
+            };
+            let completion = Completion {
+                result,
+                more: event.more,
+                output,
+            };
+            if !event.more {
+                slot.state = State::Done;
+                if let Some(scope) = slot.scope.take() {
+                    let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
+                    waiter.inspect(|task| self.wake_task(*task));
+                }
+            }
+            match slot.task {
+                Some(task) => {
+                    slot.push(completion);
+                    let full = slot.waiting() >= COMPLETIONS_PER_SLOT;
+                    if full
+                        && slot.state == State::InFlight
+                        && let Some(op @ Op::Recv { .. }) = slot.op.as_ref()
+                    {
+                        slot.state = State::Cancelling;
+                        self.0.engine.borrow_mut().cancel(event.key, op);
+                    }
+                    (Some(task), None)
+                }
+                None => {
+                    if !event.more {
+                        slots.remove(event.key);
+                    }
+                    (None, Some(completion))
+                }
+            }
+        };
+        // Dropping what an orphan received puts its descriptor or buffer back into a queue.
+        drop(reaped);
+        if let Some(task) = task {
+            self.wake_task(task);
+        }
+    }
+
+    /// Makes the output of a completion. `ended` is the op at its terminal completion, `live` the op
+    /// that goes on.
+    fn output(&self, ended: Option<Op>, live: Option<&Op>, event: &Event) -> Output {
+        if let Some(id) = event.buffer {
+            let len = usize::try_from(event.result).unwrap_or(0);
+            return Output::Received(self.0.buffers.adopt(id, len));
+        }
+        let accepts = matches!(ended.as_ref().or(live), Some(Op::Accept { .. }));
+        if accepts && event.result >= 0 {
+            return Output::Socket(self.adopt(event.result));
+        }
+        match ended {
+            Some(Op::Send { data, .. }) => Output::Data(data),
+            Some(Op::Read { mut data, .. }) => {
+                data.truncate(usize::try_from(event.result).unwrap_or(0));
+                Output::Data(data)
+            }
+            Some(Op::Open(_)) if event.result >= 0 => Output::Opened(self.adopt(event.result)),
+            _ => Output::None,
+        }
+    }
+
+    /// Wraps a descriptor number that a completion carries.
+    fn adopt(&self, number: i32) -> Fd {
+        let handle = self.0.engine.borrow().adopt(number);
+        Fd::new(handle, &self.0.closer)
+    }
+
+    fn submit_jobs(&self) {
+        let mut waiting = self.0.jobs_waiting.borrow_mut();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut helpers = self.0.helpers.borrow_mut();
+        let mut engine = self.0.engine.borrow_mut();
+        while let Some((key, job)) = waiting.pop_front() {
+            if let Engine::Sim(sim) = &mut *engine {
+                sim.offload(key, job);
+                continue;
+            }
+            let Some(port) = helpers.as_mut() else {
+                engine.refuse(key, Errno::CANCELED);
+                continue;
+            };
+            if let Err(job) = port.submit(key.to_bits(), job) {
+                waiting.push_front((key, job));
+                return;
+            }
+        }
+    }
+
+    fn finish_jobs(&self) {
+        loop {
+            let answer = match &mut *self.0.engine.borrow_mut() {
+                Engine::Sim(sim) => sim.finished_job(),
+                _ => self.0.helpers.borrow_mut().as_mut().and_then(|port| {
+                    let (token, answer) = port.poll()?;
+                    Some((SlotKey::from_bits(token), answer.ok()))
+                }),
+            };
+            let Some((key, answer)) = answer else { return };
+            self.complete_job(key, answer);
+        }
+    }
+
+    /// A helper's job ended: with `None` when it panicked.
+    fn complete_job(&self, key: SlotKey, answer: Option<Box<dyn Any + Send>>) {
+        let Some(answer) = answer else {
+            return self.complete(Event::ended(key, -Errno::CANCELED.raw_os_error()));
+        };
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        match slot.op.as_mut() {
+            Some(Op::Offload(_)) => {
+                slot.op = None;
+                slot.state = State::Done;
+                slot.push(Completion {
+                    result: Ok(0),
+                    more: false,
+                    output: Output::Answer(answer),
+                });
+                let (task, scope) = (slot.task, slot.scope.take());
+                if task.is_none() {
+                    slots.remove(key);
+                }
+                drop(slots);
+                let waiter = scope.and_then(|scope| self.0.scopes.borrow_mut().leave(scope, key));
+                task.into_iter()
+                    .chain(waiter)
+                    .for_each(|task| self.wake_task(task));
+            }
+            Some(op) => {
+                let result = offload::finish(op, answer);
+                drop(slots);
+                self.complete(Event::ended(key, result));
+            }
+            None => {}
+        }
+    }
+
+    fn fire_timers(&self, fired: &mut Vec<u64>) {
+        self.0.timers.borrow_mut().advance(self.now_ms(), fired);
+        for payload in fired.drain(..) {
+            self.wake_task(TaskId::from_bits(payload));
+        }
+    }
+
+    fn wake_waiting(&self) {
+        for task in self.0.next_turn.borrow_mut().drain(..) {
+            self.wake_task(task);
+        }
+        let mut starved = self.0.starved.borrow_mut();
+        let back = usize::from(self.0.buffers.available()).min(starved.len());
+        for task in starved.drain(..back) {
+            self.wake_task(task);
+        }
+    }
+
+    /// Ends every task, then cancels and collects every op. Says whether nothing is in flight any
+    /// more; when something is, the engine and its buffers are leaked, never freed under the kernel.
+    pub fn shut_down(&self) -> bool {
+        loop {
+            let future = self.0.tasks.borrow_mut().take_any();
+            let Some(future) = future else { break };
+            self.discard(future);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for _ in 0..STOP_TURNS_MAX {
+            for key in self.unfinished() {
+                self.cancel(key);
+            }
+            let idle = self.0.slots.borrow().len() == 0 && self.0.closer.is_empty();
+            if idle && !self.0.engine.borrow().pending() {
+                return true;
+            }
+            if self.turn(Some(Duration::from_millis(10))).is_err() || Instant::now() > deadline {
+                break;
+            }
+        }
+        self.0.engine.borrow_mut().leak();
+        std::mem::forget(self.clone());
+        false
+    }
+
+    fn unfinished(&self) -> Vec<SlotKey> {
+        self.0.slots.borrow().unfinished()
+    }
+}

@@ -1,0 +1,118 @@
+//! The closed set of operations, with completion semantics on every engine.
+//!
+//! An [`Op`] goes into a slot, which owns its buffer and its descriptor reference until the
+//! *terminal* completion. What an engine performs at once as a plain call is in
+//! [`crate::runtime::engine::syscall`].
+
+use std::any::Any;
+use std::ffi::CString;
+
+use rustix::fs::{OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::buf::RecvBuf;
+use super::fd::Fd;
+pub use super::offload::Job;
+
+/// Which readiness an [`Op::Ready`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Bytes, an end of stream or an error can be read.
+    Readable,
+    /// There is room in the send buffer, or the peer is gone.
+    Writable,
+}
+
+/// What to open, beneath which directory, and how (`openat2(2)`, kernel 5.6).
+#[derive(Debug)]
+pub struct OpenRequest {
+    /// The directory that the path is relative to, `None` for the working directory.
+    pub dir: Option<Fd>,
+    /// The path.
+    pub path: CString,
+    /// Flags; `O_CLOEXEC` is always added.
+    pub flags: OFlags,
+    /// How the path is resolved.
+    pub resolve: ResolveFlags,
+}
+
+/// One request to the engine.
+pub enum Op {
+    /// Accepts connections until it is cancelled or fails: many completions, each with an
+    /// [`Output::Socket`] that is non-blocking and close-on-exec.
+    Accept {
+        /// A listening, non-blocking socket.
+        listener: Fd,
+    },
+    /// Receives until end of stream, an error or cancellation: many completions, each with an
+    /// [`Output::Received`] from the core's shared buffers. A completion with 0 bytes is the end of
+    /// the stream. `ENOBUFS` is terminal and means a stall: ask again when buffers are back.
+    Recv {
+        /// A connected stream socket.
+        socket: Fd,
+    },
+    /// Sends `data[from..]`; the completion says how many bytes went, possibly fewer, and gives
+    /// `data` back as [`Output::Data`].
+    Send {
+        /// A connected stream socket.
+        socket: Fd,
+        /// The bytes; the slot owns them until the completion.
+        data: Vec<u8>,
+        /// Where in `data` to begin.
+        from: usize,
+        /// More follows at once (`MSG_MORE`): the last, partly filled segment waits for it.
+        more: bool,
+    },
+    /// Completes once when the descriptor is ready.
+    Ready {
+        /// A socket, pipe or eventfd.
+        fd: Fd,
+        /// For what.
+        interest: Interest,
+    },
+    /// Opens a file; the completion has [`Output::Opened`].
+    Open(Box<OpenRequest>),
+    /// Reads at an offset into `data`, which is resized to `len` before and truncated to what was
+    /// read after, and given back as [`Output::Data`].
+    Read {
+        /// A regular file.
+        file: Fd,
+        /// Storage for the bytes.
+        data: Vec<u8>,
+        /// How many bytes to ask for. At most 2 GiB − 4 KiB.
+        len: usize,
+        /// Offset in the file.
+        offset: u64,
+    },
+    /// Runs a job on a helper thread; the completion has [`Output::Answer`], or `ECANCELED` when
+    /// the job panicked or the helpers are gone.
+    Offload(Job),
+}
+
+/// What a completion carries besides its result.
+#[derive(Default)]
+pub enum Output {
+    /// Nothing.
+    #[default]
+    None,
+    /// The buffer of a send or a read.
+    Data(Vec<u8>),
+    /// Bytes in one of the core's shared buffers.
+    Received(RecvBuf),
+    /// A connection.
+    Socket(Fd),
+    /// An opened file.
+    Opened(Fd),
+    /// What a helper's job returned.
+    Answer(Box<dyn Any + Send>),
+}
+
+/// One result of an op.
+pub struct Completion {
+    /// Bytes moved (or 0) on success; `errno` is mapped here, once, at the engine.
+    pub result: Result<u32, Errno>,
+    /// Whether more completions of the same op follow; without it this one is terminal.
+    pub more: bool,
+    /// What came with it.
+    pub output: Output,
+}

@@ -1,0 +1,439 @@
+//! Keeps every connection busy: a closed loop of requests, counted and timed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_linger;
+
+use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
+use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
+use crate::histogram::Histogram;
+
+/// Bodies up to this many bytes are copied out of the kernel, longer ones discarded in it.
+pub const COPIED_BODY_MAX: u64 = 8192;
+/// Connections that are opened at a time, so that no listener's backlog overflows.
+const OPENED_AT_ONCE: usize = 128;
+/// The end of a discarded body that the first response of a connection is compared by, in bytes.
+const COMPARED_TAIL: u64 = 512;
+/// Longest wait for a connection to be taken.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Requests on their way of one connection are at most this many bytes: less than any send buffer.
+const IN_FLIGHT_BYTES_MAX: usize = 16 << 10;
+
+/// What the connections do.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// The server.
+    pub address: SocketAddr,
+    /// The request target, `/` first.
+    pub target: String,
+    /// Length of the file, at least 1.
+    pub body_len: u64,
+    /// Connections, at least 1.
+    pub connections: u32,
+    /// Requests on their way on each connection, at least 1; 1 where bodies are discarded.
+    pub depth: u32,
+}
+
+/// What was counted since the last reset.
+#[derive(Debug)]
+pub struct Tally {
+    /// Complete and right responses.
+    pub requests: u64,
+    /// Bytes that came, of heads and bodies.
+    pub bytes: u64,
+    /// Nanoseconds from queueing a request to the end of its response.
+    pub latency: Histogram,
+    /// Connections given up, by kind of fault.
+    pub errors: BTreeMap<String, u64>,
+    /// The first fault, in words.
+    pub first_error: Option<String>,
+    /// Connections that the server closed after announcing it, and that were opened anew.
+    pub reconnects: u64,
+}
+
+struct Connection {
+    stream: TcpStream,
+    reader: Reader,
+    generation: u32,
+    /// Nanoseconds since the driver's epoch at which the requests on their way were queued: a ring of
+    /// as many places as the depth.
+    stamps: Box<[u64]>,
+    oldest: usize,
+    outstanding: u32,
+    /// Something came since the tally was reset.
+    progress: bool,
+    /// Given up; the stream stays open only to keep its descriptor's number.
+    lost: bool,
+}
+
+/// The connections and their ring.
+pub struct Driver {
+    load: Load,
+    ring: Ring,
+    connections: Vec<Connection>,
+    expected: Expectation,
+    /// Since the last [`Self::reset`].
+    pub tally: Tally,
+    /// Completed responses are followed by new requests.
+    issuing: bool,
+    epoch: Instant,
+    now: u64,
+    completions: Vec<Completion>,
+}
+
+impl Driver {
+    /// A driver without connections.
+    ///
+    /// # Errors
+    /// Of the ring; or when the load breaks a bound that [`Load`] names.
+    pub fn new(load: Load) -> io::Result<Self> {
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
+            load.target, load.address
+        );
+        let discards = load.body_len > COPIED_BODY_MAX;
+        let on_their_way = request.len() * load.depth as usize;
+        if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
+            return Err(io::Error::other("connections, depth and body begin at 1"));
+        }
+        if (discards && load.depth > 1) || on_their_way > IN_FLIGHT_BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "pipelining is for bodies up to {COPIED_BODY_MAX} bytes, and for requests of \
+                 {IN_FLIGHT_BYTES_MAX} bytes together",
+            )));
+        }
+        // A batch of responses with their heads, as long as that stays modest.
+        let batch = (load.body_len.min(COPIED_BODY_MAX) + 512) * u64::from(load.depth);
+        let dimensions = Dimensions {
+            connections: load.connections,
+            depth: load.depth,
+            buffer_len: (batch.min(64 << 10) as u32).next_multiple_of(4096),
+        };
+        Ok(Self {
+            ring: Ring::new(dimensions, request.as_bytes())?,
+            connections: Vec::with_capacity(load.connections as usize),
+            expected: Expectation::new(load.body_len),
+            tally: Tally::new(),
+            issuing: false,
+            epoch: Instant::now(),
+            now: 0,
+            completions: Vec::new(),
+            load,
+        })
+    }
+
+    /// Opens connections up to `count` altogether and gets one response on each, wholly compared.
+    ///
+    /// # Errors
+    /// When a connection is refused, or the responses are not there by `deadline`. A wrong response
+    /// is no error here: it is in the tally.
+    pub fn open(&mut self, count: u32, deadline: Instant) -> io::Result<()> {
+        let count = count.min(self.load.connections) as usize;
+        while self.connections.len() < count {
+            self.now = self.elapsed();
+            let first = self.connections.len();
+            for index in first..count.min(first + OPENED_AT_ONCE) {
+                let stream = connect(self.load.address)?;
+                self.connections
+                    .push(Connection::new(stream, 0, self.load.depth));
+                if !self.discards() {
+                    let connection = &self.connections[index];
+                    self.ring
+                        .receive_many(connection.stream.as_fd(), connection.owner(index))?;
+                }
+                self.issue(index, 1)?;
+            }
+            while self.connections[first..].iter().any(Connection::waits) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::Error::other(
+                        "no response in time while opening connections",
+                    ));
+                }
+                self.turn(left)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the closed loop: as many requests as the depth on each connection.
+    ///
+    /// # Errors
+    /// Of the ring.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.issuing = true;
+        self.now = self.elapsed();
+        for index in 0..self.connections.len() {
+            let connection = &self.connections[index];
+            // One that is closing begins when it was opened anew.
+            if !connection.lost && !connection.reader.closing() {
+                self.issue(index, self.load.depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the loop run until `deadline`, or until no connection is left.
+    ///
+    /// # Errors
+    /// Of the ring, or of a connection that could not be opened anew.
+    pub fn run_until(&mut self, deadline: Instant) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let lost: u64 = self.tally.errors.values().sum();
+            let all_lost = lost > 0 && self.connections.iter().all(|connection| connection.lost);
+            if left.is_zero() || all_lost {
+                return Ok(());
+            }
+            self.turn(left)?;
+        }
+    }
+
+    /// Begins to count anew. Errors stay: a connection that was lost before is still missing.
+    pub fn reset(&mut self) {
+        self.tally.requests = 0;
+        self.tally.bytes = 0;
+        self.tally.latency.clear();
+        for connection in &mut self.connections {
+            connection.progress = false;
+        }
+    }
+
+    /// Gives up connections that wait for a response of which nothing came since the reset.
+    pub fn note_stalled(&mut self) {
+        for index in 0..self.connections.len() {
+            if self.connections[index].waits() && !self.connections[index].progress {
+                self.lose(index, Fault::Stalled);
+            }
+        }
+    }
+
+    fn discards(&self) -> bool {
+        self.load.body_len > COPIED_BODY_MAX
+    }
+
+    fn elapsed(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// One turn of the ring. The clock is read once for all that it brought.
+    fn turn(&mut self, limit: Duration) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.turn(limit, &mut completions)?;
+        self.now = self.elapsed();
+        for completion in completions.drain(..) {
+            self.handle(completion)?;
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    fn handle(&mut self, completion: Completion) -> io::Result<()> {
+        let index = completion.owner.index as usize;
+        let connection = &self.connections[index];
+        if connection.lost || connection.owner(index) != completion.owner {
+            self.ring.consume(completion, |_| ());
+            return Ok(());
+        }
+        let (kind, more) = (completion.kind, completion.more);
+        let bytes = match (kind, completion.result) {
+            // The multishot ends when there is no buffer; by the end of this turn there are.
+            (Kind::Many, error) if error == -libc::ENOBUFS => 0,
+            (_, 1..) => completion.result as u64,
+            (_, result) => {
+                self.ring.consume(completion, |_| ());
+                return self.ended(index, kind, result);
+            }
+        };
+        self.tally.bytes += bytes;
+        let connection = &mut self.connections[index];
+        connection.progress = true;
+        let reader = &mut connection.reader;
+        let completed = match kind {
+            Kind::Send => Err(Fault::Io(libc::EMSGSIZE)),
+            Kind::Discard => Ok(reader.skip(bytes)),
+            Kind::Many | Kind::Slot => {
+                let expected = &mut self.expected;
+                self.ring
+                    .consume(completion, |bytes| reader.receive(expected, bytes))
+            }
+        };
+        match completed {
+            Ok(completed) if completed <= connection.outstanding => {
+                if kind == Kind::Many && !more {
+                    let owner = connection.owner(index);
+                    self.ring.receive_many(connection.stream.as_fd(), owner)?;
+                }
+                self.completed(index, completed)
+            }
+            Ok(_) => {
+                self.lose(index, Fault::Unasked);
+                Ok(())
+            }
+            Err(fault) => {
+                self.lose(index, fault);
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts what was completed and asks for as much again.
+    fn completed(&mut self, index: usize, completed: u32) -> io::Result<()> {
+        let connection = &mut self.connections[index];
+        for _ in 0..completed {
+            self.tally
+                .latency
+                .record(self.now - connection.stamps[connection.oldest]);
+            connection.oldest = (connection.oldest + 1) % connection.stamps.len();
+        }
+        connection.outstanding -= completed;
+        self.tally.requests += u64::from(completed);
+        if completed > 0 && self.issuing && !connection.reader.closing() {
+            return self.issue(index, completed);
+        }
+        self.receive(index, false)
+    }
+
+    /// Queues requests, and the receive of what they bring.
+    fn issue(&mut self, index: usize, requests: u32) -> io::Result<()> {
+        let connection = &mut self.connections[index];
+        for _ in 0..requests {
+            let newest = connection.oldest + connection.outstanding as usize;
+            connection.stamps[newest % connection.stamps.len()] = self.now;
+            connection.outstanding += 1;
+        }
+        self.ring
+            .send(connection.stream.as_fd(), connection.owner(index), requests)?;
+        self.receive(index, true)
+    }
+
+    /// Where bodies are discarded, queues the next receive; else the multishot stands. `wait`: nothing
+    /// can be there yet.
+    fn receive(&mut self, index: usize, wait: bool) -> io::Result<()> {
+        if !self.discards() {
+            return Ok(());
+        }
+        let connection = &self.connections[index];
+        let (fd, owner) = (connection.stream.as_fd(), connection.owner(index));
+        let tail = if connection.reader.first() {
+            COMPARED_TAIL
+        } else {
+            0
+        };
+        match connection.reader.body_left() {
+            0 if connection.outstanding > 0 || connection.reader.closing() => {
+                self.ring.receive_slot(fd, owner, SLOT_LEN, wait)
+            }
+            0 => Ok(()),
+            left if left > tail => self.ring.discard(fd, owner, left - tail),
+            left => self.ring.receive_slot(fd, owner, left as usize, false),
+        }
+    }
+
+    /// The peer closed (`result` 0), or an operation failed.
+    fn ended(&mut self, index: usize, kind: Kind, result: i32) -> io::Result<()> {
+        let connection = &mut self.connections[index];
+        if connection.reader.closing() && connection.reader.body_left() == 0 {
+            if kind == Kind::Send {
+                // The receive will see the end as well.
+                return Ok(());
+            }
+            return self.reopen(index);
+        }
+        let fault = match result {
+            0 => Fault::Closed,
+            errno => Fault::Io(-errno),
+        };
+        self.lose(index, fault);
+        Ok(())
+    }
+
+    /// Replaces a connection that the server closed as it had announced.
+    fn reopen(&mut self, index: usize) -> io::Result<()> {
+        let depth = self.load.depth;
+        let connection = &mut self.connections[index];
+        let unanswered = connection.outstanding;
+        let generation = (connection.generation + 1) & 0x00FF_FFFF;
+        *connection = Connection::new(connect(self.load.address)?, generation, depth);
+        connection.progress = true;
+        self.tally.reconnects += 1;
+        if !self.discards() {
+            let connection = &self.connections[index];
+            self.ring
+                .receive_many(connection.stream.as_fd(), connection.owner(index))?;
+        }
+        match if self.issuing { depth } else { unanswered } {
+            0 => Ok(()),
+            requests => self.issue(index, requests),
+        }
+    }
+
+    fn lose(&mut self, index: usize, fault: Fault) {
+        let connection = &mut self.connections[index];
+        connection.lost = true;
+        // Ends what the kernel still has of this connection. It may be gone already.
+        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        *self
+            .tally
+            .errors
+            .entry(fault.kind().to_owned())
+            .or_default() += 1;
+        self.tally
+            .first_error
+            .get_or_insert_with(|| fault.to_string());
+    }
+}
+
+impl Connection {
+    fn new(stream: TcpStream, generation: u32, depth: u32) -> Self {
+        Self {
+            stream,
+            reader: Reader::new(),
+            generation,
+            stamps: vec![0; depth as usize].into_boxed_slice(),
+            oldest: 0,
+            outstanding: 0,
+            progress: false,
+            lost: false,
+        }
+    }
+
+    fn owner(&self, index: usize) -> Owner {
+        Owner {
+            index: index as u32,
+            generation: self.generation,
+        }
+    }
+
+    fn waits(&self) -> bool {
+        !self.lost && self.outstanding > 0
+    }
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self {
+            requests: 0,
+            bytes: 0,
+            latency: Histogram::new(),
+            errors: BTreeMap::new(),
+            first_error: None,
+            reconnects: 0,
+        }
+    }
+}
+
+/// A connection that is reset when it is closed: thousands of them in TIME_WAIT would use up the
+/// client's ports.
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    stream.set_nodelay(true)?;
+    set_socket_linger(&stream, Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
+const _: () = assert!(HEAD_MAX >= SLOT_LEN && COMPARED_TAIL as usize <= SLOT_LEN);

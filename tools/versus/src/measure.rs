@@ -1,0 +1,223 @@
+//! Runs the programme: every peer after every other, again and again.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::body;
+use crate::generate::Report;
+use crate::interrupt;
+use crate::launch::{self, Server};
+use crate::peers::{Peer, Site};
+use crate::workload::{Run, Workload};
+use crate::wrk;
+
+/// Descriptors of the generator and of a server that are not connections, at most.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// Memory hardly differs from round to round.
+const IDLE_ROUNDS_MAX: usize = 3;
+
+/// How everything is measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Times that each peer is measured.
+    pub rounds: usize,
+    /// Seconds of each measurement.
+    pub seconds: f64,
+    /// Seconds before each.
+    pub warm_up: f64,
+    /// The servers' core.
+    pub server_cpu: usize,
+    /// The generator's.
+    pub client_cpu: usize,
+    /// Descriptors that this user's processes may have.
+    pub descriptors: u64,
+    /// The program wrk, where it is asked for a second opinion.
+    pub wrk: Option<PathBuf>,
+}
+
+/// What was found of one peer under one workload.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// One for each round that succeeded.
+    pub reports: Vec<Report>,
+    /// Why a round failed; then the peer is left out of the rest of the workload.
+    pub failure: Option<String>,
+    /// Requests per second by wrk.
+    pub wrk: Option<f64>,
+}
+
+/// Files to serve, and servers on them.
+pub struct Bench {
+    plan: Plan,
+    peers: Vec<Peer>,
+    files: TempDir,
+    servers: Vec<Result<Server, String>>,
+}
+
+impl Bench {
+    /// Writes the files of these workloads. No server runs yet.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn new(plan: Plan, peers: Vec<Peer>, workloads: &[Workload]) -> io::Result<Self> {
+        let files = tempfile::Builder::new().prefix("versus-").tempdir()?;
+        let root = files.path().join("root");
+        std::fs::create_dir(&root)?;
+        let lengths: BTreeSet<u64> = workloads.iter().map(|one| one.body_len).collect();
+        for len in lengths {
+            body::write_file(&root, len)?;
+        }
+        for place in 0..peers.len() {
+            std::fs::create_dir(files.path().join(place.to_string()))?;
+        }
+        Ok(Self {
+            plan,
+            peers,
+            files,
+            servers: Vec::new(),
+        })
+    }
+
+    /// Where the files are.
+    pub fn root(&self) -> PathBuf {
+        self.files.path().join("root")
+    }
+
+    /// Measures one workload, peers interleaved, and returns what was found in the peers' order.
+    ///
+    /// # Errors
+    /// Only when the run was interrupted: a peer that fails has that in its place.
+    pub fn measure(&mut self, workload: &Workload) -> io::Result<Vec<Measured>> {
+        let mut measured = vec![Measured::default(); self.peers.len()];
+        let idle = matches!(workload.run, Run::Idle { .. });
+        let rounds = match idle {
+            true => self.plan.rounds.min(IDLE_ROUNDS_MAX),
+            false => self.plan.rounds,
+        };
+        if !idle && self.servers.is_empty() {
+            self.servers = (0..self.peers.len())
+                .map(|place| self.start(place).map_err(|error| error.to_string()))
+                .collect();
+            interrupt::check()?;
+        }
+        for round in 0..rounds {
+            for (place, found) in measured.iter_mut().enumerate() {
+                if found.failure.is_some() {
+                    continue;
+                }
+                let peer = self.peers[place].name;
+                progress(&format!(
+                    "{}, round {} of {rounds}: {peer}",
+                    workload.title,
+                    round + 1
+                ));
+                match self.once(place, workload, idle) {
+                    Ok(report) => found.reports.push(report),
+                    Err(error) => found.failure = Some(error.to_string()),
+                }
+                interrupt::check()?;
+            }
+        }
+        if let (Some(wrk), false) = (self.plan.wrk.clone(), idle || workload.depth > 1) {
+            self.ask_wrk(&wrk, workload, &mut measured)?;
+        }
+        progress("");
+        Ok(measured)
+    }
+
+    /// One measurement of one peer. A server for idle connections is a fresh one: memory that earlier
+    /// connections left would be taken again unseen.
+    fn once(&mut self, place: usize, workload: &Workload, idle: bool) -> io::Result<Report> {
+        let mut fresh = match idle {
+            true => Some(self.start(place)?),
+            false => None,
+        };
+        let server = match &mut fresh {
+            Some(server) => server,
+            None => match &mut self.servers[place] {
+                Ok(server) => server,
+                Err(error) => return Err(io::Error::other(error.clone())),
+            },
+        };
+        let command = generator(&self.plan, workload, server);
+        let length = Duration::from_secs_f64(2.0 * self.plan.warm_up + self.plan.seconds);
+        let output = launch::run(&command, self.plan.client_cpu, length + workload.slack())?;
+        serde_json::from_slice(&output).map_err(io::Error::other)
+    }
+
+    fn ask_wrk(
+        &self,
+        wrk: &Path,
+        workload: &Workload,
+        measured: &mut [Measured],
+    ) -> io::Result<()> {
+        for (server, found) in self.servers.iter().zip(measured) {
+            if let (Ok(server), None) = (server, &found.failure) {
+                found.wrk = wrk::measure(wrk, &self.plan, workload, server.address).ok();
+                interrupt::check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, place: usize) -> io::Result<Server> {
+        let (root, work) = (self.root(), self.files.path().join(place.to_string()));
+        let site = Site {
+            root: &root,
+            work: &work,
+            descriptors: self.plan.descriptors,
+        };
+        let address = free_address()?;
+        let command = self.peers[place].command(site, address.port())?;
+        Server::start(&command, self.plan.server_cpu, address, work.join("output"))
+    }
+}
+
+/// Says what is being measured, in the terminal's last line; nothing where there is no terminal.
+fn progress(line: &str) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{line}");
+    }
+}
+
+/// A loopback address that nobody listens on: the kernel chose it a moment ago.
+fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+/// The command line of the generator for one measurement.
+fn generator(plan: &Plan, workload: &Workload, server: &mut Server) -> Vec<OsString> {
+    let connections = u64::from(workload.connections);
+    let connections = connections.min(plan.descriptors.saturating_sub(OTHER_DESCRIPTORS));
+    let mut command: Vec<OsString> = vec!["/proc/self/exe".into(), "generate".into()];
+    command.extend(
+        [
+            format!("--address={}", server.address),
+            format!("--target=/{}", body::file_name(workload.body_len)),
+            format!("--body={}", workload.body_len),
+            format!("--connections={connections}"),
+            format!("--depth={}", workload.depth),
+            format!("--warm-up={}", plan.warm_up),
+            format!("--seconds={}", plan.seconds),
+            format!("--server-cpu={}", plan.server_cpu),
+            format!("--client-cpu={}", plan.client_cpu),
+        ]
+        .map(OsString::from),
+    );
+    command.extend(
+        server
+            .pids()
+            .iter()
+            .map(|pid| format!("--watch={pid}").into()),
+    );
+    if matches!(workload.run, Run::Idle { .. }) {
+        command.push("--idle".into());
+    }
+    command
+}

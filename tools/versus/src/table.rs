@@ -1,0 +1,266 @@
+//! The table for people.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::verdict::{Bound, Outcome, Ratio, Summary};
+use crate::workload::{Run, Unit, Workload};
+
+/// What was measured, on what, and how.
+#[derive(Clone, Debug, Serialize)]
+pub struct Header {
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's model.
+    pub cpu_model: String,
+    /// Cores that this process may use.
+    pub cpus: usize,
+    /// The servers' core.
+    pub server_cpu: usize,
+    /// The generator's.
+    pub client_cpu: usize,
+    /// Times that each peer was measured, at most.
+    pub rounds: usize,
+    /// Seconds of each measurement.
+    pub seconds: f64,
+    /// Seconds before each.
+    pub warm_up: f64,
+    /// Where the files lay, and on what.
+    pub files: String,
+    /// Name, version and settings of each peer.
+    pub peers: Vec<[String; 3]>,
+    /// Peers that are not there, and why.
+    pub absent: Vec<String>,
+}
+
+impl Header {
+    /// The header's lines.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "Linux {}, {} ({} CPUs); server on CPU {}, generator on CPU {}\n\
+             {} rounds of {} s after {} s of warm-up, peers interleaved; medians (± half the range)\n\
+             files in {}\n",
+            self.kernel,
+            self.cpu_model,
+            self.cpus,
+            self.server_cpu,
+            self.client_cpu,
+            self.rounds,
+            self.seconds,
+            self.warm_up,
+            self.files,
+        );
+        for [name, version, settings] in &self.peers {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "  {name:<14} {version}: {settings}");
+        }
+        for absent in &self.absent {
+            let _ = writeln!(text, "  skipped: {absent}");
+        }
+        text.push_str(
+            "× is against nginx's best configuration of the workload: its highest throughput, its least \
+             processor time.\n≥: the generator was the limit for this peer alone; ≤: for nginx alone; \
+             ~: for both.\n",
+        );
+        text
+    }
+}
+
+/// The lines of one workload.
+pub fn workload_text(workload: &Workload, summaries: &[Summary]) -> String {
+    let mut text = format!(
+        "\n{} [{}]{}\n",
+        workload.title,
+        workload.name,
+        targets(workload)
+    );
+    match workload.run {
+        Run::Idle { .. } => idle_rows(&mut text, summaries),
+        Run::Load { unit, .. } => load_rows(&mut text, unit, summaries),
+    }
+    for summary in summaries.iter().filter(|summary| !summary.clean()) {
+        let counts: Vec<String> = summary
+            .errors
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "  ! {}: ratio refused, {}{}",
+            summary.peer,
+            summary.first_error.as_deref().unwrap_or("errors"),
+            match counts.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", counts.join(", ")),
+            },
+        );
+    }
+    if let Some(worst) = summaries
+        .iter()
+        .filter(|one| one.disturbed())
+        .map(|one| one.foreign)
+        .reduce(f64::max)
+    {
+        let _ = writeln!(
+            text,
+            "  ! something else used {:.0} % of a core meanwhile: measure again on an idle machine",
+            worst * 100.0,
+        );
+    }
+    text
+}
+
+fn targets(workload: &Workload) -> String {
+    match workload.run {
+        Run::Idle { bytes_max } => format!(": at most {bytes_max} bytes each"),
+        Run::Load { target: None, .. } => String::new(),
+        Run::Load {
+            target: Some(target),
+            ..
+        } => format!(
+            ": throughput {} ×, processor {} ×{}",
+            target.throughput,
+            target.cpu,
+            if target.above_lighttpd {
+                ", above lighttpd"
+            } else {
+                ""
+            },
+        ),
+    }
+}
+
+fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
+    let (rate, cost) = match unit {
+        Unit::Requests => ("requests/s", "CPU µs/req"),
+        Unit::Bytes => ("GiB/s", "CPU ms/GiB"),
+    };
+    let wrk = summaries.iter().any(|summary| summary.wrk.is_some());
+    let _ = writeln!(
+        text,
+        "  {:<14}{rate:>11} {:>6} {:>8} {:<8}{cost:>11} {:>8} {:<8}{:>9}{:>9}{:>9}{:>7}{}",
+        "",
+        "±",
+        "×",
+        "",
+        "×",
+        "",
+        "p50 µs",
+        "p99 µs",
+        "p999 µs",
+        "gen.",
+        if wrk { "  wrk req/s" } else { "" },
+    );
+    for summary in summaries {
+        let Some(throughput) = summary.throughput else {
+            continue;
+        };
+        let (rate, cost) = match unit {
+            Unit::Requests => (format!("{throughput:.0}"), 1e6),
+            Unit::Bytes => (format!("{:.2}", throughput / GIB), 1e3 * GIB),
+        };
+        let cpu = summary.cpu_per_unit.map(|cpu| format!("{:.2}", cpu * cost));
+        let _ = write!(
+            text,
+            "  {:<14}{rate:>11} {:>5.1}% {:>8} {:<8}{:>11} {:>8} {:<8}{:>9.0}{:>9.0}{:>9.0}{:>6.0}%",
+            summary.peer,
+            summary.spread * 100.0,
+            ratio_text(summary.throughput_ratio),
+            mark(summary, "throughput"),
+            cpu.as_deref().unwrap_or("-"),
+            summary
+                .cpu_ratio
+                .map_or("-".to_owned(), |ratio| format!("{ratio:.2}×")),
+            mark(summary, "cpu"),
+            summary.latency_us.p50,
+            summary.latency_us.p99,
+            summary.latency_us.p999,
+            summary.client_busy * 100.0,
+        );
+        if wrk {
+            let figure = summary
+                .wrk
+                .map_or("-".to_owned(), |figure| format!("{figure:.0}"));
+            let _ = write!(text, "{figure:>11}");
+        }
+        let above = summary
+            .verdicts
+            .iter()
+            .find(|verdict| verdict.figure == "above lighttpd");
+        if let Some(above) = above {
+            let _ = write!(text, "  above lighttpd: {}", above.outcome.word());
+        }
+        text.push('\n');
+    }
+}
+
+fn idle_rows(text: &mut String, summaries: &[Summary]) {
+    let _ = writeln!(
+        text,
+        "  {:<14}{:>11} {:<8}{:>14}{:>14}{:>14}",
+        "", "bytes each", "", "connections", "before KiB", "after KiB",
+    );
+    for summary in summaries {
+        let (Some(each), Some(memory)) = (summary.memory_per_connection, summary.memory) else {
+            continue;
+        };
+        let _ = writeln!(
+            text,
+            "  {:<14}{each:>11.0} {:<8}{:>14}{:>14}{:>14}",
+            summary.peer,
+            mark(summary, "memory"),
+            memory.connections,
+            memory.before.allocated / 1024,
+            memory.after.allocated / 1024,
+        );
+    }
+}
+
+/// The outcome of one figure; for nginx's best configuration, that it is the reference.
+fn mark(summary: &Summary, figure: &str) -> &'static str {
+    let verdict = summary
+        .verdicts
+        .iter()
+        .find(|verdict| verdict.figure == figure);
+    match verdict {
+        Some(verdict) => verdict.outcome.word(),
+        None if summary.reference && figure == "throughput" => "best",
+        None => "",
+    }
+}
+
+fn ratio_text(ratio: Option<Ratio>) -> String {
+    let Some(Ratio { value, bound }) = ratio else {
+        return "-".to_owned();
+    };
+    let sign = match bound {
+        Bound::Exact => "",
+        Bound::AtLeast => "≥",
+        Bound::AtMost => "≤",
+        Bound::Unknown => "~",
+    };
+    format!("{sign}{value:.2}×")
+}
+
+/// How many figures were reached, in one line; nothing where none was to be.
+pub fn conclusion(all: &[Vec<Summary>]) -> String {
+    let outcomes = || all.iter().flatten().flat_map(|summary| &summary.verdicts);
+    let count = |outcome| {
+        outcomes()
+            .filter(|verdict| verdict.outcome == outcome)
+            .count()
+    };
+    if outcomes().next().is_none() {
+        return String::new();
+    }
+    format!(
+        "\n{} pass, {} miss, {} unclear, {} refused\n",
+        count(Outcome::Pass),
+        count(Outcome::Miss),
+        count(Outcome::Unclear),
+        count(Outcome::Refused),
+    )
+}
+
+const GIB: f64 = (1u64 << 30) as f64;

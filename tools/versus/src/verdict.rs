@@ -1,0 +1,545 @@
+//! From what was measured to what may be said.
+//!
+//! A ratio is refused where there were errors, and it is a bound where the generator, not the server,
+//! was the limit of one side.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::generate::{IdleMemory, Latency, Report};
+use crate::measure::Measured;
+use crate::peers::{Family, Peer};
+use crate::workload::{Run, Target, Unit, Workload};
+
+/// A generator that is busier than this share of the time was the limit.
+const SATURATED: f64 = 0.97;
+/// More than this share of a core used by others makes figures worthless.
+const FOREIGN_MAX: f64 = 0.10;
+
+/// One peer under one workload: medians over the rounds.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// The peer.
+    pub peer: &'static str,
+    /// Requests or bytes in a second.
+    pub throughput: Option<f64>,
+    /// Half of the distance between the best and the worst round, as a share of the median.
+    pub spread: f64,
+    /// Seconds of the server's processor time for each request or byte.
+    pub cpu_per_unit: Option<f64>,
+    /// Latencies; the maximum is of all rounds.
+    pub latency_us: Latency,
+    /// Share of the time in which the generator was busy.
+    pub client_busy: f64,
+    /// The generator was the limit.
+    pub saturated: bool,
+    /// Share of a core that something else used during the measurements.
+    pub foreign: f64,
+    /// With the idle workload only: memory in the round of the median.
+    pub memory: Option<IdleMemory>,
+    /// Bytes for each idle connection.
+    pub memory_per_connection: Option<f64>,
+    /// Faults of all rounds by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// The first fault, or why it could not be measured.
+    pub first_error: Option<String>,
+    /// Connections opened anew after an announced close.
+    pub reconnects: u64,
+    /// Requests per second by wrk.
+    pub wrk: Option<f64>,
+    /// Throughput over that of nginx's best.
+    pub throughput_ratio: Option<Ratio>,
+    /// The least processor time per unit of nginx's configurations over this peer's.
+    pub cpu_ratio: Option<f64>,
+    /// The best of nginx's configurations here.
+    pub reference: bool,
+    /// For Beltway only: what was to be reached.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A ratio and what it says about the true one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    /// As measured.
+    pub value: f64,
+    /// How the true one relates to it.
+    pub bound: Bound,
+}
+
+/// How a true ratio relates to the measured one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Neither side was limited by the generator.
+    Exact,
+    /// Only the numerator was.
+    AtLeast,
+    /// Only the denominator was.
+    AtMost,
+    /// Both were: the generator was measured.
+    Unknown,
+}
+
+/// One figure to reach.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// `throughput`, `cpu`, `above lighttpd` or `memory`.
+    pub figure: &'static str,
+    /// The target, where it is a number.
+    pub target: Option<f64>,
+    /// Whether it was reached.
+    pub outcome: Outcome,
+}
+
+/// Whether a figure was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Reached.
+    Pass,
+    /// Not reached.
+    Miss,
+    /// The generator was the limit, so it can't be said.
+    Unclear,
+    /// There were errors, or nothing to compare with.
+    Refused,
+}
+
+impl Outcome {
+    /// As the table writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Pass => "pass",
+            Outcome::Miss => "MISS",
+            Outcome::Unclear => "unclear",
+            Outcome::Refused => "refused",
+        }
+    }
+
+    fn of(reached: bool) -> Self {
+        if reached {
+            Outcome::Pass
+        } else {
+            Outcome::Miss
+        }
+    }
+}
+
+impl Ratio {
+    /// Of two throughputs, each with whether the generator was the limit.
+    fn of((ours, ours_saturated): (f64, bool), (theirs, theirs_saturated): (f64, bool)) -> Self {
+        Self {
+            value: ours / theirs,
+            bound: match (ours_saturated, theirs_saturated) {
+                (false, false) => Bound::Exact,
+                (true, false) => Bound::AtLeast,
+                (false, true) => Bound::AtMost,
+                (true, true) => Bound::Unknown,
+            },
+        }
+    }
+
+    /// Whether the true ratio is at least `target`, as far as that can be said.
+    fn reaches(self, target: f64) -> Outcome {
+        let reached = self.value >= target;
+        match self.bound {
+            Bound::AtLeast if !reached => Outcome::Unclear,
+            Bound::AtMost if reached => Outcome::Unclear,
+            Bound::Unknown => Outcome::Unclear,
+            _ => Outcome::of(reached),
+        }
+    }
+}
+
+/// Summarises one workload, in the peers' order.
+pub fn summarise(workload: &Workload, peers: &[Peer], measured: &[Measured]) -> Vec<Summary> {
+    let mut summaries: Vec<Summary> = peers
+        .iter()
+        .zip(measured)
+        .map(|(peer, measured)| summary(workload, peer, measured))
+        .collect();
+    let families: Vec<Family> = peers.iter().map(|peer| peer.family).collect();
+    let nginx = best(&families, &summaries, Family::Nginx);
+    let lighttpd = best(&families, &summaries, Family::Lighttpd);
+    let sides = |place: usize| summaries[place].side();
+    let (nginx_side, lighttpd_side) = (nginx.and_then(sides), lighttpd.and_then(sides));
+    let nginx_cpu = clean_of(&families, &summaries, Family::Nginx)
+        .filter_map(|place| summaries[place].cpu_per_unit)
+        .min_by(f64::total_cmp);
+    for (place, summary) in summaries.iter_mut().enumerate() {
+        summary.reference = nginx == Some(place);
+        let side = summary.side();
+        summary.throughput_ratio = side
+            .zip(nginx_side)
+            .map(|(one, other)| Ratio::of(one, other));
+        let cpu = summary.cpu_per_unit.filter(|_| side.is_some());
+        summary.cpu_ratio = nginx_cpu.zip(cpu).map(|(theirs, ours)| theirs / ours);
+        if families[place] == Family::Beltway {
+            let above = side
+                .zip(lighttpd_side)
+                .map(|(one, other)| Ratio::of(one, other));
+            summary.verdicts = verdicts(workload, summary, above, lighttpd.is_some());
+        }
+    }
+    summaries
+}
+
+impl Summary {
+    /// Whether every round succeeded without a fault.
+    pub fn clean(&self) -> bool {
+        self.errors.is_empty() && self.first_error.is_none()
+    }
+
+    /// Throughput and whether the generator was its limit; none where a ratio must be refused.
+    fn side(&self) -> Option<(f64, bool)> {
+        let throughput = self.throughput.filter(|&throughput| throughput > 0.0)?;
+        self.clean().then_some((throughput, self.saturated))
+    }
+}
+
+/// Places of this family's configurations that may be compared with.
+fn clean_of<'a>(
+    families: &'a [Family],
+    summaries: &'a [Summary],
+    family: Family,
+) -> impl Iterator<Item = usize> + 'a {
+    (0..summaries.len())
+        .filter(move |&place| families[place] == family && summaries[place].side().is_some())
+}
+
+/// The configuration of this family with the highest throughput.
+fn best(families: &[Family], summaries: &[Summary], family: Family) -> Option<usize> {
+    clean_of(families, summaries, family).max_by(|&one, &other| {
+        let throughput = |place: usize| summaries[place].throughput.unwrap_or(0.0);
+        throughput(one).total_cmp(&throughput(other))
+    })
+}
+
+fn verdicts(
+    workload: &Workload,
+    summary: &Summary,
+    above_lighttpd: Option<Ratio>,
+    lighttpd_measured: bool,
+) -> Vec<Verdict> {
+    let verdict = |figure, target, outcome: Option<Outcome>| Verdict {
+        figure,
+        target,
+        outcome: outcome.unwrap_or(Outcome::Refused),
+    };
+    match workload.run {
+        Run::Idle { bytes_max } => {
+            let memory = summary.memory_per_connection.filter(|_| summary.clean());
+            let outcome = memory.map(|bytes| Outcome::of(bytes <= bytes_max));
+            vec![verdict("memory", Some(bytes_max), outcome)]
+        }
+        Run::Load { target: None, .. } => Vec::new(),
+        Run::Load {
+            target:
+                Some(Target {
+                    throughput,
+                    cpu,
+                    above_lighttpd: above,
+                }),
+            ..
+        } => {
+            let ratio = summary
+                .throughput_ratio
+                .map(|ratio| ratio.reaches(throughput));
+            let cpu_outcome = summary.cpu_ratio.map(|ratio| Outcome::of(ratio >= cpu));
+            let mut verdicts = vec![
+                verdict("throughput", Some(throughput), ratio),
+                verdict("cpu", Some(cpu), cpu_outcome),
+            ];
+            if above && lighttpd_measured {
+                let outcome = above_lighttpd.map(|ratio| ratio.reaches(1.0));
+                verdicts.push(verdict("above lighttpd", None, outcome));
+            }
+            verdicts
+        }
+    }
+}
+
+fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
+    let reports = &measured.reports;
+    let mut summary = Summary {
+        peer: peer.name,
+        wrk: measured.wrk,
+        first_error: measured.failure.clone(),
+        ..Summary::default()
+    };
+    for report in reports {
+        summary.reconnects += report.reconnects;
+        for (kind, count) in &report.errors {
+            *summary.errors.entry(kind.clone()).or_default() += count;
+        }
+        if summary.first_error.is_none() {
+            summary.first_error.clone_from(&report.first_error);
+        }
+    }
+    let of = |value: &dyn Fn(&Report) -> f64| median(reports.iter().map(value).collect());
+    match workload.run {
+        Run::Idle { .. } => {
+            let idle = |report: &Report| report.idle.unwrap_or_default().per_connection();
+            summary.memory_per_connection = of(&idle);
+            let middle = reports
+                .iter()
+                .find(|one| Some(idle(one)) == summary.memory_per_connection);
+            summary.memory = middle.or(reports.first()).and_then(|report| report.idle);
+        }
+        Run::Load { unit, .. } => {
+            let units = |report: &Report| match unit {
+                Unit::Requests => report.requests as f64,
+                Unit::Bytes => report.bytes as f64,
+            };
+            let rate = |report: &Report| units(report) / report.seconds;
+            summary.throughput = of(&rate);
+            summary.spread = spread(reports.iter().map(rate).collect());
+            let cpu = of(&|report| report.server.total() / units(report).max(1.0));
+            summary.cpu_per_unit = cpu.filter(|&cpu| cpu > 0.0);
+        }
+    }
+    summary.latency_us = Latency {
+        p50: of(&|report| report.latency_us.p50).unwrap_or(0.0),
+        p99: of(&|report| report.latency_us.p99).unwrap_or(0.0),
+        p999: of(&|report| report.latency_us.p999).unwrap_or(0.0),
+        max: reports
+            .iter()
+            .map(|report| report.latency_us.max)
+            .fold(0.0, f64::max),
+    };
+    summary.client_busy = of(&client_busy).unwrap_or(0.0);
+    summary.saturated = summary.client_busy > SATURATED;
+    summary.foreign = of(&foreign).unwrap_or(0.0);
+    summary
+}
+
+impl Summary {
+    /// Whether something else took so much of a core that the figures mean little.
+    pub fn disturbed(&self) -> bool {
+        self.foreign > FOREIGN_MAX
+    }
+}
+
+/// The generator is as busy as its core, which it has alone; or as its own clock says, where the
+/// core's isn't known.
+fn client_busy(report: &Report) -> f64 {
+    report
+        .client_core_busy
+        .unwrap_or(0.0)
+        .max(report.client_busy)
+}
+
+/// The larger share of the two cores that neither the server nor the generator used.
+fn foreign(report: &Report) -> f64 {
+    let server = report.server.total() / report.seconds.max(1e-9);
+    let on_server = report.server_core_busy.map_or(0.0, |busy| busy - server);
+    let on_client = report
+        .client_core_busy
+        .map_or(0.0, |busy| busy - report.client_busy);
+    on_server.max(on_client).max(0.0)
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    Some(match values.len() % 2 {
+        0 => (values[values.len() / 2 - 1] + upper) / 2.0,
+        _ => upper,
+    })
+}
+
+fn spread(values: Vec<f64>) -> f64 {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    match median(values) {
+        Some(median) if median > 0.0 => (most - least) / 2.0 / median,
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::procfs::{CpuTime, Memory};
+    use crate::workload::select;
+
+    fn workload(name: &str) -> Workload {
+        select(&[name.to_owned()]).expect("a known name")[0]
+    }
+
+    fn report(requests: u64, cpu: f64, busy: f64) -> Report {
+        Report {
+            requests,
+            seconds: 1.0,
+            server: CpuTime {
+                user: cpu,
+                system: 0.0,
+            },
+            client_busy: busy,
+            ..Report::default()
+        }
+    }
+
+    fn measured(reports: &[Report]) -> Measured {
+        Measured {
+            reports: reports.to_vec(),
+            ..Measured::default()
+        }
+    }
+
+    /// Beltway on both engines, nginx A and B, lighttpd A and B.
+    fn judge(name: &str, reports: [Report; 6]) -> Vec<Summary> {
+        let peers = Peer::all_for_tests();
+        summarise(
+            &workload(name),
+            &peers,
+            &reports.map(|report| measured(&[report])),
+        )
+    }
+
+    fn outcomes(summary: &Summary) -> Vec<Outcome> {
+        summary
+            .verdicts
+            .iter()
+            .map(|verdict| verdict.outcome)
+            .collect()
+    }
+
+    #[test]
+    fn compares_with_the_best_of_nginx() {
+        let summaries = judge(
+            "1k-64",
+            [
+                report(200, 0.5, 0.5),
+                report(170, 1.0, 0.5),
+                report(100, 1.0, 0.5),
+                report(90, 0.8, 0.5),
+                report(150, 1.0, 0.5),
+                report(180, 1.0, 0.5),
+            ],
+        );
+        assert!(summaries[2].reference && !summaries[3].reference);
+        let ratio = summaries[0].throughput_ratio.expect("no errors");
+        assert_eq!(
+            ratio,
+            Ratio {
+                value: 2.0,
+                bound: Bound::Exact
+            }
+        );
+        // The least processor time per request is that of the other configuration.
+        let cpu = summaries[0].cpu_ratio.expect("no errors");
+        assert!((cpu - (0.8 / 90.0) / (0.5 / 200.0)).abs() < 1e-9);
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass; 3]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Miss; 3]);
+        assert!(summaries[4].verdicts.is_empty());
+    }
+
+    #[test]
+    fn errors_refuse_the_ratio_and_take_a_reference_away() {
+        let mut broken = report(1000, 1.0, 0.5);
+        broken.errors.insert("closed".to_owned(), 1);
+        let good = report(100, 1.0, 0.5);
+        let summaries = judge(
+            "16k",
+            [
+                broken.clone(),
+                good.clone(),
+                broken.clone(),
+                good.clone(),
+                good.clone(),
+                good.clone(),
+            ],
+        );
+        assert_eq!(summaries[0].throughput_ratio, None);
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Refused; 2]);
+        assert!(summaries[3].reference);
+        let ratio = summaries[1].throughput_ratio.map(|ratio| ratio.value);
+        assert_eq!(ratio, Some(1.0));
+        let all_broken = [
+            broken.clone(),
+            good.clone(),
+            broken.clone(),
+            broken,
+            good.clone(),
+            good,
+        ];
+        assert_eq!(
+            outcomes(&judge("16k", all_broken)[1]),
+            [Outcome::Refused; 2]
+        );
+    }
+
+    #[test]
+    fn a_saturated_generator_makes_a_bound() {
+        for (ours, theirs, bound, above, below) in [
+            (0.99, 0.5, Bound::AtLeast, Outcome::Pass, Outcome::Unclear),
+            (0.5, 0.99, Bound::AtMost, Outcome::Unclear, Outcome::Miss),
+            (
+                0.99,
+                0.99,
+                Bound::Unknown,
+                Outcome::Unclear,
+                Outcome::Unclear,
+            ),
+            (0.5, 0.5, Bound::Exact, Outcome::Pass, Outcome::Miss),
+        ] {
+            let summaries = judge(
+                "64k",
+                [
+                    report(200, 0.1, ours),
+                    report(150, 0.1, ours),
+                    report(100, 1.0, theirs),
+                    report(50, 1.0, 0.5),
+                    report(50, 1.0, 0.5),
+                    report(50, 1.0, 0.5),
+                ],
+            );
+            assert_eq!(
+                summaries[0].throughput_ratio.map(|ratio| ratio.bound),
+                Some(bound)
+            );
+            assert_eq!(outcomes(&summaries[0]), [above, Outcome::Pass]);
+            assert_eq!(outcomes(&summaries[1]), [below, Outcome::Pass]);
+        }
+    }
+
+    #[test]
+    fn memory_of_idle_connections_is_judged_alone() {
+        let idle = |allocated| Report {
+            idle: Some(IdleMemory {
+                before: Memory {
+                    allocated: 1000,
+                    proportional: 0,
+                },
+                after: Memory {
+                    allocated,
+                    proportional: 0,
+                },
+                connections: 100,
+            }),
+            ..Report::default()
+        };
+        let sizes = [101_000, 104_000, 0, 0, 0, 0];
+        let summaries = judge("idle", sizes.map(idle));
+        assert_eq!(summaries[0].memory_per_connection, Some(1000.0));
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Miss]);
+    }
+
+    #[test]
+    fn medians_and_spread_over_rounds() {
+        let peers = &Peer::all_for_tests()[..1];
+        let rounds = measured(&[
+            report(100, 1.0, 0.1),
+            report(90, 1.0, 0.1),
+            report(130, 1.0, 0.1),
+        ]);
+        let summaries = summarise(&workload("1k-1"), peers, &[rounds]);
+        assert_eq!(summaries[0].throughput, Some(100.0));
+        assert!((summaries[0].spread - 0.2).abs() < 1e-9);
+        assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
+        assert_eq!(median(Vec::new()), None);
+    }
+}
