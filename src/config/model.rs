@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::http::router::{HostMap, Router, Template, When};
-pub use crate::http::semantics::negotiate::Coding;
+use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
 
 /// One snapshot of the whole configuration.

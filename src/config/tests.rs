@@ -577,54 +577,42 @@ fn a_bad_set_and_a_bad_variable_and_a_bad_flag() {
             .errors(),
         @r#"
     error: `engine` can't be "uring2"
-    --> the environment
      |
-    ::: 
      | BELTWAY_SERVER_ENGINE=uring2
      |                       ^^^^^^ unknown value
      |
      = help: did you mean "uring"?
 
     error: `workers` needs "auto" or a number from 1 to 1024
-    --> the command line
      |
-    ::: 
      | --set server.workers=many
      |                      ^^^^ not this
      |
      = help: write it such as workers = 2
 
     error: there is no key `wrokers` in [server]
-    --> the command line
      |
-    ::: 
      | --set server.wrokers=2
      |       ^^^^^^^^^^^^^^ unknown key
      |
      = help: did you mean `workers`?
 
     error: `=` and a value are missing
-    --> the command line
      |
-    ::: 
      | --set workers
      |       ^^^^^^^
      |
      = help: write it such as --set server.workers=2 or --set 'site.":8080".list=true'
 
     error: `drain_timeout`: `30` has no unit
-    --> the command line
      |
-    ::: 
      | --set server.drain_timeout=30
      |                            ^^
      |
      = help: write "30s" or "30ms"
 
     error: `max_conns` needs a number of at least 1
-    --> the command line
      |
-    ::: 
      | --max-conns=0
      |             ^ not this
      |

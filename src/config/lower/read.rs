@@ -132,9 +132,7 @@ impl Reader<'_> {
         words: &[(&str, T)],
     ) -> Option<T> {
         let entry = table.get(name)?;
-        let Some(written) = self.string_of(section, entry, &entry.item) else {
-            return None;
-        };
+        let written = self.string_of(section, entry, &entry.item)?;
         let known = words.iter().find(|(word, _)| *word == written);
         if known.is_none() {
             let list: Vec<_> = words
