@@ -208,6 +208,7 @@ fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io
     let root = bench.root();
     let memory = rustix::fs::statfs(&root)?.f_type as u64 == TMPFS;
     Ok(Header {
+        congestion: procfs::congestion_control(),
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()
