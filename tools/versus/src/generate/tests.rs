@@ -1,7 +1,7 @@
 //! The generator against a small server in the same process, with every way of going wrong.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -75,8 +75,15 @@ fn serve(
         }
         served.fetch_add(1, Ordering::SeqCst);
         stream.write_all(&response(len, manner, last))?;
-        if last && matches!(manner, Manner::ClosesAnnounced | Manner::ClosesSuddenly) {
-            return Ok(());
+        match manner {
+            Manner::ClosesSuddenly if last => return Ok(()),
+            Manner::ClosesAnnounced if last => {
+                // Closing over unread requests would reset what is on its way (RFC 9112 §9.6).
+                stream.shutdown(Shutdown::Write)?;
+                while stream.read(&mut chunk)? > 0 {}
+                return Ok(());
+            }
+            _ => {}
         }
     }
 }
