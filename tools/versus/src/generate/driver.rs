@@ -355,6 +355,8 @@ impl Driver {
     /// Replaces a connection that the server closed as it had announced.
     fn reopen(&mut self, index: usize) -> io::Result<()> {
         let depth = self.load.depth;
+        // Earlier completions of this turn may have queued requests on the old descriptor.
+        self.ring.flush()?;
         let connection = &mut self.connections[index];
         let unanswered = connection.outstanding;
         let generation = (connection.generation + 1) & 0x00FF_FFFF;
