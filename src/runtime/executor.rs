@@ -447,7 +447,12 @@ impl Core {
     /// What made the engine itself fail: the core can't go on.
     pub fn run_until(&self, mut done: impl FnMut() -> bool) -> Result<(), Errno> {
         while !done() {
-            self.turn(None)?;
+            self.run_ready();
+            // A task may just have done the last thing there was to wait for.
+            if done() {
+                break;
+            }
+            self.turn_engine(None)?;
         }
         Ok(())
     }
@@ -466,6 +471,11 @@ impl Core {
     /// As [`Self::run_until`].
     pub fn turn(&self, wait_max: Option<Duration>) -> Result<(), Errno> {
         self.run_ready();
+        self.turn_engine(wait_max)
+    }
+
+    /// The part of a turn after the tasks: asks the engine, and wakes whom its answers concern.
+    fn turn_engine(&self, wait_max: Option<Duration>) -> Result<(), Errno> {
         let scratch = &mut *self.0.scratch.borrow_mut();
         self.close_unused(&mut scratch.closing);
         self.submit_jobs();
