@@ -25,6 +25,9 @@ const VARIABLE_PREFIX: &str = "BELTWAY_";
 pub struct Input {
     /// The configuration file as the user named it, if there is one.
     pub file: Option<PathBuf>,
+    /// The content of `file` where it is known already; then nothing is read for it, and it can't
+    /// include others.
+    pub content: Option<String>,
     /// Flags of the command line and `--set`, the later winning.
     pub settings: Vec<Setting>,
     /// The environment.
@@ -75,7 +78,11 @@ pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Option<Table> {
             syntax: true,
         };
         let path = input.directory.join(file);
-        tree = files.read(&path, &file.display().to_string(), None);
+        let name = file.display().to_string();
+        tree = match &input.content {
+            Some(content) => Some(files.parse(&path, &name, content).0),
+            None => files.read(&path, &name, None),
+        };
         tree = tree.filter(|_| files.syntax);
     }
     let mut over = Table::default();
@@ -89,7 +96,14 @@ pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Option<Table> {
             over.overlay(table);
         }
     }
-    if let Some(entry) = over.take("include") {
+    let unread = input
+        .content
+        .is_some()
+        .then(|| tree.as_mut()?.take("include"));
+    for entry in [over.take("include"), unread.flatten()]
+        .into_iter()
+        .flatten()
+    {
         diagnostics.push(
             Diagnostic::new(entry.key_at, "`include` can't be set here", "")
                 .help("write it at the top of a configuration file"),
@@ -141,16 +155,7 @@ impl Files<'_> {
                 return None;
             }
         };
-        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        let whole = self.diagnostics.sources.add(Source {
-            kind: SourceKind::File,
-            name: name.into(),
-            text: text.clone(),
-            base: base.clone(),
-        });
-        let errors_before = self.diagnostics.len();
-        let mut table = raw::parse(&text, whole, self.diagnostics);
-        self.syntax &= self.diagnostics.len() == errors_before;
+        let (mut table, base) = self.parse(path, name, &text);
         if let Some(include) = table.take("include") {
             for (pattern, at) in self.patterns(&include.item) {
                 for path in self.expand(&base, &pattern, at) {
@@ -166,6 +171,21 @@ impl Files<'_> {
             }
         }
         Some(table)
+    }
+
+    /// Parses a file; also gives the directory to which names in it refer.
+    fn parse(&mut self, path: &Path, name: &str, text: &str) -> (Table, PathBuf) {
+        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let whole = self.diagnostics.sources.add(Source {
+            kind: SourceKind::File,
+            name: name.into(),
+            text: text.to_owned(),
+            base: base.clone(),
+        });
+        let errors_before = self.diagnostics.len();
+        let table = raw::parse(text, whole, self.diagnostics);
+        self.syntax &= self.diagnostics.len() == errors_before;
+        (table, base)
     }
 
     fn patterns(&mut self, item: &Item) -> Vec<(String, At)> {

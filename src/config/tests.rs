@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::model::*;
+use super::schema::Section;
 use super::sources::{FlagValue, Input, Setting};
 use super::{Loaded, load};
 use crate::http::types::Status;
@@ -291,6 +292,58 @@ fn a_single_page_application_never_swallows_a_missing_script() {
     ] {
         assert_eq!(files.spa_answers(&method, path), answers, "{path}");
     }
+}
+
+#[test]
+fn every_key_of_the_list_is_read() {
+    for (section, head) in [
+        (Section::Top, ""),
+        (Section::Server, "[server]\n"),
+        (Section::Limits, "[server.limits]\n"),
+        (Section::Timeouts, "[server.timeouts]\n"),
+        (Section::Site, "[site.\":1\"]\n"),
+        (Section::Route, "[site.\":1\".routes.\"/a\"]\n"),
+        (Section::When, "[site.\":1\".routes.\"/a\".when]\n"),
+    ] {
+        for key in section.keys() {
+            // No key takes a date.
+            let errors = case(&format!("{head}{} = 2026-01-01\n", key.name)).errors();
+            let named = errors.contains(&format!("`{}`", key.name));
+            assert!(named && !errors.contains("there is no key"), "{errors}");
+        }
+    }
+}
+
+#[test]
+fn every_example_of_the_list_is_right() {
+    for key in Section::Site.keys() {
+        let beside = match key.name {
+            "root" | "redirect" | "respond" => "",
+            "status" => "redirect = \"/x\"",
+            "body" => "respond = 200",
+            "content_type" => "respond = 200\nbody = \"{}\"",
+            _ => "root = \"www\"",
+        };
+        for value in [key.example, key.default] {
+            let value = if value.is_empty() { key.example } else { value };
+            let text = format!("[site.\":1\"]\n{beside}\n{} = {value}\n", key.name);
+            let mut case = case(&text);
+            case.input.check_files = false;
+            case.model();
+        }
+    }
+    let default = |section: Section, head: &str| {
+        let set = section.keys().filter(|key| !key.default.is_empty());
+        let lines: String = set
+            .map(|k| format!("{} = {}\n", k.name, k.default))
+            .collect();
+        format!("{head}\n{lines}")
+    };
+    let text = default(Section::Server, "[server]")
+        + &default(Section::Limits, "[server.limits]")
+        + &default(Section::Timeouts, "[server.timeouts]")
+        + SITE;
+    assert_eq!(case(&text).model().server, Server::default());
 }
 
 /// A configuration with everything that can be written.
