@@ -7,7 +7,7 @@ use beltway::runtime::engine::sim::{Act, ClientId, End, Faults, ListenerId, Pace
 use crate::server::{Cut, Server, body};
 
 /// The files of the server: name and size.
-pub const FILES: [(&str, usize); 4] =
+pub(crate) const FILES: [(&str, usize); 4] =
     [("empty", 0), ("a", 100), ("dir/b", 5000), ("dir/c", 20_000)];
 
 /// One request, with the answers that are right.
@@ -19,7 +19,7 @@ struct Request {
 
 /// How a client behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// Ends its direction after the last request and reads to the end.
     Polite,
     /// Closes when it has all answers.
@@ -37,9 +37,9 @@ pub enum Manner {
 }
 
 /// A client with its plan.
-pub struct Plan {
-    pub id: ClientId,
-    pub manner: Manner,
+pub(crate) struct Plan {
+    pub(crate) id: ClientId,
+    pub(crate) manner: Manner,
     requests: Vec<Request>,
 }
 
@@ -103,7 +103,7 @@ fn pause(random: &mut Random) -> Duration {
 
 impl Plan {
     /// Makes a client as the seed decides, and lets it connect.
-    pub fn new(
+    pub(crate) fn new(
         world: &World,
         listener: ListenerId,
         client: usize,
@@ -199,8 +199,9 @@ impl Plan {
         script
     }
 
-    /// Checks that every request ended once: answered whole, or with a cause for its absence.
-    pub fn check(&self, server: &Server, index: usize) {
+    /// Checks that every request ended once: answered whole, or with a cause for its absence. Gives
+    /// the number of whole answers.
+    pub(crate) fn check(&self, server: &Server, index: usize) -> usize {
         let seen = server.world.seen(self.id);
         let ended = server.ended.borrow().get(&index).copied();
         let fail = |why: String| -> ! {
@@ -217,11 +218,13 @@ impl Plan {
         };
         let excused = left || seen.broken || cut;
         let mut rest = &seen.received[..];
+        let mut answered = 0;
         for request in &self.requests {
             let begun = server.begun.borrow().get(&(index, request.id)).copied();
             let whole = request.answers.iter().find(|a| rest.starts_with(a));
             if let Some(answer) = whole {
                 rest = &rest[answer.len()..];
+                answered += 1;
                 if begun != Some(1) {
                     fail(format!("request {} was begun {begun:?} times", request.id));
                 }
@@ -242,7 +245,7 @@ impl Plan {
                     request.line
                 ));
             }
-            return;
+            return answered;
         }
         let told = self.manner == Manner::Idle && b"timeout\n".starts_with(rest);
         if !(rest.is_empty() || told) {
@@ -252,5 +255,6 @@ impl Plan {
         if fin && !excused && seen.end != Some(End::Fin) {
             fail("the connection did not end well".to_owned());
         }
+        answered
     }
 }

@@ -11,18 +11,20 @@ mod client;
 mod server;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::thread;
 
 use beltway::runtime::engine::sim::{self, Config, Faults, World};
 use beltway::runtime::executor::Core;
 
 use client::{FILES, Plan};
-use server::{Server, body};
+use server::{Death, Server, body};
 
 /// Seeds in an ordinary run.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 6000;
 
 /// Turns that no run needs.
 const TURNS_MAX: u64 = 400_000;
@@ -38,7 +40,8 @@ fn server(core: &Core, world: &World) -> Rc<Server> {
         begun: RefCell::default(),
         ended: RefCell::default(),
         active: Cell::new(0),
-        drop_after: Cell::new(0),
+        death: Cell::new(Death::Never),
+        died: Cell::new(false),
     })
 }
 
@@ -51,8 +54,28 @@ fn finish(server: Rc<Server>) -> u64 {
     world.trace_hash()
 }
 
+/// What the runs came upon, to know that they went where the bugs would be.
+#[derive(Default)]
+struct Tally {
+    whole: usize,
+    manners: BTreeMap<String, usize>,
+    ends: BTreeMap<String, usize>,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.whole += other.whole;
+        for (name, times) in other.manners {
+            *self.manners.entry(name).or_default() += times;
+        }
+        for (name, times) in other.ends {
+            *self.ends.entry(name).or_default() += times;
+        }
+    }
+}
+
 /// One run; gives the hash of what happened.
-fn run(seed: u64) -> u64 {
+fn run(seed: u64, tally: &mut Tally) -> u64 {
     let faults = Faults::seeded(seed);
     let config = Config::seeded(seed);
     // Small buffers move few bytes per round trip: keep the runs equally long.
@@ -61,7 +84,7 @@ fn run(seed: u64) -> u64 {
     let server = server(&core, &world);
     let mut random = world.random(0);
     if random.below(4) == 0 {
-        server.drop_after.set(random.between(1, 60));
+        server.death.set(Death::Within(random.between(1, 60)));
     }
     let (listener, id) = world.listen();
     let many = random.between(1, 6) as usize;
@@ -73,7 +96,14 @@ fn run(seed: u64) -> u64 {
         server.active.get() == 0 && plans.iter().all(|plan| world.is_over(plan.id))
     });
     for (index, plan) in plans.iter().enumerate() {
-        plan.check(&server, index);
+        tally.whole += plan.check(&server, index);
+        *tally
+            .manners
+            .entry(format!("{:?}", plan.manner))
+            .or_default() += 1;
+    }
+    for end in server.ended.borrow().values() {
+        *tally.ends.entry(format!("{end:?}")).or_default() += 1;
     }
     finish(server)
 }
@@ -94,26 +124,81 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn every_request_ends_once_and_nothing_is_left() {
     if let Some(seed) = number("BELTWAY_SIM_SEED") {
-        told(seed, || run(seed));
+        told(seed, || run(seed, &mut Tally::default()));
         return;
     }
     let seeds = number("BELTWAY_SIM_SEEDS").unwrap_or(SEEDS);
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {
         for first in 0..threads {
+            let tally = &tally;
             scope.spawn(move || {
+                let mut mine = Tally::default();
                 for seed in (first..seeds).step_by(threads as usize) {
-                    told(seed, || run(seed));
+                    told(seed, || run(seed, &mut mine));
                 }
+                tally.lock().expect("no thread fails here").add(mine);
             });
         }
     });
+    let tally = tally.into_inner().expect("no thread fails here");
+    println!(
+        "{} whole answers; {:?}; {:?}",
+        tally.whole, tally.manners, tally.ends
+    );
+    if seeds >= SEEDS {
+        assert_eq!(tally.manners.len(), 7, "every manner is met");
+        assert_eq!(tally.ends.len(), 7, "every end is met");
+    }
 }
 
 #[test]
 fn a_seed_gives_the_same_trace_again() {
+    let hash = |seed| run(seed, &mut Tally::default());
     for seed in 0..50 {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
+        assert_eq!(hash(seed), hash(seed), "seed {seed}");
     }
-    assert_ne!(run(1), run(2));
+    assert_ne!(hash(1), hash(2));
+}
+
+/// A run with one client, whose connection's task dies as told; says whether it lived so long.
+fn run_to_death(seed: u64, death: Death) -> bool {
+    let faults = Faults {
+        reset: 0.0,
+        ..Faults::seeded(seed)
+    };
+    let (core, world) = sim::new(seed, faults.clone(), Config::seeded(seed));
+    let server = server(&core, &world);
+    server.death.set(death);
+    let (listener, id) = world.listen();
+    let plan = Plan::new(&world, id, 0, &faults, 1000);
+    core.spawn(server::accept(Rc::clone(&server), listener));
+    world.run_until(TURNS_MAX, || {
+        server.active.get() == 0 && world.is_over(plan.id)
+    });
+    plan.check(&server, 0);
+    let died = server.died.get();
+    finish(server);
+    died
+}
+
+#[test]
+fn a_task_may_be_dropped_at_each_of_its_polls() {
+    let mut deaths = 0;
+    for seed in 0..40 {
+        for death in [Death::At, Death::ScopeAt] {
+            let at_each = (1..).take_while(|poll| {
+                let mut died = false;
+                told(seed, || {
+                    died = run_to_death(seed, death(*poll));
+                    0
+                });
+                died
+            });
+            deaths += at_each.count();
+        }
+    }
+    println!("{deaths} deaths");
+    assert!(deaths > 1000, "tasks are polled");
 }

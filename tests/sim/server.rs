@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_secs(30);
 
 /// Why the server ended a connection before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     /// The client sent nothing for too long; it was told.
     Idle,
     /// The client took nothing for too long.
@@ -46,65 +46,80 @@ pub enum Cut {
 }
 
 /// What all connections share.
-pub struct Server {
-    pub core: Core,
-    pub world: World,
-    pub root: Fd,
+pub(crate) struct Server {
+    pub(crate) core: Core,
+    pub(crate) world: World,
+    pub(crate) root: Fd,
     /// How often each request of each client was begun.
-    pub begun: RefCell<BTreeMap<(usize, u32), u32>>,
+    pub(crate) begun: RefCell<BTreeMap<(usize, u32), u32>>,
     /// How each connection ended.
-    pub ended: RefCell<BTreeMap<usize, Result<(), Cut>>>,
-    pub active: Cell<usize>,
-    /// In how many polls a connection's task may be dropped; never when 0.
-    pub drop_after: Cell<u64>,
+    pub(crate) ended: RefCell<BTreeMap<usize, Result<(), Cut>>>,
+    pub(crate) active: Cell<usize>,
+    /// What is done to the tasks of connections.
+    pub(crate) death: Cell<Death>,
+    /// It was done to one.
+    pub(crate) died: Cell<bool>,
 }
 
 /// A body that tells requests apart.
-pub fn body(id: u32, len: usize) -> Vec<u8> {
+pub(crate) fn body(id: u32, len: usize) -> Vec<u8> {
     (0..len)
         .map(|n| ((id as usize * 31 + n) % 251) as u8)
         .collect()
+}
+
+/// What is done to the task of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// Nothing.
+    Never,
+    /// It is dropped at one of its first polls.
+    Within(u64),
+    /// It is dropped at this poll.
+    At(u64),
+    /// It is dropped at this poll, and its scope is cancelled and waited for.
+    ScopeAt(u64),
 }
 
 /// Counts a connection that lives, and says how it ended.
 struct Alive {
     server: Rc<Server>,
     client: usize,
-    end: Result<(), Cut>,
+    end: Rc<Cell<Result<(), Cut>>>,
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
         self.server.active.set(self.server.active.get() - 1);
         let mut ended = self.server.ended.borrow_mut();
-        let before = ended.insert(self.client, self.end);
+        let before = ended.insert(self.client, self.end.get());
         assert!(before.is_none(), "a connection has two tasks");
     }
 }
 
-/// A future that may be dropped at one of its polls.
-pub struct Mortal<F> {
-    pub inner: Option<Pin<Box<F>>>,
-    pub polls_left: u64,
+/// A future that is dropped at one of its polls, unless `polls_left` is 0; says whether it was.
+struct Mortal<F> {
+    inner: Option<Pin<Box<F>>>,
+    polls_left: u64,
 }
 
 impl<F: Future<Output = ()>> Future for Mortal<F> {
-    type Output = ();
+    type Output = bool;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
         self.polls_left = self.polls_left.wrapping_sub(1);
         if self.polls_left == 0 {
             self.inner = None;
         }
         match self.inner.as_mut() {
-            Some(inner) => inner.as_mut().poll(context),
-            None => Poll::Ready(()),
+            Some(inner) => inner.as_mut().poll(context).map(|()| false),
+            None => Poll::Ready(true),
         }
     }
 }
 
 /// Accepts for ever.
-pub async fn accept(server: Rc<Server>, listener: Fd) {
+pub(crate) async fn accept(server: Rc<Server>, listener: Fd) {
     let core = server.core.clone();
     loop {
         let listener = listener.clone();
@@ -130,26 +145,36 @@ fn start(server: &Rc<Server>, socket: Fd) {
     let address = SocketAddr::try_from(address).expect("an IP address");
     let client = usize::from(address.port()) - 1024;
     server.active.set(server.active.get() + 1);
+    let end = Rc::new(Cell::new(Err(Cut::Dropped)));
     let alive = Alive {
         server: Rc::clone(server),
         client,
-        end: Err(Cut::Dropped),
+        end: Rc::clone(&end),
     };
     let mut random = server.world.random(1000 + client as u64);
-    let polls_left = match server.drop_after.get() {
-        0 => 0,
-        most => random.between(1, most),
+    let death = server.death.get();
+    let polls_left = match death {
+        Death::Never => 0,
+        Death::Within(most) => random.between(1, most),
+        Death::At(poll) | Death::ScopeAt(poll) => poll,
     };
     let (core, server) = (server.core.clone(), Rc::clone(server));
-    let inner = Box::pin(async move {
+    core.clone().spawn(async move {
         // Whole, so that it is dropped with the task, whenever that is.
-        let mut alive = alive;
-        let mut session = Session::new(server, socket, client, random);
-        alive.end = session.run().await;
-    });
-    core.spawn(Mortal {
-        inner: Some(inner),
-        polls_left,
+        let alive = alive;
+        let mut session = Session::new(server, socket.clone(), client, random);
+        let scope = Rc::clone(&session.scope);
+        let inner = Some(Box::pin(async move { end.set(session.run().await) }));
+        let died = Mortal { inner, polls_left }.await;
+        alive.server.died.set(alive.server.died.get() | died);
+        if let (true, Death::ScopeAt(_)) = (died, death) {
+            scope.cancel().await;
+            // Nothing of the scope is in flight any more: its socket may be used for something else.
+            let _ = core.send_now(&socket, b"", false);
+            let mut receives = core.many(Op::Recv { socket });
+            receives.cancel();
+            while receives.next().await.more {}
+        }
     });
 }
 
@@ -165,11 +190,11 @@ enum Line {
 }
 
 /// One connection.
-pub struct Session {
+pub(crate) struct Session {
     server: Rc<Server>,
     core: Core,
-    pub scope: Rc<Scope>,
-    pub socket: Fd,
+    pub(crate) scope: Rc<Scope>,
+    pub(crate) socket: Fd,
     client: usize,
     random: Random,
     input: Vec<u8>,
@@ -179,7 +204,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(server: Rc<Server>, socket: Fd, client: usize, random: Random) -> Self {
+    pub(crate) fn new(server: Rc<Server>, socket: Fd, client: usize, random: Random) -> Self {
         let core = server.core.clone();
         Self {
             scope: Rc::new(Scope::new(&core)),
@@ -196,7 +221,7 @@ impl Session {
     }
 
     /// Serves the connection to its end.
-    pub async fn run(&mut self) -> Result<(), Cut> {
+    pub(crate) async fn run(&mut self) -> Result<(), Cut> {
         let served = self.serve().await;
         let polite = matches!(served, Ok(()) | Err(Cut::Idle));
         if !polite {
