@@ -71,11 +71,26 @@ pub struct OpenFile {
     pub content: Option<Rc<[u8]>>,
     /// The media type by its name.
     pub media_type: &'static str,
-    /// `Last-Modified` as it is sent; `None` while the time is in the future.
-    pub last_modified: Option<Arc<[u8]>>,
+    /// The time of modification as an HTTP date.
+    pub last_modified: Arc<[u8]>,
     /// The entity tag, once it is known.
     tag: RefCell<Option<Arc<[u8]>>>,
     resident_until: Cell<Option<Instant>>,
+    sidecars: Cell<Option<(Instant, Sidecars)>>,
+}
+
+/// Which codings of a file stand beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sidecars([bool; Coding::ALL.len()]);
+
+impl Sidecars {
+    /// Whether there is one in this coding.
+    pub fn has(self, coding: Coding) -> bool {
+        Coding::ALL
+            .iter()
+            .zip(self.0)
+            .any(|(of, there)| *of == coding && there)
+    }
 }
 
 impl OpenFile {
@@ -224,6 +239,23 @@ impl OpenFiles {
         found
     }
 
+    /// Which codings of the file at `path` stand beside it; remembered with the file for as long as
+    /// an entry is believed.
+    pub async fn sidecars(&self, root: RootId, path: &str, file: &OpenFile) -> Sidecars {
+        let now = self.core.now();
+        if let Some((until, known)) = file.sidecars.get()
+            && now < until
+        {
+            return known;
+        }
+        let mut there = Sidecars::default();
+        for (coding, there) in Coding::ALL.into_iter().zip(&mut there.0) {
+            *there = matches!(self.look_up(root, path, Some(coding)).await, Found::File(_));
+        }
+        file.sidecars.set(Some((now + BELIEVED, there)));
+        there
+    }
+
     /// Opens a directory to be listed. The caller owns the descriptor and gives it to a helper.
     ///
     /// # Errors
@@ -348,9 +380,10 @@ impl OpenFiles {
             stat,
             content,
             media_type: mime::from_path(path),
-            last_modified: Some(Arc::from(&date::imf_fixdate(modified.0)[..])),
+            last_modified: Arc::from(&date::imf_fixdate(modified.0)[..]),
             tag: RefCell::new(tag.map(|tag| Arc::from(tag.as_bytes()))),
             resident_until: Cell::new(None),
+            sidecars: Cell::new(None),
         });
         if file.tag.borrow().is_none() && stat.size <= HASHED_MAX {
             self.hash(&file, coding);

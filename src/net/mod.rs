@@ -2,5 +2,6 @@
 
 pub mod accept_gate;
 pub mod listener;
+pub mod owner;
 pub mod recv;
 pub mod send;

@@ -1,1 +1,3 @@
 //! Processes: the worker that wires everything; the master comes above it.
+
+pub mod worker;

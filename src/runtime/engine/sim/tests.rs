@@ -1,3 +1,5 @@
+//! The simulator itself: the same seed gives the same run, and every broken rule is caught.
+
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
