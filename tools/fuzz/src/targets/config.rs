@@ -2,12 +2,32 @@
 //!
 //! The input is a file. Nothing else is read: no included file, no secret, no directory.
 
+use crate::Target;
 use beltway::config::print::{Defaults, to_json, to_toml};
 use beltway::config::sources::Input;
 use beltway::config::{Loaded, load};
 
+/// The target.
+pub const TARGET: Target = Target {
+    name: "config",
+    run,
+    corpus: CORPUS,
+    tokens: &[
+        b"[site.\":8080\"]\n",
+        b"[server]\n",
+        b"root = \"/\"\n",
+        b"routes",
+        b" = ",
+        b"\"\"\"",
+        b"{ redirect = \"/{path}\" }",
+        b"\"10s\"",
+        b"[[",
+        b"~^/(a*)*$",
+    ],
+};
+
 /// Inputs to start from.
-pub const CORPUS: &[&[u8]] = &[
+const CORPUS: &[&[u8]] = &[
     b"[site.\":8080\"]\nroot = \"/srv\"\nlist = true\n",
     b"[server]\nworkers = 2\nengine = \"epoll\"\nmemory_limit = \"2GiB\"\ndrain_timeout = \"1m30s\"\n\
       limits = { request_line = \"4KiB\", header_fields = 10 }\n[site.\"a.example\"]\nrespond = 200\n",
@@ -23,7 +43,7 @@ pub const CORPUS: &[&[u8]] = &[
 
 /// Everything wrong is shown, in text and as JSON, and every place is inside its source; what is
 /// right prints as TOML that reads back and prints the same.
-pub fn run(input: &[u8]) {
+fn run(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
     };
