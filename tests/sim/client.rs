@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use beltway::runtime::engine::sim::{Act, ClientId, End, Faults, ListenerId, Pace, Random, World};
+use beltway::runtime::engine::sim::{
+    Act, ClientId, End, Enough, Faults, ListenerId, Pace, Random, World,
+};
 
 use crate::server::{Cut, Server, body};
 
@@ -93,12 +95,77 @@ fn request(random: &mut Random, id: u32, client: usize, faults: &Faults, most: u
     Request { id, line, answers }
 }
 
-fn pause(random: &mut Random) -> Duration {
+pub(crate) fn pause(random: &mut Random) -> Duration {
     Duration::from_micros(match random.below(3) {
         0 => 0,
         1 => random.below(500),
         _ => random.below(50_000),
     })
+}
+
+impl Manner {
+    /// One of them, the ordinary ones more often.
+    pub(crate) fn pick(random: &mut Random) -> Self {
+        match random.below(20) {
+            0..7 => Self::Polite,
+            7..10 => Self::Content,
+            10..13 => Self::Slow,
+            13..16 => Self::Aborts,
+            16..18 => Self::Leaves,
+            18 => Self::Idle,
+            _ => Self::Stuck,
+        }
+    }
+}
+
+/// The script of a client that sends `all`: in parts, with pauses. `enough` tells one that is content
+/// that it has all its answers; `partial` is what an idle one sends at last.
+pub(crate) fn script(
+    random: &mut Random,
+    manner: Manner,
+    all: &[u8],
+    enough: Enough,
+    partial: &[u8],
+) -> Vec<(Duration, Act)> {
+    let mut script = Vec::new();
+    match manner {
+        Manner::Slow => {
+            let bytes = random.between(50, 2000) as usize;
+            let every = Duration::from_micros(random.between(1, 5000));
+            script.push((Duration::ZERO, Act::Read(Pace::Slow { bytes, every })));
+        }
+        Manner::Stuck => script.push((Duration::ZERO, Act::Read(Pace::Paused))),
+        _ => {}
+    }
+    let mut rest = all;
+    while !rest.is_empty() {
+        let len = random.part(rest.len());
+        script.push((pause(random), Act::Send(rest[..len].to_vec())));
+        rest = &rest[len..];
+    }
+    match manner {
+        Manner::Polite | Manner::Slow => script.push((pause(random), Act::HalfClose)),
+        Manner::Stuck => {
+            script.push((pause(random), Act::HalfClose));
+            script.push((Duration::from_secs(60), Act::Read(Pace::Eager)));
+        }
+        Manner::Content => {
+            script.push((Duration::ZERO, Act::Await(enough)));
+            script.push((Duration::from_secs(5), Act::Close));
+        }
+        Manner::Aborts | Manner::Leaves => {
+            let at = random.below(script.len() as u64 + 1) as usize;
+            script.truncate(at);
+            let act = if manner == Manner::Aborts {
+                Act::Abort
+            } else {
+                Act::Close
+            };
+            script.push((pause(random), act));
+        }
+        Manner::Idle => script.push((pause(random), Act::Send(partial.to_vec()))),
+    }
+    script
 }
 
 impl Plan {
@@ -111,15 +178,7 @@ impl Plan {
         most: usize,
     ) -> Self {
         let mut random = world.random(1 + client as u64);
-        let manner = match random.below(20) {
-            0..7 => Manner::Polite,
-            7..10 => Manner::Content,
-            10..13 => Manner::Slow,
-            13..16 => Manner::Aborts,
-            16..18 => Manner::Leaves,
-            18 => Manner::Idle,
-            _ => Manner::Stuck,
-        };
+        let manner = Manner::pick(&mut random);
         let many = random.between(1, 8) as u32;
         let requests: Vec<Request> = (0..many)
             .map(|id| request(&mut random, id, client, faults, most))
@@ -130,7 +189,18 @@ impl Plan {
                 world.file(name, body(7, 400));
             }
         }
-        let script = Self::script(&mut random, manner, &requests);
+        let all: Vec<u8> = requests.iter().flat_map(|r| r.line.bytes()).collect();
+        let last = format!("{} ", requests.last().expect("at least one").id);
+        // It knows the last answer by its beginning; a body contains it by chance at worst.
+        let shortest: usize = requests
+            .iter()
+            .map(|r| r.answers.iter().map(Vec::len).min().unwrap_or(0))
+            .sum();
+        let enough = move |received: &[u8]| {
+            let mut windows = received.windows(last.len());
+            windows.any(|window| window == last.as_bytes()) && received.len() >= shortest
+        };
+        let script = script(&mut random, manner, &all, Box::new(enough), b"echo 99");
         let begin = pause(&mut random);
         let id = world.connect(listener, begin, script);
         if random.below(2) == 0 {
@@ -141,62 +211,6 @@ impl Plan {
             manner,
             requests,
         }
-    }
-
-    fn script(random: &mut Random, manner: Manner, requests: &[Request]) -> Vec<(Duration, Act)> {
-        let mut script = Vec::new();
-        match manner {
-            Manner::Slow => {
-                let bytes = random.between(50, 2000) as usize;
-                let every = Duration::from_micros(random.between(1, 5000));
-                script.push((Duration::ZERO, Act::Read(Pace::Slow { bytes, every })));
-            }
-            Manner::Stuck => script.push((Duration::ZERO, Act::Read(Pace::Paused))),
-            _ => {}
-        }
-        let all: Vec<u8> = requests.iter().flat_map(|r| r.line.bytes()).collect();
-        let mut rest = &all[..];
-        while !rest.is_empty() {
-            let len = random.part(rest.len());
-            script.push((pause(random), Act::Send(rest[..len].to_vec())));
-            rest = &rest[len..];
-        }
-        match manner {
-            Manner::Polite | Manner::Slow => script.push((pause(random), Act::HalfClose)),
-            Manner::Stuck => {
-                script.push((pause(random), Act::HalfClose));
-                script.push((Duration::from_secs(60), Act::Read(Pace::Eager)));
-            }
-            Manner::Content => {
-                let last = requests.last().expect("at least one").id;
-                let begins = format!("{last} ");
-                // It knows the last answer by its beginning; a body contains it by chance at worst.
-                let shortest: usize = requests
-                    .iter()
-                    .map(|r| r.answers.iter().map(Vec::len).min().unwrap_or(0))
-                    .sum();
-                let enough = move |received: &[u8]| {
-                    let found = received
-                        .windows(begins.len())
-                        .any(|w| w == begins.as_bytes());
-                    found && received.len() >= shortest
-                };
-                script.push((Duration::ZERO, Act::Await(Box::new(enough))));
-                script.push((Duration::from_secs(5), Act::Close));
-            }
-            Manner::Aborts | Manner::Leaves => {
-                let at = random.below(script.len() as u64 + 1) as usize;
-                script.truncate(at);
-                let act = if manner == Manner::Aborts {
-                    Act::Abort
-                } else {
-                    Act::Close
-                };
-                script.push((pause(random), act));
-            }
-            Manner::Idle => script.push((pause(random), Act::Send(b"echo 99".to_vec()))),
-        }
-        script
     }
 
     /// Checks that every request ended once: answered whole, or with a cause for its absence. Gives

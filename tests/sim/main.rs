@@ -8,6 +8,7 @@
 )]
 
 mod client;
+mod http;
 mod server;
 
 use std::cell::{Cell, RefCell};
@@ -109,7 +110,7 @@ fn run(seed: u64, tally: &mut Tally) -> u64 {
 }
 
 /// Runs a seed, and says how to run it again when it fails.
-fn told(seed: u64, run: impl FnOnce() -> u64) -> u64 {
+pub(crate) fn told(seed: u64, run: impl FnOnce() -> u64) -> u64 {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         eprintln!("seed {seed} failed; again: BELTWAY_SIM_SEED={seed} cargo test --test sim");
         resume_unwind(panic)
