@@ -256,6 +256,8 @@ impl<S: Service> Connection<S> {
                 left -= used;
             }
             self.flush(batch, false).await?;
+            // Used up, but still a shared buffer that others may be waiting for.
+            input.detach();
             let (rule, now) = (self.service.settings().progress, self.core.now());
             let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
             if let Some(deadline) = progress.deadline() {
