@@ -116,7 +116,7 @@ impl Faults {
 }
 
 /// How many of the last notes are kept for a report.
-const NOTES_KEPT: usize = 200;
+const NOTES_KEPT: usize = 1000;
 
 struct Note {
     at_ns: u64,

@@ -6,6 +6,7 @@
 //! op until its terminal completion; it checks that nobody touched it meanwhile.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -103,6 +104,10 @@ pub(super) struct Kernel {
     pub(super) filling: BTreeSet<u16>,
     pub(super) woken: bool,
     pub(super) turns: u64,
+    /// The last turn found that nothing will happen any more.
+    idle: bool,
+    /// The first rule that was broken. The executor catches what a task panics with.
+    broken: RefCell<Option<String>>,
 }
 
 impl Kernel {
@@ -129,16 +134,30 @@ impl Kernel {
             filling: BTreeSet::new(),
             woken: false,
             turns: 0,
+            idle: false,
+            broken: RefCell::default(),
         }
     }
 
     /// A rule was broken: ends the run with what is needed to see it again.
     pub(super) fn fail(&self, why: impl Display) -> ! {
-        panic!(
-            "simulation, seed {}: {why}\nthe last of what happened:\n{}",
-            self.seed,
-            self.trace.text()
-        )
+        let first = self.broken.borrow().clone();
+        let text = first.unwrap_or_else(|| {
+            format!(
+                "simulation, seed {}: {why}\nthe last of what happened:\n{}",
+                self.seed,
+                self.trace.text()
+            )
+        });
+        *self.broken.borrow_mut() = Some(text.clone());
+        panic!("{text}")
+    }
+
+    /// Ends the run when a rule was broken in a task.
+    pub(super) fn check_rules(&self) {
+        if self.broken.borrow().is_some() {
+            self.fail("a rule was broken");
+        }
     }
 
     pub(super) fn note(&mut self, what: &'static str, subject: u64, value: i64) {
@@ -349,6 +368,7 @@ impl Kernel {
         hands: &mut Hands<'_>,
         events: &mut Vec<Event>,
     ) {
+        self.check_rules();
         self.turns += 1;
         if self.turns > TURNS_MAX {
             self.fail("the run doesn't end");
@@ -378,6 +398,11 @@ impl Kernel {
                     self.now_ns = self.now_ns.max(end);
                     return;
                 }
+                // The test may have what it waited for. If it has not, it never will.
+                (_, None) if !self.idle => {
+                    self.idle = true;
+                    return;
+                }
                 (_, None) => self.fail("the core waits for ever: nothing will happen any more"),
             }
         }
@@ -389,6 +414,7 @@ impl Kernel {
             if entry.key().0 > self.now_ns {
                 return;
             }
+            self.idle = false;
             match entry.remove() {
                 What::Step(key) => self.step(key, hands),
                 What::Post(key) => self.deliver(key, hands, events),
