@@ -4,3 +4,4 @@ pub mod accept_gate;
 pub mod listener;
 pub mod recv;
 pub mod send;
+pub mod socket;
