@@ -1,1 +1,4 @@
 //! Caches: open files and small responses, one per core.
+
+pub mod open_files;
+mod root;

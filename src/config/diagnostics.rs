@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::model::Place;
 
@@ -241,12 +241,11 @@ impl Diagnostics {
                 .into_iter()
                 .partition::<Vec<_>, _>(|(_, (at, _))| at.source == index);
             annotations = elsewhere;
-            // A flag has neither line nor column: it is named and shown.
+            // A flag has neither line nor column, and its text names it.
             let mut snippet = Snippet::source(source.text.as_str());
             if source.kind == SourceKind::File {
                 snippet = snippet.path(&*source.name);
             } else {
-                group = group.element(Origin::path(&*source.name));
                 snippet = snippet.line_numbering(false);
             }
             group = group.element(snippet.annotations(here.into_iter().map(

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::http::router::{HostMap, Router, Template, When};
+use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
 
 /// One snapshot of the whole configuration.
@@ -294,17 +295,6 @@ impl Files {
         let last = path.rsplit('/').next().unwrap_or_default();
         self.spa.is_some() && matches!(method, Method::Get | Method::Head) && !last.contains('.')
     }
-}
-
-/// A content coding (RFC 9110 §8.4.1) that a sidecar file may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Coding {
-    /// `zstd` (RFC 8878), sidecar `.zst`.
-    Zstd,
-    /// `br` (RFC 7932), sidecar `.br`.
-    Brotli,
-    /// `gzip`, sidecar `.gz`.
-    Gzip,
 }
 
 /// Which symbolic links are followed.

@@ -1,3 +1,7 @@
-//! What answers a request: one file per feature.
+//! What answers a request: one file per feature, and the dispatch that chooses.
 
+pub mod app;
 pub mod autoindex;
+mod error_page;
+mod files;
+mod listing;

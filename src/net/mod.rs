@@ -2,6 +2,7 @@
 
 pub mod accept_gate;
 pub mod listener;
+pub mod owner;
 pub mod recv;
 pub mod send;
 pub mod socket;

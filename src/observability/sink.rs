@@ -372,17 +372,27 @@ mod tests {
             let mut sink = Sink::start_on(write, "a pipe".to_owned()).unwrap();
             let handle = sink.handle();
             let batch = "x".repeat(32 * 1024 - 1) + "\n";
-            // Nobody reads: the pipe holds 64 KiB, the writer what it took, then the queue fills.
-            let mut submitted = 0;
+            // Nobody reads. The pipe takes 64 KiB, the writer has taken one queue at most beyond
+            // that and waits with it, and the next queue fills.
+            let (mut submitted, mut refused) = (0, 0);
             let deadline = Instant::now() + PATIENCE;
-            let is_full =
-                |handle: &SinkHandle| handle.shared.lock().bytes + batch.len() > QUEUE_MAX;
-            while !is_full(&handle) {
-                assert!(Instant::now() < deadline);
-                submitted += usize::from(handle.try_submit(batch.clone().into_bytes()).is_ok());
+            while submitted * batch.len() <= QUEUE_MAX || refused == 0 {
+                assert!(
+                    Instant::now() < deadline,
+                    "{submitted} taken, {refused} refused"
+                );
+                match handle.try_submit(batch.clone().into_bytes()) {
+                    Ok(()) => submitted += 1,
+                    Err(back) => {
+                        assert_eq!(back, batch.as_bytes());
+                        refused += 1;
+                    }
+                }
             }
-            let refused = handle.try_submit(batch.clone().into_bytes()).unwrap_err();
-            assert_eq!(refused, batch.as_bytes());
+            assert!(
+                submitted * batch.len() <= 2 * QUEUE_MAX + 64 * 1024,
+                "{submitted}"
+            );
             assert!(
                 !sink.close(Duration::from_millis(1)),
                 "the writer waits for the reader"

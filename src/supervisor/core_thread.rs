@@ -118,6 +118,8 @@ pub(super) struct Setup {
     pub(super) listeners: Vec<(usize, Arc<OwnedFd>)>,
     /// Most connections that it may hold.
     pub(super) connections_max: usize,
+    /// Most files that it may keep open.
+    pub(super) files_max: usize,
     /// The configuration.
     pub(super) model: Arc<Model>,
     /// The access log.
@@ -126,16 +128,24 @@ pub(super) struct Setup {
     pub(super) reporter: Reporter,
 }
 
-/// Makes what answers the requests of a core.
-pub(super) trait MakeService<S>:
-    Fn(&Core, &Arc<Model>, Rc<Registry>, Option<Rc<CoreLog>>) -> Rc<S> + Copy + Send + 'static
-{
+/// What the service of a core is made from.
+pub(super) struct Parts<'p> {
+    /// The core.
+    pub(super) core: &'p Core,
+    /// The configuration.
+    pub(super) model: &'p Arc<Model>,
+    /// The connections of the core.
+    pub(super) registry: Rc<Registry>,
+    /// Its access log.
+    pub(super) log: Option<Rc<CoreLog>>,
+    /// Most files that it may keep open.
+    pub(super) files_max: usize,
 }
 
-impl<S, F> MakeService<S> for F where
-    F: Fn(&Core, &Arc<Model>, Rc<Registry>, Option<Rc<CoreLog>>) -> Rc<S> + Copy + Send + 'static
-{
-}
+/// Makes what answers the requests of a core.
+pub(super) trait MakeService<S>: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 'static {}
+
+impl<S, F> MakeService<S> for F where F: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 'static {}
 
 /// Runs a core until it is told to end or can't go on: the body of its thread. A panic ends this core
 /// alone.
@@ -207,7 +217,13 @@ fn serve<S: Service>(
     let log = setup
         .log
         .map(|(format, sink)| CoreLog::new(core, format, sink));
-    let service = make(core, &setup.model, Rc::clone(&registry), log.clone());
+    let service = make(Parts {
+        core,
+        model: &setup.model,
+        registry: Rc::clone(&registry),
+        log: log.clone(),
+        files_max: setup.files_max,
+    });
     let life = Rc::new(Life {
         core: core.clone(),
         registry,

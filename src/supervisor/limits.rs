@@ -15,6 +15,9 @@ const CONNECTION_BYTES: u64 = 32 << 10;
 /// Most connections of one core, so that the slots of its engine suffice for several ops on each.
 const CORE_CONNECTIONS_MAX: u64 = 1 << 19;
 
+/// Most files that a core keeps open.
+const FILES_MAX: u64 = 4096;
+
 /// Fewer connections than this are worth a warning when nobody asked for so few.
 const FEW: usize = 1000;
 
@@ -67,6 +70,8 @@ pub(super) struct Budget {
     pub(super) connections_per_core: usize,
     /// Why not more.
     pub(super) bound: Bound,
+    /// Files that each core may keep open for later, at least 1.
+    pub(super) files_per_core: usize,
 }
 
 impl Budget {
@@ -77,11 +82,10 @@ impl Budget {
     /// one core holds fewer than `max_conns`, never more (but for one connection a core).
     pub(super) fn of(means: Means) -> Self {
         let cores = means.cores.max(1) as u64;
-        let descriptors = means.descriptors.map(|all| {
-            let kept = DESCRIPTORS_PROCESS + DESCRIPTORS_CORE * cores + means.listeners as u64;
-            let free = all.saturating_sub(kept);
-            free - free / 4
-        });
+        let kept = DESCRIPTORS_PROCESS + DESCRIPTORS_CORE * cores + means.listeners as u64;
+        let free = means.descriptors.map(|all| all.saturating_sub(kept));
+        let files = free.map_or(FILES_MAX, |free| (free / 4 / cores).clamp(1, FILES_MAX));
+        let descriptors = free.map(|free| free - free / 4);
         let memory = means.memory.map(|bytes| bytes / CONNECTION_BYTES);
         let configured = means.max_conns.map(|count| count as u64);
         let (total, bound) = [
@@ -98,6 +102,7 @@ impl Budget {
         Self {
             connections_per_core: (total / cores).max(1) as usize,
             bound,
+            files_per_core: files as usize,
         }
     }
 
@@ -146,6 +151,13 @@ mod tests {
             let budget = budget(descriptors, memory, max_conns);
             assert_eq!((budget.connections_per_core, budget.bound), (each, bound));
         }
+    }
+
+    #[test]
+    fn files_have_their_share_of_the_descriptors() {
+        assert_eq!(budget(None, None, None).files_per_core, 4096);
+        assert_eq!(budget(Some(1100), None, None).files_per_core, 125);
+        assert_eq!(budget(Some(3), None, None).files_per_core, 1);
     }
 
     #[test]

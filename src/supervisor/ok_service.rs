@@ -1,9 +1,8 @@
 //! A service that answers everything with `ok`, to try the wiring without handlers.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
-use crate::config::model::Model;
+use super::core_thread::Parts;
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Settings};
@@ -11,7 +10,6 @@ use crate::http::types::{Request, ResponseHead, Status};
 use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
 use crate::observability::core_log::CoreLog;
-use crate::runtime::executor::Core;
 
 /// Answers `ok`; panics when it is asked for `/panic`.
 pub(super) struct OkService {
@@ -21,12 +19,13 @@ pub(super) struct OkService {
 }
 
 impl OkService {
-    pub(super) fn new(
-        _: &Core,
-        model: &Arc<Model>,
-        registry: Rc<Registry>,
-        log: Option<Rc<CoreLog>>,
-    ) -> Rc<Self> {
+    pub(super) fn new(parts: Parts<'_>) -> Rc<Self> {
+        let Parts {
+            model,
+            registry,
+            log,
+            ..
+        } = parts;
         let timeouts = &model.server.timeouts;
         let settings = Settings {
             head: HeadLimits::default(),

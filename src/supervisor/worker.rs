@@ -4,8 +4,10 @@
 //! core ends. It knows of a core only what the core reports; everything else happens on the cores.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
@@ -15,12 +17,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::bind::{self, BoundAddr, BoundListener, ListenError};
-use super::core_thread::{self, End, Event, MakeService, Message, Report, Reporter, Setup};
+use super::core_thread::{self, End, Event, MakeService, Message, Parts, Report, Reporter, Setup};
 use super::limits::{Budget, Means, raise_descriptors};
-use super::ok_service::OkService as App;
 use super::signals::{Signal, Signals};
 use super::{banner, hook};
+use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
+use crate::handlers::app::{App, LogRecord};
 use crate::http::session::Service;
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
@@ -125,11 +128,26 @@ pub fn run_with(
     let signals = Signals::block()
         .map_err(|error| StartError::other(format!("can't read signals: {error}"), ""))?;
     hook::log_panics();
-    let mut worker = Worker::start(&model, listeners, App::new)?;
+    let mut worker = Worker::start(&model, listeners, app)?;
     worker.announce(&model, origin);
     let result = supervise(&mut worker, &signals, &model, origin);
     worker.close();
     result
+}
+
+/// The handlers of a core.
+fn app(parts: Parts<'_>) -> Rc<App> {
+    let bounds = Bounds {
+        entries_max: parts.files_max.min(Bounds::default().entries_max),
+        ..Bounds::default()
+    };
+    // The keys of the standard library's hasher come from the system's source of randomness.
+    let random = || u128::from(RandomState::new().hash_one(0));
+    let seed = random() << 64 | random();
+    let log = parts
+        .log
+        .map(|log| -> Box<LogRecord> { Box::new(move |record| log.push(record)) });
+    App::new(parts.core, parts.model, parts.registry, bounds, seed, log)
 }
 
 /// How far the end has come.
@@ -301,6 +319,7 @@ impl Worker {
                 mailbox: messages,
                 listeners: sockets.clone(),
                 connections_max: budget.connections_per_core,
+                files_max: budget.files_per_core,
                 model: Arc::clone(model),
                 log: worker.log(model),
                 reporter,
@@ -693,10 +712,10 @@ mod tests {
     fn a_core_that_panics_at_its_start_ends_the_others_in_order() {
         let model = model(&["server.workers=2"]);
         let listeners = bind(&model).unwrap();
-        let started = Worker::start(&model, listeners, |core, model, registry, log| {
+        let started = Worker::start(&model, listeners, |parts| {
             let name = thread::current().name().unwrap_or_default().to_owned();
             assert_ne!(name, "beltway-core-1", "for this test");
-            OkService::new(core, model, registry, log)
+            OkService::new(parts)
         });
         let why = started.err().unwrap().to_string();
         assert!(why.contains("core 1 can't start: it panicked"), "{why}");

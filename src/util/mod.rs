@@ -1,1 +1,3 @@
-//! Small things that know nothing of the rest: clocks, seeded random, byte rings.
+//! Small things that know nothing of the rest.
+
+pub mod clock;

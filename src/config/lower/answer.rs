@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use super::read::Reader;
 use crate::config::diagnostics::Diagnostic;
-use crate::config::model::{
-    Action, Coding, Cors, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks,
-};
+use crate::config::model::{Action, Cors, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks};
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
 use crate::http::router::{Pattern, Template};
+use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldValue, Status};
 
 /// Keys that name what answers. A table has at most one of them.
@@ -52,7 +51,7 @@ impl Default for Answer {
                 index: vec!["index.html".to_owned()],
                 list: false,
                 spa: None,
-                precompressed: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip],
+                precompressed: Coding::ALL.to_vec(),
                 etag: true,
                 range: true,
                 hidden_files: false,
@@ -356,21 +355,19 @@ impl Reader<'_> {
     }
 
     fn precompressed(&mut self, table: &Table, section: Section) -> Option<Vec<Coding>> {
-        const CODINGS: [(&str, Coding); 3] = [
-            ("zstd", Coding::Zstd),
-            ("br", Coding::Brotli),
-            ("gzip", Coding::Gzip),
-        ];
         let entry = table.get("precompressed")?;
         match entry.item.value {
-            Value::Boolean(true) => return Some(CODINGS.map(|(_, coding)| coding).to_vec()),
+            Value::Boolean(true) => return Some(Coding::ALL.to_vec()),
             Value::Boolean(false) => return Some(Vec::new()),
             _ => {}
         }
         let mut codings = Vec::new();
         for (name, item) in self.strings(table, section, "precompressed")? {
-            match CODINGS.iter().find(|(known, _)| *known == name) {
-                Some((_, coding)) if !codings.contains(coding) => codings.push(*coding),
+            match Coding::ALL
+                .into_iter()
+                .find(|coding| coding.token() == name)
+            {
+                Some(coding) if !codings.contains(&coding) => codings.push(coding),
                 Some(_) => {}
                 None => self.wrong(section, entry, item),
             }

@@ -33,7 +33,7 @@ use workload::Workload;
 
 /// Measures Beltway beside its peers in one interleaved run.
 ///
-/// Nothing else may run meanwhile, no build above all. Exits with 0 when everything was measured
+/// Run it as `cargo run --release -p versus`. Nothing else may run meanwhile, no build above all. Exits with 0 when everything was measured
 /// without errors, whatever the figures; with 1 when there were errors.
 #[derive(Parser, Debug)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -129,6 +129,9 @@ fn compare(options: &Options) -> io::Result<bool> {
     let plan = plan(options)?;
     let mut bench = Bench::new(plan.clone(), peers.clone(), &workloads)?;
     let header = header(&plan, &peers, absent, &bench)?;
+    if cfg!(debug_assertions) {
+        eprintln!("versus: built without optimisation, so the generator costs more than it should");
+    }
     if !options.json {
         print!("{}", header.text());
     }
@@ -208,6 +211,7 @@ fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io
     let root = bench.root();
     let memory = rustix::fs::statfs(&root)?.f_type as u64 == TMPFS;
     Ok(Header {
+        congestion: procfs::congestion_control(),
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()

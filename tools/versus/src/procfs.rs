@@ -152,6 +152,12 @@ pub fn cpu_model() -> String {
         .to_owned()
 }
 
+/// The congestion control of new TCP connections (tcp(7)).
+pub fn congestion_control() -> String {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    text.map_or("unknown".to_owned(), |name| name.trim().to_owned())
+}
+
 /// What `/proc/PID/stat` says (proc_pid_stat(5)).
 #[derive(Debug, PartialEq)]
 struct Stat {

@@ -14,6 +14,8 @@ pub struct Header {
     pub kernel: String,
     /// The processor's model.
     pub cpu_model: String,
+    /// TCP's congestion control here, which the servers send with.
+    pub congestion: String,
     /// Cores that this process may use.
     pub cpus: usize,
     /// The servers' core.
@@ -38,12 +40,13 @@ impl Header {
     /// The header's lines.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "Linux {}, {} ({} CPUs); server on CPU {}, generator on CPU {}\n\
+            "Linux {}, {} ({} CPUs), tcp {}; server on CPU {}, generator on CPU {}\n\
              {} rounds of {} s after {} s of warm-up, peers interleaved; medians (± half the range)\n\
              files in {}\n",
             self.kernel,
             self.cpu_model,
             self.cpus,
+            self.congestion,
             self.server_cpu,
             self.client_cpu,
             self.rounds,

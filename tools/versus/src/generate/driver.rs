@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
 use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
 use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
@@ -355,6 +355,8 @@ impl Driver {
     /// Replaces a connection that the server closed as it had announced.
     fn reopen(&mut self, index: usize) -> io::Result<()> {
         let depth = self.load.depth;
+        // Earlier completions of this turn may have queued requests on the old descriptor.
+        self.ring.flush()?;
         let connection = &mut self.connections[index];
         let unanswered = connection.outstanding;
         let generation = (connection.generation + 1) & 0x00FF_FFFF;
@@ -433,6 +435,9 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
     stream.set_nodelay(true)?;
     set_socket_linger(&stream, Some(Duration::ZERO))?;
+    // Requests are never congested; the system's choice may pace them with timers. What the server
+    // sends with is the system's choice.
+    set_tcp_congestion(&stream, "reno")?;
     Ok(stream)
 }
 

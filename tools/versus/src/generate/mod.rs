@@ -232,3 +232,6 @@ impl Snapshot {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

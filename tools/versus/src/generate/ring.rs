@@ -212,6 +212,16 @@ impl Ring {
         Ok(())
     }
 
+    /// Submits what was queued. Needed before a descriptor is closed: entries name it by its number,
+    /// which the next socket takes over.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2).
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.ring.submit()?;
+        Ok(())
+    }
+
     /// Hands the bytes of a completion to `read` (none where it brought none) and gives its buffer
     /// back to the kernel.
     pub fn consume<R>(&mut self, completion: Completion, read: impl FnOnce(&[u8]) -> R) -> R {

@@ -1,0 +1,397 @@
+//! Flags that stand for keys of the configuration file: one table, from which the command line is
+//! made and by which its values become settings.
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches};
+
+use crate::config::sources::{FlagValue, Setting};
+
+/// The name of the site that `serve` makes.
+pub(super) const SERVE_SITE: &str = "*";
+
+/// Id of `--set`.
+const SET: &str = "set";
+
+/// Which table a flag's key is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// `[server]`: every command takes it.
+    Server,
+    /// The site that `serve` makes.
+    Site,
+}
+
+/// What a flag takes.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// `--x` and `--no-x`. The one that isn't the default is shown, and the help is about it.
+    Switch { default: bool },
+    /// `--x=VALUE`, a number or a word.
+    Value(&'static str),
+    /// `--x=VALUE`, one of these.
+    Word(&'static str, &'static [&'static str]),
+    /// `--x[=VALUE]` and `--no-x`.
+    Optional(&'static str),
+    /// `--x=VALUE`, any number of times.
+    Many(&'static str),
+}
+
+/// A flag and its key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flag {
+    name: &'static str,
+    short: Option<char>,
+    pub(super) table: Table,
+    pub(super) key: &'static str,
+    kind: Kind,
+    heading: &'static str,
+    help: &'static str,
+}
+
+const ANSWERS: &str = "What is served";
+const LISTENING: &str = "Where and how many";
+const LOGS: &str = "Logs";
+const OTHER: &str = "Configuration";
+
+const fn flag(
+    name: &'static str,
+    table: Table,
+    key: &'static str,
+    kind: Kind,
+    heading: &'static str,
+    help: &'static str,
+) -> Flag {
+    Flag {
+        name,
+        short: None,
+        table,
+        key,
+        kind,
+        heading,
+        help,
+    }
+}
+
+/// All flags, in the order in which the help shows them.
+pub(super) const FLAGS: &[Flag] = &[
+    Flag {
+        short: Some('l'),
+        ..flag(
+            "listen",
+            Table::Site,
+            "listen",
+            Kind::Many("ADDR"),
+            LISTENING,
+            "Where to listen, such as :8080, 127.0.0.1:8080, [::1]:8080 or unix:/run/web.sock; \
+             may be given several times [default: 127.0.0.1:8080]",
+        )
+    },
+    flag(
+        "spa",
+        Table::Site,
+        "spa",
+        Kind::Optional("FILE"),
+        ANSWERS,
+        "Single-page application: answer missing paths with FILE [index.html], except those \
+         whose last part has an extension",
+    ),
+    flag(
+        "list",
+        Table::Site,
+        "list",
+        Kind::Switch { default: true },
+        ANSWERS,
+        "List directories without an index file [default: on loopback only]",
+    ),
+    flag(
+        "cors",
+        Table::Site,
+        "cors",
+        Kind::Optional("ORIGIN"),
+        ANSWERS,
+        "Let pages of other origins read the answers: of ORIGIN, or of all",
+    ),
+    flag(
+        "precompressed",
+        Table::Site,
+        "precompressed",
+        Kind::Switch { default: true },
+        ANSWERS,
+        "Don't send app.js.zst, .br or .gz beside app.js to clients that take them",
+    ),
+    flag(
+        "etag",
+        Table::Site,
+        "etag",
+        Kind::Switch { default: true },
+        ANSWERS,
+        "Don't send an ETag with files",
+    ),
+    flag(
+        "range",
+        Table::Site,
+        "range",
+        Kind::Switch { default: true },
+        ANSWERS,
+        "Always send whole files, never parts",
+    ),
+    flag(
+        "hidden-files",
+        Table::Site,
+        "hidden_files",
+        Kind::Switch { default: false },
+        ANSWERS,
+        "Serve names that begin with a dot; /.well-known/ always is",
+    ),
+    flag(
+        "symlinks",
+        Table::Site,
+        "symlinks",
+        Kind::Word("off|beneath|on", &["off", "beneath", "on"]),
+        ANSWERS,
+        "Which symbolic links are followed: none, those that stay beneath the directory, or all \
+         [default: beneath]",
+    ),
+    flag(
+        "workers",
+        Table::Server,
+        "workers",
+        Kind::Value("N"),
+        LISTENING,
+        "Threads that serve, or auto: one for each CPU [default: auto]",
+    ),
+    flag(
+        "pin",
+        Table::Server,
+        "pin",
+        Kind::Switch { default: false },
+        LISTENING,
+        "Keep each thread on one CPU; --no-pin: don't [default: where there are CPUs for it]",
+    ),
+    flag(
+        "engine",
+        Table::Server,
+        "engine",
+        Kind::Word("auto|uring|epoll", &["auto", "uring", "epoll"]),
+        LISTENING,
+        "What performs I/O [default: auto, which is io_uring where the kernel has and allows it]",
+    ),
+    flag(
+        "max-conns",
+        Table::Server,
+        "max_conns",
+        Kind::Value("N"),
+        LISTENING,
+        "Most open connections [default: from the memory and descriptor limits]",
+    ),
+    flag(
+        "drain",
+        Table::Server,
+        "drain_timeout",
+        Kind::Value("TIME"),
+        LISTENING,
+        "How long running requests may take to end after a signal [default: 30s]",
+    ),
+    flag(
+        "access-log",
+        Table::Server,
+        "access_log",
+        Kind::Optional("FILE"),
+        LOGS,
+        "Log requests to FILE, or to standard output (also as -) [default: no]",
+    ),
+    flag(
+        "log-format",
+        Table::Server,
+        "log_format",
+        Kind::Word("common|combined|json", &["common", "combined", "json"]),
+        LOGS,
+        "How a line of the access log looks [default: combined]",
+    ),
+    flag(
+        "log-level",
+        Table::Server,
+        "log_level",
+        Kind::Word("error|warn|info|debug", &["error", "warn", "info", "debug"]),
+        LOGS,
+        "What the server says about itself [default: info]",
+    ),
+];
+
+impl Flag {
+    /// The arguments of the flag, and of the flag that switches it off.
+    fn args(&self) -> Vec<Arg> {
+        let on = Arg::new(self.name)
+            .long(self.name)
+            .help(self.help)
+            .help_heading(self.heading);
+        let on = match self.short {
+            Some(short) => on.short(short),
+            None => on,
+        };
+        match self.kind {
+            Kind::Value(name) => vec![on.value_name(name)],
+            Kind::Many(name) => vec![on.value_name(name).action(ArgAction::Append)],
+            Kind::Word(name, words) => vec![
+                on.value_name(name)
+                    .value_parser(PossibleValuesParser::new(words))
+                    .hide_possible_values(true),
+            ],
+            Kind::Optional(name) => vec![
+                on.value_name(name)
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("")
+                    .overrides_with(self.off_name()),
+                self.off().hide(true),
+            ],
+            Kind::Switch { default } => vec![
+                on.action(ArgAction::SetTrue)
+                    .hide(default && self.name != "list")
+                    .overrides_with(self.off_name()),
+                self.off()
+                    .hide(!default)
+                    .help(match self.name {
+                        "list" => "Never list directories",
+                        _ => self.help,
+                    })
+                    .help_heading(self.heading),
+            ],
+        }
+    }
+
+    /// Id and name of the flag that switches this one off.
+    fn off_name(&self) -> &'static str {
+        match self.name {
+            "spa" => "no-spa",
+            "list" => "no-list",
+            "cors" => "no-cors",
+            "precompressed" => "no-precompressed",
+            "etag" => "no-etag",
+            "range" => "no-range",
+            "hidden-files" => "no-hidden-files",
+            "pin" => "no-pin",
+            "access-log" => "no-access-log",
+            other => other,
+        }
+    }
+
+    fn off(&self) -> Arg {
+        Arg::new(self.off_name())
+            .long(self.off_name())
+            .action(ArgAction::SetTrue)
+            .overrides_with(self.name)
+    }
+
+    fn setting(&self, matches: &ArgMatches) -> Option<Setting> {
+        let has_off = self.off_name() != self.name;
+        if has_off && matches.get_flag(self.off_name()) {
+            let flag = format!("--{}", self.off_name());
+            return Some(self.set(flag, FlagValue::Boolean(false)));
+        }
+        let flag = format!("--{}=", self.name);
+        match self.kind {
+            Kind::Switch { .. } => matches
+                .get_flag(self.name)
+                .then(|| self.set(format!("--{}", self.name), FlagValue::Boolean(true))),
+            Kind::Many(_) => {
+                let values: Vec<String> = matches.get_many(self.name)?.cloned().collect();
+                let flag = self.short.map_or(flag, |short| format!("-{short} "));
+                Some(self.set(flag, FlagValue::List(values)))
+            }
+            Kind::Value(_) | Kind::Word(..) => {
+                let value = matches.get_one::<String>(self.name)?.clone();
+                Some(self.set(flag, FlagValue::Loose(value)))
+            }
+            Kind::Optional(_) => {
+                let value = matches.get_one::<String>(self.name)?.clone();
+                Some(if value.is_empty() {
+                    self.set(format!("--{}", self.name), FlagValue::Boolean(true))
+                } else {
+                    self.set(flag, FlagValue::Text(value))
+                })
+            }
+        }
+    }
+
+    fn set(&self, flag: String, value: FlagValue) -> Setting {
+        let path: &[&str] = match self.table {
+            Table::Server => &["server", self.key],
+            Table::Site => &["site", SERVE_SITE, self.key],
+        };
+        Setting::Flag {
+            flag,
+            path: path.iter().map(|key| (*key).to_owned()).collect(),
+            value,
+        }
+    }
+}
+
+/// The arguments of the flags of these tables, and `--set`.
+pub(super) fn args(tables: &[Table]) -> Vec<Arg> {
+    FLAGS
+        .iter()
+        .filter(|flag| tables.contains(&flag.table))
+        .flat_map(Flag::args)
+        .chain([Arg::new(SET)
+            .long(SET)
+            .value_name("KEY=VALUE")
+            .action(ArgAction::Append)
+            .help_heading(OTHER)
+            .help(
+                "Set any key of the configuration, such as server.limits.request_line=4KiB; \
+                 may be given several times",
+            )])
+        .collect()
+}
+
+/// The settings that were given: flags first, then `--set`, so that the latter wins.
+pub(super) fn settings(matches: &ArgMatches, tables: &[Table]) -> Vec<Setting> {
+    let flags = FLAGS
+        .iter()
+        .filter(|flag| tables.contains(&flag.table))
+        .filter_map(|flag| flag.setting(matches));
+    let sets = matches.get_many::<String>(SET).into_iter().flatten();
+    flags
+        .chain(sets.map(|text| Setting::Set(text.clone())))
+        .collect()
+}
+
+/// A setting of the site that `serve` makes, for what isn't a flag.
+pub(super) fn site_setting(shown: &str, key: &str, value: FlagValue) -> Setting {
+    Setting::Flag {
+        flag: shown.into(),
+        path: ["site", SERVE_SITE, key].map(str::to_owned).to_vec(),
+        value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::schema::Section;
+
+    #[test]
+    fn every_flag_stands_for_a_key() {
+        for flag in FLAGS {
+            let section = match flag.table {
+                Table::Server => Section::Server,
+                Table::Site => Section::Site,
+            };
+            assert!(section.key(flag.key).is_some(), "{}", flag.name);
+        }
+    }
+
+    #[test]
+    fn what_has_a_negation_has_its_name() {
+        for flag in FLAGS {
+            let negated = matches!(flag.kind, Kind::Switch { .. } | Kind::Optional(_));
+            let expected = if negated {
+                format!("no-{}", flag.name)
+            } else {
+                flag.name.to_owned()
+            };
+            assert_eq!(flag.off_name(), expected);
+        }
+    }
+}

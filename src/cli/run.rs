@@ -1,0 +1,45 @@
+//! `beltway run`: what a configuration file says, in the foreground.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use super::flags::{self, Table};
+use crate::config::{self, print};
+use crate::supervisor::worker::Origin;
+
+const TABLES: [Table; 1] = [Table::Server];
+
+const EXAMPLES: &str = "\
+Examples:
+  beltway run                          beltway.toml here, else /etc/beltway/beltway.toml
+  beltway run -c site.toml --workers=2
+  beltway run --set server.limits.request_line=4KiB
+  BELTWAY_SERVER_LOG_LEVEL=debug beltway run";
+
+pub(super) fn command() -> Command {
+    Command::new("run")
+        .about("Serve what a configuration file says, in the foreground")
+        .after_help(EXAMPLES)
+        .arg(super::config_arg())
+        .args(flags::args(&TABLES))
+        .arg(super::print_config_arg())
+}
+
+pub(super) fn main(matches: &ArgMatches) -> ExitCode {
+    let file = super::config_file(matches);
+    let settings = match matches.try_contains_id("set") {
+        Ok(_) => flags::settings(matches, &TABLES),
+        // `beltway -c FILE` has no flags beside it.
+        Err(_) => Vec::new(),
+    };
+    match config::load(&super::input(Some(file), settings, true)) {
+        Err(diagnostics) => super::bad_config(&diagnostics),
+        Ok(loaded) if super::given(matches, "print-config") => {
+            let hidden = print::Defaults::Hidden;
+            super::say(&print::to_toml(&loaded.tree, &loaded.sources, hidden));
+            ExitCode::SUCCESS
+        }
+        Ok(loaded) => super::start::start(loaded.model, Origin::Run),
+    }
+}

@@ -1,0 +1,379 @@
+//! The dispatch: site by listener and host, route by path and conditions, then the action and what
+//! the route adds to every response.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foldhash::HashMap;
+
+use super::error_page;
+use crate::cache::open_files::{Bounds, Links, OpenFiles, RootId};
+use crate::config::model::{Action, Cors, Files, HeaderOp, Model, Route, Site, Symlinks};
+use crate::http::h1::HeadLimits;
+use crate::http::h1::encode::{DateBlock, DateCache};
+use crate::http::router::{Captures, RouterCache};
+use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Settings};
+use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
+use crate::net::send::ProgressRule;
+use crate::observability::access_log::Record;
+use crate::runtime::executor::Core;
+use crate::util::clock::WallClock;
+
+/// Takes one record of the access log; never waits.
+pub type LogRecord = dyn Fn(&Record<'_>);
+
+/// All handlers of one core.
+pub struct App {
+    pub(super) core: Core,
+    pub(super) files: Rc<OpenFiles>,
+    model: Arc<Model>,
+    /// Roots in the cache, by the address of their settings in the model.
+    roots: HashMap<usize, RootId>,
+    router_cache: RefCell<RouterCache>,
+    clock: RefCell<WallClock>,
+    dates: RefCell<DateCache>,
+    settings: Settings,
+    registry: Rc<Registry>,
+    log: Option<Box<LogRecord>>,
+    pub(super) random: Cell<u128>,
+}
+
+/// What a route leads to, with all that needs the request's path worked out.
+enum Plan<'m> {
+    Files(&'m Arc<Files>),
+    Redirect(Status, String),
+    Respond(&'m Action),
+}
+
+impl App {
+    /// The handlers of a configuration on this core. `seed` is secret and differs for each core.
+    pub fn new(
+        core: &Core,
+        model: &Arc<Model>,
+        registry: Rc<Registry>,
+        bounds: Bounds,
+        seed: u128,
+        log: Option<Box<LogRecord>>,
+    ) -> Rc<Self> {
+        let files = OpenFiles::new(core, bounds);
+        let mut roots = HashMap::default();
+        for_each_files(model, |settings| {
+            let id = files.add_root(settings.root.clone(), links(settings.symlinks));
+            roots.insert(Arc::as_ptr(settings) as usize, id);
+        });
+        let mut clock = WallClock::default();
+        let now = clock.unix_seconds(core.now());
+        Rc::new(Self {
+            core: core.clone(),
+            files,
+            roots,
+            router_cache: RefCell::new(RouterCache::new()),
+            clock: RefCell::new(clock),
+            dates: RefCell::new(DateCache::new(now)),
+            settings: settings(model),
+            registry,
+            log,
+            model: Arc::clone(model),
+            random: Cell::new(seed | 1),
+        })
+    }
+
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub(super) fn unix_seconds(&self) -> u64 {
+        self.clock.borrow_mut().unix_seconds(self.core.now())
+    }
+
+    pub(super) fn root_of(&self, files: &Arc<Files>) -> RootId {
+        *self
+            .roots
+            .get(&(Arc::as_ptr(files) as usize))
+            .expect("every root of the model is entered")
+    }
+
+    /// Numbers that a client can't foresee, for boundaries.
+    pub(super) fn next_random(&self) -> u128 {
+        let hasher = foldhash::quality::RandomState::default();
+        let high = std::hash::BuildHasher::hash_one(&hasher, self.random.get());
+        let low = std::hash::BuildHasher::hash_one(&hasher, (high, self.random.get()));
+        self.random.set(u128::from(high) << 64 | u128::from(low));
+        self.random.get()
+    }
+
+    fn site(&self, request: &Request<'_>, peer: &Peer) -> Option<&Site> {
+        let listener = self.model.listeners.get(peer.listener)?;
+        let index = *listener.sites.find(&request.host)?;
+        self.model.sites.get(index).map(|site| &**site)
+    }
+
+    /// The most specific route whose conditions hold, and what it leads to.
+    fn plan<'m>(&'m self, site: &'m Site, request: &Request<'_>) -> (&'m Route, Plan<'m>) {
+        let cache = &mut *self.router_cache.borrow_mut();
+        let mut candidates = site.router.candidates(&request.path);
+        while let Some(found) = candidates.advance(cache) {
+            let chosen = found.value.iter().find(|route| match &route.when {
+                Some(when) => when.matches(cache, request),
+                None => true,
+            });
+            let Some(route) = chosen else { continue };
+            let plan = match &route.action {
+                Action::Files(files) => Plan::Files(files),
+                Action::Redirect {
+                    to,
+                    status,
+                    of_site,
+                } => {
+                    let rest = if *of_site {
+                        &request.path[1..]
+                    } else {
+                        found.rest
+                    };
+                    Plan::Redirect(*status, to.render(request, rest, &found.captures))
+                }
+                action => Plan::Respond(action),
+            };
+            return (route, plan);
+        }
+        let route = &*site.fallback;
+        let plan = match &route.action {
+            Action::Files(files) => Plan::Files(files),
+            Action::Redirect { to, status, .. } => {
+                let rest = &request.path[1..];
+                Plan::Redirect(*status, to.render(request, rest, &Captures::none()))
+            }
+            action => Plan::Respond(action),
+        };
+        (route, plan)
+    }
+
+    async fn dispatch(&self, request: &Request<'_>, peer: &Peer) -> Response {
+        if let Some(response) = without_site(request) {
+            return response;
+        }
+        let Some(site) = self.site(request, peer) else {
+            return error_page::plain(421);
+        };
+        let (route, plan) = self.plan(site, request);
+        let mut response = match plan {
+            _ if is_preflight(request, route) => preflight(),
+            Plan::Files(files) => self.serve_files(files, request).await,
+            Plan::Redirect(status, location) => redirect(status, location),
+            Plan::Respond(action) => respond(action),
+        };
+        if response.head.status.0 >= 400 {
+            response = self.with_error_page(route, response).await;
+        }
+        decorate(&mut response.head, route, request);
+        response
+    }
+
+    /// Puts the route's own page in the place of ours, if it has one for this status.
+    async fn with_error_page(&self, route: &Route, response: Response) -> Response {
+        let Some(page) = route.error_pages.find(response.head.status) else {
+            return response;
+        };
+        let path = page.path.trim_start_matches('/');
+        match self
+            .whole_file(&page.files, path, response.head.status)
+            .await
+        {
+            Some(mut custom) => {
+                for name in ["Allow", "Content-Range", "Retry-After"] {
+                    if let Some(value) = response.head.get(name) {
+                        let value = crate::http::types::FieldValue::Owned(value.into());
+                        custom.head.push(name, value);
+                    }
+                }
+                custom
+            }
+            None => response,
+        }
+    }
+}
+
+impl Service for App {
+    async fn call(&self, request: &Request<'_>, peer: &Peer) -> Response {
+        self.dispatch(request, peer).await
+    }
+
+    fn refusal(&self, status: u16) -> Response {
+        error_page::plain(status)
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn date(&self) -> DateBlock {
+        let now = self.unix_seconds();
+        self.dates.borrow_mut().at(now).clone()
+    }
+
+    fn logs(&self) -> bool {
+        self.log.is_some()
+    }
+
+    fn log(&self, peer: &Peer, exchange: &Exchange<'_>) {
+        let Some(log) = &self.log else { return };
+        let duration = self.core.now().saturating_duration_since(exchange.started);
+        log(&Record {
+            remote: peer
+                .address(&self.core)
+                .map(|address| address.ip().to_canonical()),
+            time_unix: self.unix_seconds().saturating_sub(duration.as_secs()),
+            method: exchange.method.as_bytes(),
+            target: exchange.target.as_bytes(),
+            version: exchange.version.unwrap_or(Version::Http11),
+            status: Status(exchange.status),
+            body_bytes: exchange.body_bytes,
+            referer: exchange.referer,
+            user_agent: exchange.user_agent,
+            host: (!exchange.host.is_empty()).then_some(exchange.host.as_bytes()),
+            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+        });
+    }
+
+    fn registry(&self) -> &Rc<Registry> {
+        &self.registry
+    }
+}
+
+/// Calls `each` with every set of file settings of a configuration.
+fn for_each_files(model: &Model, mut each: impl FnMut(&Arc<Files>)) {
+    let mut of_route = |route: &Route| {
+        if let Action::Files(files) = &route.action {
+            each(files);
+        }
+        route.error_pages.iter().for_each(|page| each(&page.files));
+    };
+    for site in &model.sites {
+        of_route(&site.fallback);
+        site.router
+            .iter()
+            .flat_map(|(_, routes)| routes)
+            .for_each(|route| of_route(route));
+    }
+}
+
+fn links(symlinks: Symlinks) -> Links {
+    match symlinks {
+        Symlinks::Off => Links::Off,
+        Symlinks::Beneath => Links::Beneath,
+        Symlinks::On => Links::On,
+    }
+}
+
+fn settings(model: &Model) -> Settings {
+    let (limits, timeouts) = (&model.server.limits, &model.server.timeouts);
+    Settings {
+        head: HeadLimits {
+            line_max: limits.request_line,
+            section_max: limits.header_section,
+            fields_max: limits.header_fields,
+        },
+        header_timeout: timeouts.header,
+        idle_timeout: timeouts.idle,
+        progress: ProgressRule {
+            window: timeouts.progress,
+            rate: timeouts.progress_rate,
+        },
+        requests_max: limits.requests_per_connection,
+        body_drain: limits.body_drain,
+    }
+}
+
+/// Requests that no site has a say in.
+fn without_site(request: &Request<'_>) -> Option<Response> {
+    match (request.method, request.form) {
+        // TRACE would show a script the fields that its browser hides from it.
+        (Method::Trace | Method::Connect, _) => Some(method_not_allowed()),
+        (Method::Options, TargetForm::Asterisk) => Some(allowed()),
+        _ => None,
+    }
+}
+
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+
+/// 405 for a resource that can only be read.
+pub(super) fn method_not_allowed() -> Response {
+    let mut response = error_page::plain(405);
+    response.head.push("Allow", ALLOW);
+    response
+}
+
+/// The answer to OPTIONS.
+pub(super) fn allowed() -> Response {
+    let mut response = Response::empty(204);
+    response.head.push("Allow", ALLOW);
+    response
+}
+
+fn redirect(status: Status, location: String) -> Response {
+    let mut response = error_page::plain(status.0);
+    response.head.push("Location", location);
+    response
+}
+
+fn respond(action: &Action) -> Response {
+    let Action::Respond {
+        status,
+        body,
+        content_type,
+    } = action
+    else {
+        return error_page::plain(404);
+    };
+    let mut head = ResponseHead::new(status.0);
+    if let Some(content_type) = content_type {
+        head.push("Content-Type", content_type.clone());
+    }
+    Response {
+        head,
+        body: Body::Constant(Arc::clone(body)),
+    }
+}
+
+/// Whether a browser asks, before a request from another origin, if it may be made.
+fn is_preflight(request: &Request<'_>, route: &Route) -> bool {
+    route.cors.is_some()
+        && request.method == Method::Options
+        && request.fields.get("origin").is_some()
+        && request
+            .fields
+            .get("access-control-request-method")
+            .is_some()
+}
+
+fn preflight() -> Response {
+    let mut response = Response::empty(204);
+    response.head.push("Access-Control-Allow-Methods", ALLOW);
+    response.head.push("Access-Control-Allow-Headers", "*");
+    response.head.push("Access-Control-Max-Age", "86400");
+    response
+}
+
+/// Adds what the route adds to every response.
+fn decorate(head: &mut ResponseHead, route: &Route, request: &Request<'_>) {
+    if let Some(value) = &route.cache_control
+        && matches!(head.status.0, 200 | 203 | 206 | 304)
+    {
+        head.push("Cache-Control", value.clone());
+    }
+    match &route.cors {
+        None => {}
+        Some(Cors::Any) => head.push("Access-Control-Allow-Origin", "*"),
+        Some(Cors::Origins(origins)) => {
+            head.push("Vary", "Origin");
+            let asked = request.fields.get("origin").unwrap_or_default();
+            if let Some(origin) = origins.iter().find(|origin| origin.as_bytes() == asked) {
+                head.push("Access-Control-Allow-Origin", origin.to_string());
+            }
+        }
+    }
+    for change in route.headers.iter() {
+        match change {
+            HeaderOp::Set(name, value) => head.set(name.clone(), value.clone()),
+            HeaderOp::Remove(name) => head.remove(name.as_str()),
+        }
+    }
+}

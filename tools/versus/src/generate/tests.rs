@@ -1,0 +1,269 @@
+//! The generator against a small server in the same process, with every way of going wrong.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use super::*;
+use crate::body;
+
+/// How the server misbehaves.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Right,
+    /// Announces a close with every tenth response of a connection, and closes.
+    ClosesAnnounced,
+    /// Closes without a word after ten responses.
+    ClosesSuddenly,
+    /// The body's last byte is another one.
+    WrongByte,
+    NotFound,
+    /// Says the length of another file.
+    WrongLength,
+    /// Takes requests and never answers beyond the first.
+    FallsSilent,
+}
+
+/// A server on a port of the kernel's choice, which ends with the test process.
+struct TestServer {
+    address: SocketAddr,
+    /// Responses begun.
+    served: Arc<AtomicU64>,
+}
+
+impl TestServer {
+    fn start(len: u64, manner: Manner) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let served = Arc::new(AtomicU64::new(0));
+        let counter = served.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let counter = counter.clone();
+                // A client that resets the connection is not this server's failure.
+                thread::spawn(move || serve(stream, len, manner, &counter).ok());
+            }
+        });
+        Self { address, served }
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    len: u64,
+    manner: Manner,
+    served: &AtomicU64,
+) -> std::io::Result<()> {
+    let mut received = Vec::new();
+    let mut chunk = [0; 4096];
+    let mut answered = 0;
+    loop {
+        let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") else {
+            match stream.read(&mut chunk)? {
+                0 => return Ok(()),
+                taken => received.extend_from_slice(&chunk[..taken]),
+            }
+            continue;
+        };
+        received.drain(..end + 4);
+        answered += 1;
+        let last = answered % 10 == 0;
+        if matches!(manner, Manner::FallsSilent) && answered > 1 {
+            continue;
+        }
+        served.fetch_add(1, Ordering::SeqCst);
+        stream.write_all(&response(len, manner, last))?;
+        match manner {
+            Manner::ClosesSuddenly if last => return Ok(()),
+            Manner::ClosesAnnounced if last => {
+                // Closing over unread requests would reset what is on its way (RFC 9112 §9.6).
+                stream.shutdown(Shutdown::Write)?;
+                while stream.read(&mut chunk)? > 0 {}
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn response(len: u64, manner: Manner, last: bool) -> Vec<u8> {
+    let status = match manner {
+        Manner::NotFound => "404 Not Found",
+        _ => "200 OK",
+    };
+    let close = match manner {
+        Manner::ClosesAnnounced if last => "Connection: close\r\n",
+        _ => "",
+    };
+    let said = match manner {
+        Manner::WrongLength => len + 1,
+        _ => len,
+    };
+    let mut bytes =
+        format!("HTTP/1.1 {status}\r\n{close}Content-Length: {said}\r\n\r\n").into_bytes();
+    bytes.extend((0..len).map(|offset| body::byte_at(len, offset)));
+    if let (Manner::WrongByte, Some(last)) = (manner, bytes.last_mut()) {
+        *last ^= 1;
+    }
+    bytes
+}
+
+fn load(server: &TestServer, body_len: u64, connections: u32, depth: u32) -> Load {
+    Load {
+        address: server.address,
+        target: format!("/{}", body::file_name(body_len)),
+        body_len,
+        connections,
+        depth,
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+/// Runs until so many requests are complete or a connection is lost, and returns the driver.
+fn driven(load: Load, requests: u64) -> Driver {
+    let (connections, deadline) = (load.connections, soon());
+    let mut driver = Driver::new(load).expect("a ring");
+    driver.open(connections, deadline).expect("connections");
+    if driver.tally.errors.is_empty() {
+        assert_eq!(driver.tally.requests, u64::from(connections), "one on each");
+    }
+    driver.start().expect("a ring");
+    while driver.tally.requests < requests && driver.tally.errors.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", driver.tally);
+        driver
+            .run_until(Instant::now() + Duration::from_millis(5))
+            .expect("a ring");
+    }
+    driver
+}
+
+#[test]
+fn counts_what_the_server_served() {
+    // Copied; pipelined; just copied; just discarded; discarded in many pieces.
+    for (len, connections, depth) in [
+        (1024, 8, 1),
+        (1024, 4, 16),
+        (1, 3, 2),
+        (driver::COPIED_BODY_MAX, 3, 3),
+        (driver::COPIED_BODY_MAX + 1, 3, 1),
+        (3 << 20, 2, 1),
+    ] {
+        let server = TestServer::start(len, Manner::Right);
+        let wanted = if len > 1 << 20 { 20 } else { 300 };
+        let driver = driven(load(&server, len, connections, depth), wanted);
+        let (tally, served) = (&driver.tally, server.served.load(Ordering::SeqCst));
+        let on_their_way = u64::from(connections * depth);
+        assert!(
+            tally.errors.is_empty(),
+            "{len} bytes: {:?}",
+            tally.first_error
+        );
+        assert!(
+            (tally.requests..=tally.requests + on_their_way).contains(&served),
+            "{len} bytes: counted {}, served {served}",
+            tally.requests,
+        );
+        assert!(tally.bytes >= tally.requests * len);
+        assert!(tally.latency.quantile(0.5) > 0 && tally.latency.max() > 0);
+    }
+}
+
+#[test]
+fn an_announced_close_is_followed_by_a_new_connection() {
+    for (len, depth) in [(1024, 1), (1024, 8), (20_000, 1)] {
+        let server = TestServer::start(len, Manner::ClosesAnnounced);
+        let driver = driven(load(&server, len, 4, depth), 300);
+        assert!(
+            driver.tally.errors.is_empty(),
+            "{:?}",
+            driver.tally.first_error
+        );
+        assert!(driver.tally.reconnects >= 20, "{}", driver.tally.reconnects);
+    }
+}
+
+#[test]
+fn faults_are_counted_by_kind() {
+    for (manner, len, kinds) in [
+        (Manner::NotFound, 1024, &["status"][..]),
+        (Manner::WrongLength, 1024, &["length"]),
+        (Manner::WrongByte, 1024, &["body"]),
+        (Manner::WrongByte, 100_000, &["body"]),
+        // The request that crosses the close may be answered by a reset.
+        (Manner::ClosesSuddenly, 1024, &["closed", "io"]),
+        (Manner::ClosesSuddenly, 100_000, &["closed", "io"]),
+    ] {
+        let server = TestServer::start(len, manner);
+        let driver = driven(load(&server, len, 2, 1), u64::MAX);
+        let errors = &driver.tally.errors;
+        assert!(!errors.is_empty() && driver.tally.first_error.is_some());
+        assert!(
+            errors.keys().all(|kind| kinds.contains(&kind.as_str())),
+            "{manner:?}: {errors:?}"
+        );
+    }
+}
+
+fn options(server: &TestServer, len: u64, connections: u32) -> GenerateOptions {
+    GenerateOptions {
+        address: server.address,
+        target: format!("/{}", body::file_name(len)),
+        body: len,
+        connections,
+        depth: 1,
+        warm_up: 0.02,
+        seconds: 0.1,
+        idle: false,
+        watch: vec![std::process::id()],
+        server_cpu: None,
+        client_cpu: None,
+    }
+}
+
+#[test]
+fn a_measurement_reports_figures_of_its_span() {
+    let server = TestServer::start(1024, Manner::Right);
+    let report = run(&options(&server, 1024, 4)).expect("a measurement");
+    assert!(report.errors.is_empty(), "{:?}", report.first_error);
+    assert!(report.requests > 0 && report.requests < server.served.load(Ordering::SeqCst));
+    assert!(report.seconds >= 0.1 && report.client_busy > 0.0);
+    assert!(report.latency_us.p50 <= report.latency_us.p99);
+    assert!(report.latency_us.p999 <= report.latency_us.max);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_an_error() {
+    let server = TestServer::start(1024, Manner::FallsSilent);
+    let report = run(&options(&server, 1024, 3)).expect("a measurement");
+    assert_eq!(report.errors.get("stalled"), Some(&3));
+    assert_eq!(report.requests, 0);
+}
+
+#[test]
+fn idle_connections_are_opened_and_weighed() {
+    let server = TestServer::start(1024, Manner::Right);
+    let mut options = options(&server, 1024, 200);
+    options.idle = true;
+    let report = run(&options).expect("a measurement");
+    let idle = report.idle.expect("memory");
+    assert!(report.errors.is_empty(), "{:?}", report.first_error);
+    assert_eq!(server.served.load(Ordering::SeqCst), 200);
+    assert_eq!(idle.connections, 199);
+    assert!(idle.before.allocated > 0 && idle.after.allocated > 0);
+}
+
+#[test]
+fn loads_that_break_a_bound_are_refused() {
+    let server = TestServer::start(1024, Manner::Right);
+    for (len, connections, depth) in [(100_000, 1, 2), (1024, 0, 1), (1024, 1, 1000)] {
+        assert!(Driver::new(load(&server, len, connections, depth)).is_err());
+    }
+    let mut elsewhere = options(&server, 1024, 1);
+    elsewhere.address = SocketAddr::from(([192, 0, 2, 1], 80));
+    assert!(run(&elsewhere).is_err());
+}
