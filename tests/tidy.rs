@@ -32,6 +32,31 @@ const EXCEPTIONS: &[Exception] = &[
         "read at the start, before any core runs",
     ),
     except(
+        "banned:std::fs",
+        "src/runtime/engine/caps.rs",
+        "asked at the start, to say why there is no io_uring",
+    ),
+    except(
+        "banned:std::fs",
+        "src/cache/root.rs",
+        "in a job for a helper thread",
+    ),
+    except(
+        "banned:std::fs",
+        "src/handlers/listing.rs",
+        "in a job for a helper thread",
+    ),
+    except(
+        "banned:std::fs",
+        "src/net/owner.rs",
+        "asked when the start has failed",
+    ),
+    except(
+        "banned:panic!",
+        "src/runtime/engine/sim/kernel.rs",
+        "a detector for tests: a broken rule ends the run",
+    ),
+    except(
         "banned:Mutex",
         "src/runtime/offload.rs",
         "never contended: a lane has one helper",

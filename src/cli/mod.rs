@@ -174,6 +174,7 @@ fn config_file(matches: &ArgMatches) -> PathBuf {
 fn input(file: Option<PathBuf>, settings: Vec<Setting>, check_files: bool) -> Input {
     Input {
         file,
+        content: None,
         settings,
         // A variable that isn't text can't be meant for us.
         environment: std::env::vars_os()

@@ -7,29 +7,37 @@ use std::sync::Arc;
 
 use crate::config::model::{ListenAddr, Model, Place};
 use crate::net::owner::{Owner, listener_owner};
+use crate::supervisor::bind::ListenError;
 use crate::supervisor::worker::{self, Origin, StartError};
 
 /// Serves until a signal ends it.
 pub(super) fn start(model: Arc<Model>, origin: Origin) -> ExitCode {
     let text = match worker::run(model, origin) {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(StartError::Listen {
-            address,
-            place,
-            error,
-        }) => {
-            let owner = match &address {
-                ListenAddr::Tcp { address, .. } if error.kind() == io::ErrorKind::AddrInUse => {
-                    listener_owner(*address)
-                }
-                _ => None,
-            };
-            refused(&address, &place, &error, owner.as_ref(), origin)
+        Err(StartError::Listen(errors)) => {
+            let texts = errors.iter().map(|error| not_bound(error, origin));
+            texts.collect()
         }
         Err(StartError::Other { what, help }) => message(&what, None, &[help]),
     };
     super::complain(&text);
     ExitCode::from(super::exit::FAILED)
+}
+
+/// Why one address can't be listened on, and who is there where that is known.
+fn not_bound(error: &ListenError, origin: Origin) -> String {
+    let ListenError {
+        address,
+        place,
+        error,
+    } = error;
+    let owner = match address {
+        ListenAddr::Tcp { address, .. } if error.kind() == io::ErrorKind::AddrInUse => {
+            listener_owner(*address)
+        }
+        _ => None,
+    };
+    refused(address, place, error, owner.as_ref(), origin)
 }
 
 fn message(what: &str, place: Option<&Place>, help: &[String]) -> String {

@@ -363,6 +363,20 @@ fn add_defaults(tree: &mut Table) {
     }
     defaults.overlay(std::mem::take(tree));
     *tree = defaults;
+    if let Some(server) = inner_mut(tree, "server") {
+        sort(server, Section::Server);
+    }
+    for entry in inner_mut(tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {
+        if let Value::Table(site) = &mut entry.item.value {
+            sort(site, Section::Site);
+        }
+    }
+}
+
+/// Puts the keys in the order of the reference.
+fn sort(table: &mut Table, section: Section) {
+    let position = |name: &str| section.keys().position(|key| key.name == name);
+    table.entries.sort_by_key(|entry| position(&entry.key));
 }
 
 fn json_table(table: &Table) -> serde_json::Value {

@@ -276,7 +276,7 @@ const TIMEOUTS: &[Key] = &[
         "\"500B\"",
         "\"500B\"",
         "How much a client has to send or read in each second, on average over the window.\n\
-         \"0\" switches it off.",
+         With \"0\" there is no such bound.",
     ),
 ];
 
@@ -324,10 +324,10 @@ const WHEN: &[Key] = &[
     key(
         "header",
         "a table of strings",
-        "{ Accept = \"~json\" }",
+        "{ Accept = \"*json*\" }",
         "",
-        "The request has these header fields: exactly this value, \"~…\" an expression, true any\n\
-         value, false none.",
+        "The request has these header fields. In a value * is anything; \"~…\" is an expression;\n\
+         true is any value, false is that the field is missing.",
     ),
     key(
         "query",

@@ -25,6 +25,9 @@ const VARIABLE_PREFIX: &str = "BELTWAY_";
 pub struct Input {
     /// The configuration file as the user named it, if there is one.
     pub file: Option<PathBuf>,
+    /// The content of `file` where it is known already; then nothing is read for it, and it can't
+    /// include others.
+    pub content: Option<String>,
     /// Flags of the command line and `--set`, the later winning.
     pub settings: Vec<Setting>,
     /// The environment.
@@ -75,7 +78,11 @@ pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Option<Table> {
             syntax: true,
         };
         let path = input.directory.join(file);
-        tree = files.read(&path, &file.display().to_string(), None);
+        let name = file.display().to_string();
+        tree = match &input.content {
+            Some(content) => Some(files.parse(&path, &name, content).0),
+            None => files.read(&path, &name, None),
+        };
         tree = tree.filter(|_| files.syntax);
     }
     let mut over = Table::default();
@@ -89,7 +96,14 @@ pub fn read(input: &Input, diagnostics: &mut Diagnostics) -> Option<Table> {
             over.overlay(table);
         }
     }
-    if let Some(entry) = over.take("include") {
+    let unread = input
+        .content
+        .is_some()
+        .then(|| tree.as_mut()?.take("include"));
+    for entry in [over.take("include"), unread.flatten()]
+        .into_iter()
+        .flatten()
+    {
         diagnostics.push(
             Diagnostic::new(entry.key_at, "`include` can't be set here", "")
                 .help("write it at the top of a configuration file"),
@@ -141,16 +155,7 @@ impl Files<'_> {
                 return None;
             }
         };
-        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        let whole = self.diagnostics.sources.add(Source {
-            kind: SourceKind::File,
-            name: name.into(),
-            text: text.clone(),
-            base: base.clone(),
-        });
-        let errors_before = self.diagnostics.len();
-        let mut table = raw::parse(&text, whole, self.diagnostics);
-        self.syntax &= self.diagnostics.len() == errors_before;
+        let (mut table, base) = self.parse(path, name, &text);
         if let Some(include) = table.take("include") {
             for (pattern, at) in self.patterns(&include.item) {
                 for path in self.expand(&base, &pattern, at) {
@@ -166,6 +171,21 @@ impl Files<'_> {
             }
         }
         Some(table)
+    }
+
+    /// Parses a file; also gives the directory to which names in it refer.
+    fn parse(&mut self, path: &Path, name: &str, text: &str) -> (Table, PathBuf) {
+        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let whole = self.diagnostics.sources.add(Source {
+            kind: SourceKind::File,
+            name: name.into(),
+            text: text.to_owned(),
+            base: base.clone(),
+        });
+        let errors_before = self.diagnostics.len();
+        let table = raw::parse(text, whole, self.diagnostics);
+        self.syntax &= self.diagnostics.len() == errors_before;
+        (table, base)
     }
 
     fn patterns(&mut self, item: &Item) -> Vec<(String, At)> {
@@ -366,14 +386,11 @@ fn command_line(
                 FlagValue::List(items) => items.join(" "),
             };
             let whole = add(format!("{flag}{shown}"));
-            let flag_len = flag.len() as u32;
-            let at = match value {
-                FlagValue::Boolean(_) => whole,
-                _ => At {
-                    start: flag_len,
-                    ..whole
-                },
+            let start = match value {
+                FlagValue::Boolean(_) => 0,
+                _ => flag.len() as u32,
             };
+            let at = At { start, ..whole };
             let value = match value {
                 FlagValue::Text(text) => Value::String(text.clone()),
                 FlagValue::Loose(text) => loose(text, at),
@@ -383,53 +400,56 @@ fn command_line(
             Some(Table::nested(path, at, value, at))
         }
         Setting::Set(text) => {
-            const PREFIX: &str = "--set ";
-            let whole = add(format!("{PREFIX}{text}"));
-            let offset = PREFIX.len() as u32;
-            let fail = |message: &str| {
-                Diagnostic::new(
-                    At {
-                        start: offset,
-                        ..whole
-                    },
-                    message.to_owned(),
-                    "",
-                )
-                .help("write it such as --set server.workers=2 or --set 'site.\":8080\".list=true'")
-            };
-            let (path, key_len) = match dotted_key(text) {
-                Ok(key) => key,
-                Err(message) => {
-                    diagnostics.push(fail(message));
-                    return None;
-                }
-            };
-            let key_end = offset + key_len as u32;
-            let key_at = At {
-                start: offset,
-                end: key_end,
-                ..whole
-            };
-            let value_at = At {
-                start: key_end + 1,
-                ..whole
-            };
-            let written = text[key_len + 1..].trim();
-            let value = match raw::parse_value(written, value_at) {
-                Some(Value::Float(_) | Value::Datetime(_)) => Value::String(written.into()),
-                Some(value) => value,
-                None if written.starts_with(['[', '{', '"', '\'']) => {
-                    diagnostics.push(
-                        Diagnostic::new(value_at, "the value is not valid TOML", "")
-                            .help("lists are written [\"a\", \"b\"], tables { a = 1 }"),
-                    );
-                    return None;
-                }
-                None => Value::String(written.into()),
-            };
-            Some(Table::nested(&path, key_at, value, value_at))
+            let whole = add(format!("{SET_PREFIX}{text}"));
+            set(text, whole, diagnostics)
         }
     }
+}
+
+/// What `--set` is shown with in front of its text.
+const SET_PREFIX: &str = "--set ";
+
+/// Reads `KEY=VALUE` of `--set`; `whole` is the source that shows it.
+fn set(text: &str, whole: At, diagnostics: &mut Diagnostics) -> Option<Table> {
+    let offset = SET_PREFIX.len() as u32;
+    let (path, key_len) = match dotted_key(text) {
+        Ok(key) => key,
+        Err(message) => {
+            let at = At {
+                start: offset,
+                ..whole
+            };
+            diagnostics.push(Diagnostic::new(at, message, "").help(
+                "write it such as --set server.workers=2 or --set 'site.\":8080\".list=true'",
+            ));
+            return None;
+        }
+    };
+    let key_end = offset + key_len as u32;
+    let key_at = At {
+        start: offset,
+        end: key_end,
+        ..whole
+    };
+    let value_at = At {
+        start: key_end + 1,
+        ..whole
+    };
+    let written = text[key_len + 1..].trim();
+    let value = match raw::parse_value(written, value_at) {
+        // No key takes one, and `1.5` may be part of a name.
+        Some(Value::Float(_) | Value::Datetime(_)) => Value::String(written.into()),
+        Some(value) => value,
+        None if written.starts_with(['[', '{', '"', '\'']) => {
+            diagnostics.push(
+                Diagnostic::new(value_at, "the value is not valid TOML", "")
+                    .help("lists are written [\"a\", \"b\"], tables { a = 1 }"),
+            );
+            return None;
+        }
+        None => Value::String(written.into()),
+    };
+    Some(Table::nested(&path, key_at, value, value_at))
 }
 
 /// A list of strings, each where it stands in a flag that is shown with spaces between them.

@@ -47,6 +47,15 @@ impl Population {
         }
     }
 
+    /// Ready when no connection is open; otherwise the current task is woken when one closes.
+    pub fn poll_empty(&self, core: &Core) -> std::task::Poll<()> {
+        if self.open() == 0 {
+            return std::task::Poll::Ready(());
+        }
+        self.wait_for_close(core.current_task());
+        std::task::Poll::Pending
+    }
+
     fn wait_for_close(&self, task: TaskId) {
         let mut waiting = self.waiting.take();
         if !waiting.contains(&task) {

@@ -5,3 +5,4 @@ pub mod listener;
 pub mod owner;
 pub mod recv;
 pub mod send;
+pub mod socket;

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 pub mod control_log;
+pub mod core_log;
 pub mod escape;
 pub mod sink;
 pub mod stamp;

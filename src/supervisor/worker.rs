@@ -1,9 +1,53 @@
-//! Wires a worker: engine, cores, listeners and handlers.
+//! The worker: listening sockets in, cores that serve on them, and their orderly end.
+//!
+//! The main thread binds, starts helpers, log and cores, and then sleeps until a signal comes or a
+//! core ends. It knows of a core only what the core reports; everything else happens on the cores.
 
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use crate::config::model::{ListenAddr, Model, Place};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::bind::{self, BoundAddr, BoundListener, ListenError};
+use super::core_thread::{self, End, Event, MakeService, Message, Parts, Report, Reporter, Setup};
+use super::limits::{Budget, Means, raise_descriptors};
+use super::signals::{Signal, Signals};
+use super::{banner, hook};
+use crate::cache::open_files::Bounds;
+use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
+use crate::handlers::app::{App, LogRecord};
+use crate::http::session::Service;
+use crate::net::socket::SocketFile;
+use crate::observability::access_log::Format;
+use crate::observability::control_log::{self, Colour, Level};
+use crate::observability::sink::{Sink, SinkHandle, Target};
+use crate::runtime::affinity;
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection};
+use crate::runtime::mailbox::{self, Sender, Wake};
+use crate::runtime::offload::Helpers;
+
+/// Jobs that may wait for the helpers.
+const HELPER_QUEUE: usize = 256;
+
+/// Messages that may wait for a core: no more than one drain and one stop are ever sent.
+const MAILBOX: usize = 4;
+
+/// How long a core may take to end beyond its deadline before it is left behind.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// How long the last lines of the access log may take.
+const LOG_CLOSE: Duration = Duration::from_secs(2);
+
+/// How long a helper's job may go on after the cores have ended.
+const HELPERS_STOP: Duration = Duration::from_secs(1);
 
 /// What the user typed to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +58,11 @@ pub enum Origin {
     Run,
 }
 
-/// Why a worker did not start.
+/// Why a worker did not start, or could not go on.
 #[derive(Debug)]
 pub enum StartError {
-    /// The kernel refused to listen.
-    Listen {
-        /// The address.
-        address: ListenAddr,
-        /// Where it was asked for.
-        place: Place,
-        /// What the kernel said.
-        error: io::Error,
-    },
+    /// The kernel refused to listen: every address that failed, in the order of the configuration.
+    Listen(Vec<ListenError>),
     /// Anything else.
     Other {
         /// What went wrong.
@@ -35,14 +72,684 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    fn other(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Other {
+            what: what.into(),
+            help: help.into(),
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(errors) => {
+                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                f.write_str(&texts.join("; "))
+            }
+            Self::Other { what, help } if help.is_empty() => f.write_str(what),
+            Self::Other { what, help } => write!(f, "{what}: {help}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
 /// Serves until a signal ends it and the drain is over.
 ///
 /// # Errors
-/// When it can't start.
+/// When it can't start, or when no core is left to serve.
 pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
-    let _ = (model, origin);
-    Err(StartError::Other {
-        what: "no worker".into(),
-        help: String::new(),
-    })
+    // Whoever embeds the server may have a log already.
+    let _ = control_log::init(level(model.server.log_level), Colour::Auto);
+    let listeners = bind(&model)?;
+    run_with(model, listeners, origin)
+}
+
+/// Binds every address of the configuration.
+///
+/// # Errors
+/// [`StartError::Listen`] with every address that failed.
+pub fn bind(model: &Model) -> Result<Vec<BoundListener>, StartError> {
+    bind::bind(&model.listeners).map_err(StartError::Listen)
+}
+
+/// Serves on sockets that listen already. To be called before the process has other threads: signals
+/// are blocked in this one and in those that it starts.
+///
+/// # Errors
+/// As [`run`], but for the sockets.
+pub fn run_with(
+    model: Arc<Model>,
+    listeners: Vec<BoundListener>,
+    origin: Origin,
+) -> Result<(), StartError> {
+    let signals = Signals::block()
+        .map_err(|error| StartError::other(format!("can't read signals: {error}"), ""))?;
+    hook::log_panics();
+    let mut worker = Worker::start(&model, listeners, app)?;
+    worker.announce(&model, origin);
+    let result = supervise(&mut worker, &signals, &model, origin);
+    worker.close();
+    result
+}
+
+/// The handlers of a core.
+fn app(parts: Parts<'_>) -> Rc<App> {
+    let bounds = Bounds {
+        entries_max: parts.files_max.min(Bounds::default().entries_max),
+        ..Bounds::default()
+    };
+    // The keys of the standard library's hasher come from the system's source of randomness.
+    let random = || u128::from(RandomState::new().hash_one(0));
+    let seed = random() << 64 | random();
+    let log = parts
+        .log
+        .map(|log| -> Box<LogRecord> { Box::new(move |record| log.push(record)) });
+    App::new(parts.core, parts.model, parts.registry, bounds, seed, log)
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+    Stopping,
+}
+
+/// Sleeps until a signal comes or a core ends, until no core is left.
+fn supervise(
+    worker: &mut Worker,
+    signals: &Signals,
+    model: &Model,
+    origin: Origin,
+) -> Result<(), StartError> {
+    let mut phase = Phase::Serving;
+    let mut give_up = None;
+    while worker.alive() > 0 {
+        wait(signals, &worker.told, give_up);
+        while let Some(signal) = signals.next() {
+            match (signal, phase) {
+                (Signal::Hangup, _) => {
+                    tracing::info!("SIGHUP: there is nothing to reload without a master");
+                }
+                (Signal::User1, _) => {
+                    tracing::info!("SIGUSR1: the access log is not reopened without a master");
+                }
+                (signal, Phase::Serving) => {
+                    phase = Phase::Draining;
+                    let drain = model.server.drain_timeout;
+                    if origin == Origin::Serve && signal == Signal::Interrupt {
+                        banner::Stream::of(model).say(&banner::stopping(drain));
+                    }
+                    tracing::info!(timeout = ?drain, "draining");
+                    let deadline = Instant::now() + drain;
+                    worker.tell(Message::Drain { deadline });
+                    give_up = Some(deadline + GRACE);
+                }
+                (_, Phase::Draining) => {
+                    phase = Phase::Stopping;
+                    tracing::info!("ending at once");
+                    worker.tell(Message::Stop);
+                    give_up = Some(Instant::now() + GRACE);
+                }
+                (_, Phase::Stopping) => give_up = Some(Instant::now()),
+            }
+        }
+        worker.collect();
+        if give_up.is_some_and(|at| at <= Instant::now()) && worker.alive() > 0 {
+            let cores = worker.alive();
+            tracing::error!(cores, "cores that don't end are left behind");
+            worker.abandoned = true;
+            return Ok(());
+        }
+    }
+    match phase {
+        Phase::Serving => Err(StartError::other("no core is left to serve", "see the log")),
+        Phase::Draining | Phase::Stopping => {
+            let cut = worker.cut;
+            if cut > 0 {
+                tracing::warn!(connections = cut, "stopped; connections were cut");
+            } else {
+                tracing::info!("stopped");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Sleeps until a signal or a report has come, or until then.
+fn wait(signals: &Signals, told: &Wake, until: Option<Instant>) {
+    let timeout = until.and_then(|until| {
+        let left = until.saturating_duration_since(Instant::now());
+        Timespec::try_from(left).ok()
+    });
+    let mut fds = [
+        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(told.as_fd(), PollFlags::IN),
+    ];
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // Out of memory for a moment: the caller looks for what there is and comes back.
+        Err(errno) => tracing::error!(%errno, "waiting for signals failed"),
+    }
+}
+
+/// The cores of a process and what they share.
+struct Worker {
+    cores: Vec<CoreHandle>,
+    reports: Receiver<Report>,
+    /// Wakes the main thread for reports.
+    told: Arc<Wake>,
+    helpers: Helpers,
+    sink: Option<Sink>,
+    /// Socket files, which are removed with the worker.
+    files: Vec<SocketFile>,
+    addresses: Vec<BoundAddr>,
+    /// Connections that were cut when their cores ended.
+    cut: usize,
+    /// Cores that live are left behind: they were given all the time there is.
+    abandoned: bool,
+}
+
+/// A core as the main thread sees it.
+struct CoreHandle {
+    mailbox: Sender<Message>,
+    /// Taken when the core has ended.
+    thread: Option<JoinHandle<()>>,
+    engine: Option<(EngineKind, String)>,
+}
+
+impl Worker {
+    /// Starts everything and waits until every core serves.
+    ///
+    /// # Errors
+    /// When one of the parts can't be had; those that were started end again.
+    fn start<S: Service>(
+        model: &Arc<Model>,
+        listeners: Vec<BoundListener>,
+        make: impl MakeService<S>,
+    ) -> Result<Self, StartError> {
+        let server = &model.server;
+        let selection =
+            Selection::choose(engine(server.engine)).map_err(|why| StartError::other(why, ""))?;
+        let allowed = affinity::allowed_cpus();
+        let requested = match server.workers {
+            Workers::Auto => None,
+            Workers::Count(count) => Some(count.get()),
+        };
+        let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
+        let budget = Budget::of(Means {
+            cores: plan.cores.len(),
+            listeners: listeners.len(),
+            descriptors: raise_descriptors(),
+            memory: server.memory_limit,
+            max_conns: server.max_conns.map(Into::into),
+        });
+        if let Some(warning) = budget.warning(plan.cores.len()) {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(
+            cores = plan.reason,
+            connections_per_core = budget.connections_per_core,
+            "starting"
+        );
+        let (mut worker, sender) = Self::without_cores(model, plan.cores.len())?;
+        let mut sockets = Vec::with_capacity(listeners.len());
+        for listener in listeners {
+            worker.files.extend(listener.file);
+            worker.addresses.push(listener.address);
+            sockets.push((listener.listener, Arc::new(listener.socket)));
+        }
+        for (index, cpu) in plan.cores.iter().enumerate() {
+            let reporter = Reporter {
+                sender: sender.clone(),
+                wake: Arc::clone(&worker.told),
+                core: index,
+            };
+            let wake = Wake::new().map_err(|error| failed("eventfd", &error))?;
+            let (mailbox, messages) = mailbox::channel(MAILBOX, Arc::clone(&wake));
+            let setup = Setup {
+                cpu: *cpu,
+                selection: selection.clone(),
+                may_degrade: server.engine == Engine::Auto,
+                helpers: [0; 2].map(|_| Some(worker.helpers.port(Arc::clone(&wake)))),
+                wake,
+                mailbox: messages,
+                listeners: sockets.clone(),
+                connections_max: budget.connections_per_core,
+                files_max: budget.files_per_core,
+                model: Arc::clone(model),
+                log: worker.log(model),
+                reporter,
+            };
+            let thread = thread::Builder::new()
+                .name(format!("beltway-core-{index}"))
+                .spawn(move || core_thread::run(setup, make))
+                .map_err(|error| failed("a thread", &error))?;
+            worker.cores.push(CoreHandle {
+                mailbox,
+                thread: Some(thread),
+                engine: None,
+            });
+        }
+        drop((sender, sockets));
+        worker.wait_for_start()?;
+        Ok(worker)
+    }
+
+    /// What is there before the first core: helpers and the log, both on threads that run everywhere.
+    fn without_cores(
+        model: &Model,
+        cores: usize,
+    ) -> Result<(Self, SyncSender<Report>), StartError> {
+        let sink = match &model.server.access_log {
+            None => None,
+            Some(log) => {
+                let target = match &log.target {
+                    LogTarget::Stdout => Target::Stdout,
+                    LogTarget::File(path) => Target::File(path.clone()),
+                };
+                let sink = Sink::start(&target).map_err(|error| match &log.target {
+                    LogTarget::Stdout => failed("the access log on standard output", &error),
+                    LogTarget::File(path) => StartError::other(
+                        format!("can't open the access log {}: {error}", path.display()),
+                        "its directory has to exist, and this user has to be allowed to write there",
+                    ),
+                })?;
+                Some(sink)
+            }
+        };
+        let helpers = Helpers::start(Helpers::threads_default(cores), HELPER_QUEUE)
+            .map_err(|error| failed("helper threads", &error))?;
+        // Each core starts once and ends once.
+        let (sender, reports) = mpsc::sync_channel(2 * cores);
+        let worker = Self {
+            cores: Vec::with_capacity(cores),
+            reports,
+            told: Wake::new().map_err(|error| failed("eventfd", &error))?,
+            helpers,
+            sink,
+            files: Vec::new(),
+            addresses: Vec::new(),
+            cut: 0,
+            abandoned: false,
+        };
+        Ok((worker, sender))
+    }
+
+    fn log(&self, model: &Model) -> Option<(Format, SinkHandle)> {
+        let log = model.server.access_log.as_ref()?;
+        let format = match log.format {
+            LogFormat::Common => Format::Common,
+            LogFormat::Combined => Format::Combined,
+            LogFormat::Json => Format::Json,
+        };
+        Some((format, self.sink.as_ref()?.handle()))
+    }
+
+    /// Waits until each core serves; each says so or ends.
+    fn wait_for_start(&mut self) -> Result<(), StartError> {
+        let mut waiting = self.cores.len();
+        while waiting > 0 {
+            let report = self
+                .reports
+                .recv()
+                .map_err(|_| StartError::other("the cores ended without a word", ""))?;
+            match report.event {
+                Event::Started(kind, reason) => {
+                    self.cores[report.core].engine = Some((kind, reason));
+                    waiting -= 1;
+                }
+                Event::Ended(end) => {
+                    let why = match end {
+                        End::Refused(error) => error.to_string(),
+                        End::Broken(why) => why,
+                        End::Told { .. } => "it ended".to_owned(),
+                    };
+                    return Err(StartError::other(
+                        format!("core {} can't start: {why}", report.core),
+                        "",
+                    ));
+                }
+            }
+        }
+        self.told.drain();
+        Ok(())
+    }
+
+    /// Says what runs and where it listens.
+    fn announce(&self, model: &Model, origin: Origin) {
+        let mut engines: Vec<(&(EngineKind, String), usize)> = Vec::new();
+        for engine in self.cores.iter().filter_map(|core| core.engine.as_ref()) {
+            match engines.iter_mut().find(|(known, _)| *known == engine) {
+                Some((_, cores)) => *cores += 1,
+                None => engines.push((engine, 1)),
+            }
+        }
+        for ((kind, reason), cores) in &engines {
+            tracing::info!(engine = %kind, reason, cores, "engine");
+        }
+        for address in &self.addresses {
+            tracing::info!("listening on {address}");
+        }
+        if origin == Origin::Serve {
+            let kinds: Vec<String> = engines
+                .iter()
+                .map(|((kind, reason), _)| format!("{kind} ({reason})"))
+                .collect();
+            let engine = kinds.join(" and ");
+            let text = banner::started(model, &self.addresses, &engine, self.cores.len());
+            banner::Stream::of(model).say(&text);
+        }
+    }
+
+    /// Cores that have not ended.
+    fn alive(&self) -> usize {
+        let alive = |core: &&CoreHandle| core.thread.is_some();
+        self.cores.iter().filter(alive).count()
+    }
+
+    /// Sends a message to every core.
+    fn tell(&mut self, message: Message) {
+        for core in &mut self.cores {
+            // A core that has ended hears nothing, and one that lives has room.
+            let _ = core.mailbox.try_send(message);
+        }
+    }
+
+    /// Takes the reports that have come.
+    fn collect(&mut self) {
+        self.told.drain();
+        while let Ok(Report { core, event }) = self.reports.try_recv() {
+            if let Event::Ended(end) = event {
+                self.ended(core, end);
+            }
+        }
+    }
+
+    fn ended(&mut self, core: usize, end: End) {
+        match end {
+            End::Told { cut, panics } => {
+                self.cut += cut;
+                if panics > 0 {
+                    tracing::error!(core, panics, "tasks of this core had panicked");
+                }
+            }
+            End::Refused(error) => tracing::error!(core, %error, "a core could not start"),
+            End::Broken(why) => {
+                tracing::error!(
+                    core,
+                    why,
+                    "A CORE IS GONE, and its connections with it; the others go on"
+                );
+            }
+        }
+        if let Some(thread) = self.cores[core].thread.take() {
+            // Its body catches panics, and reported its end already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Ends what the cores shared, after them. Cores that are left are told to stop.
+    fn close(&mut self) {
+        if self.alive() > 0 && !self.abandoned {
+            self.tell(Message::Stop);
+            let deadline = Instant::now() + GRACE;
+            while self.alive() > 0 {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.reports.recv_timeout(left) {
+                    Ok(Report {
+                        core,
+                        event: Event::Ended(end),
+                    }) => self.ended(core, end),
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        if let Some(mut sink) = self.sink.take()
+            && !sink.close(LOG_CLOSE)
+        {
+            tracing::warn!("the access log is too slow: its last lines are lost");
+        }
+        self.helpers.stop(HELPERS_STOP);
+        self.files.clear();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn failed(what: &str, error: &io::Error) -> StartError {
+    StartError::other(format!("can't set up {what}: {error}"), "")
+}
+
+fn engine(engine: Engine) -> EngineChoice {
+    match engine {
+        Engine::Auto => EngineChoice::Auto,
+        Engine::Uring => EngineChoice::Uring,
+        Engine::Epoll => EngineChoice::Epoll,
+    }
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::Error,
+        LogLevel::Warn => Level::Warn,
+        LogLevel::Info => Level::Info,
+        LogLevel::Debug => Level::Debug,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+    use crate::config::sources::{Input, Setting};
+    use crate::supervisor::ok_service::OkService;
+
+    /// Longest that anything here may take.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn model(settings: &[&str]) -> Arc<Model> {
+        let input = Input {
+            settings: [r#"site.*.listen=["127.0.0.1:0"]"#, r#"site.*.root="/""#]
+                .iter()
+                .chain(settings)
+                .map(|setting| Setting::Set((*setting).to_owned()))
+                .collect(),
+            directory: "/".into(),
+            ..Input::default()
+        };
+        match config::load(&input) {
+            Ok(loaded) => loaded.model,
+            Err(diagnostics) => panic!("{}", diagnostics.render(false)),
+        }
+    }
+
+    fn start(settings: &[&str]) -> (Worker, SocketAddr) {
+        let model = model(settings);
+        let listeners = bind(&model).unwrap();
+        let worker = Worker::start(&model, listeners, OkService::new).unwrap();
+        let BoundAddr::Tcp(address) = worker.addresses[0] else {
+            panic!("it listens on TCP");
+        };
+        (worker, address)
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+    }
+
+    fn request(client: &mut TcpStream, path: &str) -> String {
+        write!(client, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        response(client)
+    }
+
+    /// Reads up to the end of the body, or of the connection.
+    fn response(client: &mut TcpStream) -> String {
+        let (mut text, mut bytes) = (String::new(), [0; 1024]);
+        while !text.ends_with("\r\n\r\nok") {
+            match client.read(&mut bytes) {
+                // The probe of the engine ran on this thread: what its ring leaves to be done
+                // interrupts a read with a timeout.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+                Ok(count) => text.push_str(std::str::from_utf8(&bytes[..count]).unwrap()),
+            }
+        }
+        text
+    }
+
+    fn wait_for_end(worker: &mut Worker) {
+        let deadline = Instant::now() + PATIENCE;
+        while worker.alive() > 0 {
+            assert!(Instant::now() < deadline, "cores don't end");
+            let left = Timespec::try_from(Duration::from_secs(1)).unwrap();
+            let mut fds = [PollFd::new(&*worker.told, PollFlags::IN)];
+            poll(&mut fds, Some(&left)).unwrap();
+            worker.collect();
+        }
+    }
+
+    fn drain(worker: &mut Worker, time: Duration) {
+        let deadline = Instant::now() + time;
+        worker.tell(Message::Drain { deadline });
+    }
+
+    #[test]
+    fn serves_and_drains_on_each_engine_and_number_of_cores() {
+        for engine in ["auto", "epoll"] {
+            for workers in [1, 2] {
+                let engine = format!("server.engine={engine:?}");
+                let workers = format!("server.workers={workers}");
+                let (mut worker, address) = start(&[&engine, &workers]);
+                let mut clients: Vec<_> = (0..8).map(|_| connect(address)).collect();
+                for client in &mut clients {
+                    for _ in 0..2 {
+                        let text = request(client, "/");
+                        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+                        assert!(!text.contains("Connection: close"), "{text}");
+                    }
+                }
+                drain(&mut worker, PATIENCE);
+                for client in &mut clients {
+                    assert_eq!(response(client), "", "idle ones are closed");
+                }
+                wait_for_end(&mut worker);
+                assert_eq!(worker.cut, 0);
+                assert!(
+                    TcpStream::connect(address).is_err(),
+                    "nothing listens any more"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_has_begun_is_answered_during_the_drain_and_the_connection_closes() {
+        for engine in ["auto", "epoll"] {
+            let engine = format!("server.engine={engine:?}");
+            let (mut worker, address) = start(&[&engine, "server.workers=1"]);
+            let (mut begun, mut idle) = (connect(address), connect(address));
+            request(&mut begun, "/");
+            request(&mut idle, "/");
+            begun.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            // A second connection is answered after the core has taken these bytes.
+            request(&mut idle, "/");
+            drain(&mut worker, PATIENCE);
+            assert_eq!(response(&mut idle), "");
+            begun.write_all(b"Host: a\r\n\r\n").unwrap();
+            let text = response(&mut begun);
+            assert!(text.contains("Connection: close\r\n"), "{text}");
+            drop(begun);
+            wait_for_end(&mut worker);
+            assert_eq!(worker.cut, 0);
+        }
+    }
+
+    #[test]
+    fn what_is_left_at_the_deadline_or_at_a_stop_is_cut_and_counted() {
+        for stop in [false, true] {
+            let (mut worker, address) = start(&["server.workers=1"]);
+            let (mut begun, mut other) = (connect(address), connect(address));
+            request(&mut begun, "/");
+            begun.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            request(&mut other, "/");
+            drop(other);
+            if stop {
+                drain(&mut worker, PATIENCE);
+                worker.tell(Message::Stop);
+            } else {
+                drain(&mut worker, Duration::from_millis(1));
+            }
+            wait_for_end(&mut worker);
+            assert_eq!(worker.cut, 1);
+            assert_eq!(response(&mut begun), "");
+        }
+    }
+
+    #[test]
+    fn a_task_that_panics_closes_its_connection_only() {
+        let (mut worker, address) = start(&["server.workers=1"]);
+        let (mut bad, mut good) = (connect(address), connect(address));
+        request(&mut good, "/");
+        assert_eq!(request(&mut bad, "/panic"), "");
+        assert!(request(&mut good, "/").ends_with("ok"));
+        drain(&mut worker, PATIENCE);
+        wait_for_end(&mut worker);
+    }
+
+    #[test]
+    fn a_core_that_panics_at_its_start_ends_the_others_in_order() {
+        let model = model(&["server.workers=2"]);
+        let listeners = bind(&model).unwrap();
+        let started = Worker::start(&model, listeners, |parts| {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            assert_ne!(name, "beltway-core-1", "for this test");
+            OkService::new(parts)
+        });
+        let why = started.err().unwrap().to_string();
+        assert!(why.contains("core 1 can't start: it panicked"), "{why}");
+    }
+
+    #[test]
+    fn the_access_log_is_complete_after_a_drain() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let log = format!("server.access_log={path:?}");
+        let (mut worker, address) = start(&["server.workers=2", &log]);
+        for _ in 0..4 {
+            request(&mut connect(address), "/page");
+        }
+        drain(&mut worker, PATIENCE);
+        wait_for_end(&mut worker);
+        worker.close();
+        let lines = std::fs::read_to_string(path).unwrap();
+        assert_eq!(lines.matches("GET /page HTTP/1.1").count(), 4, "{lines}");
+    }
+
+    #[test]
+    fn a_socket_file_goes_with_the_worker() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.sock");
+        let listen = format!(r#"site.*.listen=["unix:{}"]"#, path.display());
+        let model = model(&[&listen]);
+        let listeners = bind(&model).unwrap();
+        let worker = Worker::start(&model, listeners, OkService::new).unwrap();
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(worker);
+        assert!(!Path::new(&path).exists());
+    }
 }

@@ -3,19 +3,10 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970, renewed when the monotonic clock says that a second has passed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WallClock {
     unix_s: u64,
     renew_at: Option<Instant>,
-}
-
-impl Default for WallClock {
-    fn default() -> Self {
-        Self {
-            unix_s: 0,
-            renew_at: None,
-        }
-    }
 }
 
 impl WallClock {

@@ -1,3 +1,5 @@
+//! The cache on real directories, on each engine.
+
 use super::*;
 use crate::runtime::engine::caps::{EngineChoice, Selection};
 use crate::runtime::mailbox::Wake;

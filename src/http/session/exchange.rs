@@ -24,6 +24,8 @@ struct Answer {
     body: Body,
     framing: ResponseFraming,
     keep_alive: bool,
+    /// The client said that this is its last request.
+    client_closes: bool,
     /// What the access log will be told when the body has gone; `None` when it was told, or need
     /// not be.
     pending: Option<Box<PendingLog>>,
@@ -115,7 +117,9 @@ impl<S: Service> Connection<S> {
                 return Ok(After::Linger);
             }
             if !answer.keep_alive {
-                let done = self.receiver.end().is_some() || input.bytes().is_empty();
+                // When the close is our wish the next requests may be on their way, or in the socket.
+                let sent_all = answer.client_closes && input.bytes().is_empty();
+                let done = self.receiver.end().is_some() || sent_all;
                 return Ok(if done && !answer.server_closes() {
                     After::Close
                 } else {
@@ -197,6 +201,7 @@ impl<S: Service> Connection<S> {
             body,
             framing,
             keep_alive,
+            client_closes: !request.keep_alive,
             pending,
             started,
             status,
@@ -251,6 +256,8 @@ impl<S: Service> Connection<S> {
                 left -= used;
             }
             self.flush(batch, false).await?;
+            // Used up, but still a shared buffer that others may be waiting for.
+            input.detach();
             let (rule, now) = (self.service.settings().progress, self.core.now());
             let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
             if let Some(deadline) = progress.deadline() {

@@ -138,6 +138,14 @@ impl BufPool {
         }))
     }
 
+    /// The buffers in the software twin's list, for the simulator to check that none is there twice.
+    pub(crate) fn free_ids(&self) -> Vec<u16> {
+        match &*self.free.borrow() {
+            Free::List(list) => list.clone(),
+            Free::Ring { .. } => Vec::new(),
+        }
+    }
+
     /// Takes over a buffer that a completion names. `len` is at most [`BUFFER_SIZE`].
     pub(crate) fn adopt(self: &Rc<Self>, id: u16, len: usize) -> RecvBuf {
         assert!(

@@ -2,6 +2,7 @@
 //! blocks, needs no slot. The simulator answers for its own descriptors, so that it can fail each.
 
 use std::ffi::CStr;
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 
@@ -141,10 +142,18 @@ impl Core {
 
     /// Tells the kernel that this part of the file will be read soon (posix_fadvise(2)).
     pub fn will_need(&self, file: &Fd, offset: u64, len: u64) {
-        if let (Some(os), len @ Some(_)) = (file.handle().os(), NonZeroU64::new(len)) {
-            // Advice: without it the read that follows is only slower.
-            let _ = fadvise(os, offset, len, Advice::WillNeed);
-        }
+        // Advice: without it the read that follows is only slower.
+        let _ = self.at_once(
+            file,
+            |os| match NonZeroU64::new(len) {
+                len @ Some(_) => fadvise(os, offset, len, Advice::WillNeed),
+                None => Ok(()),
+            },
+            |sim| {
+                sim.will_need(file, offset, len);
+                Ok(())
+            },
+        );
     }
 
     /// What the file is now.
@@ -199,7 +208,7 @@ impl Core {
                 rustix::fs::statat(os, path, AtFlags::SYMLINK_NOFOLLOW)
                     .map(|stat| FileStat::from(&stat))
             },
-            |sim| sim.stat_at(path),
+            |sim| sim.stat_at(dir, path),
         )
     }
 
@@ -237,15 +246,24 @@ impl Core {
 
     /// The peer's address, asked once per connection: multishot accept doesn't tell it.
     pub fn peer_address(&self, socket: &Fd) -> Option<SocketAddrAny> {
-        socket
-            .handle()
-            .os()
-            .and_then(|os| net::getpeername(os).ok().flatten())
+        self.at_once(
+            socket,
+            |os| net::getpeername(os),
+            |sim| Ok(sim.peer(socket).map(|peer| SocketAddr::V4(peer).into())),
+        )
+        .ok()
+        .flatten()
     }
 
     /// The bytes of the send buffer that the peer has not acknowledged (`SIOCOUTQ`), as far as the
     /// kernel says.
     pub fn unsent(&self, socket: &Fd) -> Option<u64> {
-        crate::runtime::sys::unsent(socket.handle().os()?)
+        self.at_once(
+            socket,
+            |os| Ok(crate::runtime::sys::unsent(os)),
+            |sim| Ok(sim.unsent(socket)),
+        )
+        .ok()
+        .flatten()
     }
 }

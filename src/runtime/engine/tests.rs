@@ -295,6 +295,15 @@ fn timers_fire_in_order_and_never_early() {
 }
 
 #[test]
+fn a_run_ends_with_its_last_task_although_nothing_else_will_happen() {
+    on_each_engine(|core| {
+        let inner = core.clone();
+        core.spawn(async move { inner.yield_turn().await });
+        core.run().unwrap();
+    });
+}
+
+#[test]
 fn a_task_that_panics_takes_nobody_with_it() {
     let selection = Selection::choose(EngineChoice::Epoll).unwrap();
     let core = selection.core(Wake::new().unwrap(), None).unwrap();

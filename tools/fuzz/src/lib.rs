@@ -28,6 +28,9 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     targets::body::TARGET,
+    targets::config::TARGET,
+    targets::date::TARGET,
+    targets::range::TARGET,
     targets::request::TARGET,
     targets::uri::TARGET,
 ];
@@ -106,12 +109,28 @@ mod tests {
     /// The bounded run of `cargo test`: the same inputs each time.
     fn smoke(name: &str) {
         let target = find(name).expect("a target of that name");
-        run_bounded(target, 0, 20_000);
+        run_bounded(target, 0, 100_000);
     }
 
     #[test]
     fn body() {
         smoke("body");
+    }
+
+    #[test]
+    fn config() {
+        // A configuration costs a hundred times as much as a range.
+        run_bounded(find("config").expect("a target of that name"), 0, 20_000);
+    }
+
+    #[test]
+    fn date() {
+        smoke("date");
+    }
+
+    #[test]
+    fn range() {
+        smoke("range");
     }
 
     #[test]

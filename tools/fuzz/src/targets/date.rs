@@ -2,10 +2,28 @@
 //!
 //! The first eight bytes of the input are the current time, the rest is the field.
 
+use crate::Target;
 use beltway::http::semantics::date::{common_log, imf_fixdate, parse, rfc3339};
 
+/// The target.
+pub const TARGET: Target = Target {
+    name: "date",
+    run,
+    corpus: CORPUS,
+    tokens: &[
+        b" GMT",
+        b"Sun, ",
+        b"Sunday, ",
+        b"Feb",
+        b"29",
+        b"1994",
+        b":",
+        b"-",
+    ],
+};
+
 /// Inputs to start from.
-pub const CORPUS: &[&[u8]] = &[
+const CORPUS: &[&[u8]] = &[
     b"\x00\x00\x00\x00\x69\x55\xb9\x00Sun, 06 Nov 1994 08:49:37 GMT",
     b"\x00\x00\x00\x00\x69\x55\xb9\x00Sunday, 06-Nov-94 08:49:37 GMT",
     b"\x00\x00\x00\x00\x69\x55\xb9\x00Sun Nov  6 08:49:37 1994",
@@ -17,7 +35,7 @@ pub const CORPUS: &[&[u8]] = &[
 
 /// What is read as a date can be written and read again as the same second, and the form that is
 /// generated is read back byte for byte; every time can be written.
-pub fn run(input: &[u8]) {
+fn run(input: &[u8]) {
     let Some((now, value)) = input.split_first_chunk() else {
         return;
     };

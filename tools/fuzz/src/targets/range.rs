@@ -2,10 +2,27 @@
 //!
 //! The first eight bytes of the input are the size of the representation, the rest is the field.
 
+use crate::Target;
 use beltway::http::semantics::range::{Multipart, RANGES_MAX, Selection, select_value};
 
+/// The target.
+pub const TARGET: Target = Target {
+    name: "range",
+    run,
+    corpus: CORPUS,
+    tokens: &[
+        b"bytes=",
+        b"-",
+        b",",
+        b"0-",
+        b"18446744073709551615",
+        b", ",
+        b"99999999999999999999",
+    ],
+};
+
 /// Inputs to start from.
-pub const CORPUS: &[&[u8]] = &[
+const CORPUS: &[&[u8]] = &[
     b"\x00\x00\x00\x00\x00\x00\x27\x10bytes=0-499",
     b"\x00\x00\x00\x00\x00\x00\x27\x10bytes=-500",
     b"\x00\x00\x00\x00\x00\x00\x27\x10bytes=9500-",
@@ -22,7 +39,7 @@ const OVERHEAD_MAX: u64 = 256;
 
 /// Whatever is asked for: ranges lie within the representation, are disjoint and few, so no more
 /// than the representation and some framing is sent, and the announced length is the real one.
-pub fn run(input: &[u8]) {
+fn run(input: &[u8]) {
     let Some((size, value)) = input.split_first_chunk() else {
         return;
     };

@@ -1,0 +1,348 @@
+//! Ops of the simulated kernel: how each starts, makes progress, and ends when it is cancelled.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use rustix::io::Errno;
+
+use super::faults::checksum;
+use super::kernel::{Command, Hands, Kernel, Object, failed};
+use super::net::Way;
+use crate::runtime::buf::BUFFER_SIZE;
+use crate::runtime::engine::Event;
+use crate::runtime::op::{Interest, Op};
+use crate::runtime::slot::SlotKey;
+
+/// What a received buffer holds beyond what was received.
+const POISON: u8 = 0xdb;
+
+/// Which op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Accept,
+    Receive,
+    Send,
+    Readable,
+    Writable,
+    Open,
+    Read,
+}
+
+/// Memory that the kernel uses until the terminal completion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Memory {
+    address: usize,
+    len: usize,
+    /// Of what is sent; 0 for memory that is written to.
+    checksum: u64,
+}
+
+/// An op that the kernel knows.
+pub(super) struct InFlight {
+    pub(super) kind: Kind,
+    /// The descriptor it refers to; none for an open relative to the working directory.
+    pub(super) fd: Option<u32>,
+    memory: Option<Memory>,
+    /// It was taken from the submission queue.
+    submitted: bool,
+    /// A step is in the queue of what will happen.
+    scheduled: bool,
+    /// The terminal completion was posted.
+    pub(super) terminal: bool,
+    pub(super) posted: VecDeque<Event>,
+    /// When the last posted completion is seen.
+    pub(super) seen_ns: u64,
+}
+
+fn kind_of(op: &Op) -> (Kind, Option<u32>) {
+    let number = |fd: &crate::runtime::fd::Fd| Some(fd.raw() as u32);
+    match op {
+        Op::Accept { listener } => (Kind::Accept, number(listener)),
+        Op::Recv { socket } => (Kind::Receive, number(socket)),
+        Op::Send { socket, .. } => (Kind::Send, number(socket)),
+        Op::Ready { fd, interest } => match interest {
+            Interest::Readable => (Kind::Readable, number(fd)),
+            Interest::Writable => (Kind::Writable, number(fd)),
+        },
+        Op::Open(request) => (Kind::Open, request.dir.as_ref().map(|fd| fd.raw() as u32)),
+        Op::Read { file, .. } => (Kind::Read, number(file)),
+        Op::Offload(_) => (Kind::Open, None),
+    }
+}
+
+fn memory_of(op: &Op) -> Option<Memory> {
+    match op {
+        Op::Send { data, from, .. } => Some(Memory {
+            address: data.as_ptr() as usize,
+            len: data.len(),
+            checksum: checksum(&data[*from..]),
+        }),
+        Op::Read { data, .. } => Some(Memory {
+            address: data.as_ptr() as usize,
+            len: data.len(),
+            checksum: 0,
+        }),
+        _ => None,
+    }
+}
+
+impl Kernel {
+    /// Takes an op over, whose memory must stay as it is until the terminal completion.
+    pub(super) fn start(&mut self, key: SlotKey, op: &mut Op) {
+        if let Op::Read { data, len, .. } = op {
+            data.resize(*len, 0);
+        }
+        let (kind, fd) = kind_of(op);
+        if let Some(number) = fd {
+            self.descriptor(number);
+            self.refuse_second(number, kind);
+            self.descriptor(number).ops.push(key);
+        }
+        let in_flight = InFlight {
+            kind,
+            fd,
+            memory: memory_of(op),
+            submitted: false,
+            scheduled: false,
+            terminal: false,
+            posted: VecDeque::new(),
+            seen_ns: 0,
+        };
+        if self.ops.insert(key.to_bits(), in_flight).is_some() {
+            self.fail("a slot is used twice");
+        }
+        self.note("start", key.to_bits(), kind as i64);
+        self.submission.push_back(Command::Start(key));
+    }
+
+    /// Two receives or two sends at once on one socket would mix up the order of its bytes.
+    pub(super) fn refuse_second(&self, number: u32, kind: Kind) {
+        if !matches!(kind, Kind::Receive | Kind::Send) {
+            return;
+        }
+        for key in &self.descriptors[number as usize].ops {
+            let other = self.ops.get(&key.to_bits());
+            if other.is_some_and(|other| other.kind == kind && !other.terminal) {
+                self.fail(format_args!(
+                    "a second {kind:?} on descriptor {number} while one is in flight"
+                ));
+            }
+        }
+    }
+
+    /// An op leaves the submission queue.
+    pub(super) fn started(&mut self, key: SlotKey) {
+        let Some(op) = self.ops.get_mut(&key.to_bits()) else {
+            self.fail("an op is submitted twice");
+        };
+        op.submitted = true;
+        let disk = matches!(op.kind, Kind::Open | Kind::Read);
+        let delay = if disk {
+            self.random.between(20_000, 800_000)
+        } else {
+            self.random.below(2_000)
+        };
+        self.schedule(key, delay);
+    }
+
+    /// Lets the op look, a little later, whether it can make progress.
+    pub(super) fn schedule(&mut self, key: SlotKey, delay_ns: u64) {
+        let Some(op) = self.ops.get_mut(&key.to_bits()) else {
+            return;
+        };
+        if op.submitted && !op.scheduled && !op.terminal {
+            op.scheduled = true;
+            self.after(delay_ns, super::kernel::What::Step(key));
+        }
+    }
+
+    /// Lets an op make progress, if it can.
+    pub(super) fn step(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
+        let Some(op) = self.ops.get_mut(&key.to_bits()) else {
+            return;
+        };
+        op.scheduled = false;
+        if op.terminal {
+            return;
+        }
+        let (kind, fd) = (op.kind, op.fd);
+        self.check_memory(key, hands);
+        match (kind, fd) {
+            (Kind::Accept, Some(number)) => self.accept(key, number),
+            (Kind::Receive, Some(number)) => self.receive(key, number, hands),
+            (Kind::Send, Some(number)) => self.send(key, number, hands),
+            (Kind::Readable, Some(number)) => self.ready(key, number, Way::Up),
+            (Kind::Writable, Some(number)) => self.ready(key, number, Way::Down),
+            (Kind::Read, Some(number)) => self.read(key, number, hands),
+            (_, _) => self.open_file(key, hands),
+        }
+    }
+
+    /// The slot of an op is there, and its memory is as it was at the start.
+    pub(super) fn check_memory(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
+        let Some(slot) = hands.slots.get_mut(key) else {
+            self.fail("the slot of an op in flight is gone");
+        };
+        let Some(op) = slot.op.as_ref() else {
+            self.fail("the slot of an op in flight was emptied");
+        };
+        let expected = self.ops.get(&key.to_bits()).map(|op| op.memory);
+        if expected.is_some_and(|memory| memory != memory_of(op)) {
+            self.fail("the memory of an op in flight was touched");
+        }
+    }
+
+    fn accept(&mut self, key: SlotKey, number: u32) {
+        let Object::Listener { backlog } = &mut self.descriptor(number).object else {
+            return self.post(key, failed(Errno::INVAL), false, None);
+        };
+        let Some(connection) = backlog.front().copied() else {
+            return;
+        };
+        if self.random.chance(self.faults.no_descriptors) {
+            return self.post(key, failed(Errno::MFILE), false, None);
+        }
+        if let Object::Listener { backlog } = &mut self.descriptor(number).object {
+            backlog.pop_front();
+        }
+        let gone = self.connections[connection].server_reset;
+        if gone && self.random.chance(0.5) {
+            return self.post(key, failed(Errno::CONNABORTED), false, None);
+        }
+        let socket = self.open(Object::Socket(connection));
+        self.connections[connection].server = Some(socket);
+        let more = !self.random.chance(self.faults.multishot_end);
+        self.post(key, socket as i32, more, None);
+        let delay = self.random.below(2_000);
+        self.schedule(key, delay);
+    }
+
+    fn receive(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let Object::Socket(connection) = self.descriptor(number).object else {
+            return self.post(key, failed(Errno::NOTSOCK), false, None);
+        };
+        let of = &self.connections[connection];
+        let there = of.up.incoming.len().min(BUFFER_SIZE);
+        if there == 0 {
+            if of.server_reset {
+                self.post(key, failed(Errno::CONNRESET), false, None);
+            } else if of.up.fin_arrived {
+                self.post(key, 0, false, None);
+            }
+            return;
+        }
+        if self.random.chance(self.faults.no_buffers) {
+            return self.post(key, failed(Errno::NOBUFS), false, None);
+        }
+        let mut len = there;
+        if self.random.chance(self.faults.short_read) {
+            len = self.random.part(there);
+        }
+        let incoming = &mut self.connections[connection].up.incoming;
+        let received = hands.buffers.receive(|bytes| {
+            bytes[len..].fill(POISON);
+            for (to, byte) in bytes.iter_mut().zip(incoming.drain(..len)) {
+                *to = byte;
+            }
+            Ok::<_, Infallible>(len)
+        });
+        let Some(Ok((buffer, _))) = received else {
+            return self.post(key, failed(Errno::NOBUFS), false, None);
+        };
+        if !self.filling.insert(buffer) {
+            self.fail("a receive buffer is handed out twice");
+        }
+        let more = !self.random.chance(self.faults.multishot_end);
+        self.post(key, len as i32, more, Some(buffer));
+        self.pump(connection, Way::Up);
+        let delay = self.random.below(2_000);
+        self.schedule(key, delay);
+    }
+
+    fn send(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let Some(Op::Send { data, from, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+            self.fail("the slot of a send holds another op");
+        };
+        match self.take_from_server(number, &data[*from..]) {
+            Ok(sent) => self.post(key, sent as i32, false, None),
+            Err(Errno::AGAIN) => {}
+            Err(errno) => self.post(key, failed(errno), false, None),
+        }
+    }
+
+    fn ready(&mut self, key: SlotKey, number: u32, way: Way) {
+        let Object::Socket(connection) = self.descriptor(number).object else {
+            return self.post(key, 1, false, None);
+        };
+        let room = self.config.socket_bytes;
+        let of = &self.connections[connection];
+        let ready = match way {
+            Way::Up => !of.up.incoming.is_empty() || of.up.fin_arrived,
+            Way::Down => of.down.outgoing.len() < room || of.write_shut,
+        };
+        if ready || of.server_reset {
+            self.post(key, 1, false, None);
+        }
+    }
+
+    fn open_file(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let Some(Op::Open(request)) = slot.and_then(|slot| slot.op.as_ref()) else {
+            self.fail("the slot of an open holds another op");
+        };
+        match self.open_path(request) {
+            Ok(number) => self.post(key, number as i32, false, None),
+            Err(errno) => self.post(key, failed(errno), false, None),
+        }
+    }
+
+    fn read(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let Some(Op::Read { data, offset, .. }) = slot.and_then(|slot| slot.op.as_mut()) else {
+            self.fail("the slot of a read holds another op");
+        };
+        let Object::File(inode) = self.descriptor(number).object else {
+            return self.post(key, failed(Errno::ISDIR), false, None);
+        };
+        if self.random.chance(self.faults.io_error) {
+            return self.post(key, failed(Errno::IO), false, None);
+        }
+        let bytes = match self.files.bytes(inode, *offset, data.len()) {
+            Ok(bytes) => bytes,
+            Err(errno) => return self.post(key, failed(errno), false, None),
+        };
+        let mut len = bytes.len();
+        if len > 0 && self.random.chance(self.faults.short_read) {
+            len = self.random.part(len);
+        }
+        data[..len].copy_from_slice(&bytes[..len]);
+        self.files.set_warm(inode, *offset, data.len(), true);
+        self.post(key, len as i32, false, None);
+    }
+
+    /// The executor wants an op to end.
+    pub(super) fn cancel(&mut self, key: SlotKey) {
+        self.note("cancel", key.to_bits(), 0);
+        self.submission.push_back(Command::Cancel(key));
+    }
+
+    /// A cancellation leaves the submission queue. It may find the op done, just making progress, or
+    /// where it can't be interrupted (a read from a disk): then the natural result comes.
+    pub(super) fn cancelled(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
+        let known = self.ops.get(&key.to_bits()).filter(|op| !op.terminal);
+        let Some(kind) = known.map(|op| op.kind) else {
+            return;
+        };
+        let disk = matches!(kind, Kind::Open | Kind::Read);
+        if disk && self.random.chance(0.5) {
+            return;
+        }
+        if !disk && self.random.chance(self.faults.cancel_race) {
+            self.step(key, hands);
+        }
+        if self.ops.get(&key.to_bits()).is_some_and(|op| !op.terminal) {
+            self.post(key, failed(Errno::CANCELED), false, None);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Ops of a core: from the submission to the completion, and jobs that helpers run.
+
+use std::any::Any;
+
+use rustix::io::Errno;
+
+use super::{COMPLETIONS_PER_SLOT, Core, SEND_BUFFER_KEPT_BYTES, SEND_BUFFERS_KEPT};
+use crate::runtime::engine::{Engine, Event, offload};
+use crate::runtime::fd::Fd;
+use crate::runtime::future::{Many, Once};
+use crate::runtime::op::{Completion, Op, Output};
+use crate::runtime::scope::ScopeId;
+use crate::runtime::slot::{SlotKey, State};
+
+impl Core {
+    /// Submits an op with one completion.
+    pub fn once(&self, op: Op) -> Once {
+        self.submit_once(op, None)
+    }
+
+    /// Submits an op with many completions.
+    pub fn many(&self, op: Op) -> Many {
+        self.submit_many(op, None)
+    }
+
+    pub(crate) fn submit_once(&self, op: Op, scope: Option<ScopeId>) -> Once {
+        Once::new(self.clone(), self.submit(op, scope))
+    }
+
+    pub(crate) fn submit_many(&self, op: Op, scope: Option<ScopeId>) -> Many {
+        Many::new(self.clone(), self.submit(op, scope))
+    }
+
+    fn submit(&self, op: Op, scope: Option<ScopeId>) -> Option<SlotKey> {
+        let mut slots = self.0.slots.borrow_mut();
+        let key = slots.insert(op, self.0.current.get(), scope).ok()?;
+        if let Some(scope) = scope {
+            self.0.scopes.borrow_mut().enter(scope, key);
+        }
+        let op = slots.get_mut(key)?.op.as_mut()?;
+        let mut engine = self.0.engine.borrow_mut();
+        let job = match engine.start(key, op, &self.0.buffers) {
+            None => return Some(key),
+            Some(job) => job,
+        };
+        self.0.jobs_waiting.borrow_mut().push_back((key, job));
+        Some(key)
+    }
+
+    /// Takes the oldest completion of a slot, and names the current task as the one to wake.
+    pub(crate) fn take_completion(&self, key: SlotKey) -> Option<Completion> {
+        let mut slots = self.0.slots.borrow_mut();
+        let slot = slots.get_mut(key)?;
+        let Some(completion) = slot.pop() else {
+            slot.task = self.0.current.get();
+            return None;
+        };
+        if !completion.more {
+            slots.remove(key);
+        }
+        Some(completion)
+    }
+
+    /// Asks the engine to end an op; the slot stays until the terminal completion.
+    pub(crate) fn cancel(&self, key: SlotKey) {
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        if slot.state != State::InFlight {
+            return;
+        }
+        slot.state = State::Cancelling;
+        let waiting = &mut *self.0.jobs_waiting.borrow_mut();
+        if let Some(at) = waiting.iter().position(|(of, _)| *of == key) {
+            waiting.remove(at);
+            self.0.engine.borrow_mut().refuse(key, Errno::CANCELED);
+            return;
+        }
+        if let Some(op) = slot.op.as_ref() {
+            self.0.engine.borrow_mut().cancel(key, op);
+        }
+    }
+
+    /// The future of a slot is gone: what came is reaped, and what is to come will be.
+    pub(crate) fn orphan(&self, key: SlotKey) {
+        let mut reaped = Vec::new();
+        {
+            let mut slots = self.0.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(key) else {
+                return;
+            };
+            slot.task = None;
+            while let Some(completion) = slot.pop() {
+                reaped.push(completion);
+            }
+            if slot.state == State::Done {
+                slots.remove(key);
+            }
+        }
+        drop(reaped);
+        self.cancel(key);
+    }
+
+    /// A buffer to build a send in: empty, with room kept from its last use.
+    pub fn send_buffer(&self) -> Vec<u8> {
+        self.0.send_buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives a send buffer back for use again.
+    pub fn recycle(&self, mut buffer: Vec<u8>) {
+        let mut kept = self.0.send_buffers.borrow_mut();
+        if kept.len() < SEND_BUFFERS_KEPT && buffer.capacity() <= SEND_BUFFER_KEPT_BYTES {
+            buffer.clear();
+            kept.push(buffer);
+        }
+    }
+
+    /// How many bytes a bulk send may move now; 0 means: [`Self::yield_turn`] first.
+    pub fn bulk_left(&self) -> usize {
+        self.0.bulk_left.get()
+    }
+
+    /// Counts bytes that a bulk send moved.
+    pub fn bulk_sent(&self, bytes: usize) {
+        self.0
+            .bulk_left
+            .set(self.0.bulk_left.get().saturating_sub(bytes));
+    }
+
+    pub(super) fn complete(&self, event: Event) {
+        let (task, reaped) = {
+            let mut slots = self.0.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(event.key) else {
+                // A slot lives until its terminal completion, so this is a completion for nobody:
+                // only a buffer could be lost, and it is not.
+                drop(event.buffer.map(|id| self.0.buffers.adopt(id, 0)));
+                return;
+            };
+            let op = if event.more { None } else { slot.op.take() };
+            let output = self.output(op, slot.op.as_ref(), &event);
+            let result = match u32::try_from(event.result) {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => Err(Errno::from_raw_os_error(-event.result)),
+            };
+            let completion = Completion {
+                result,
+                more: event.more,
+                output,
+            };
+            if !event.more {
+                slot.state = State::Done;
+                if let Some(scope) = slot.scope.take() {
+                    let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
+                    waiter.inspect(|task| self.wake_task(*task));
+                }
+            }
+            match slot.task {
+                Some(task) => {
+                    slot.push(completion);
+                    let full = slot.waiting() >= COMPLETIONS_PER_SLOT;
+                    if full
+                        && slot.state == State::InFlight
+                        && let Some(op @ Op::Recv { .. }) = slot.op.as_ref()
+                    {
+                        slot.state = State::Cancelling;
+                        self.0.engine.borrow_mut().cancel(event.key, op);
+                    }
+                    (Some(task), None)
+                }
+                None => {
+                    if !event.more {
+                        slots.remove(event.key);
+                    }
+                    (None, Some(completion))
+                }
+            }
+        };
+        // Dropping what an orphan received puts its descriptor or buffer back into a queue.
+        drop(reaped);
+        if let Some(task) = task {
+            self.wake_task(task);
+        }
+    }
+
+    /// Makes the output of a completion. `ended` is the op at its terminal completion, `live` the op
+    /// that goes on.
+    fn output(&self, ended: Option<Op>, live: Option<&Op>, event: &Event) -> Output {
+        if let Some(id) = event.buffer {
+            let len = usize::try_from(event.result).unwrap_or(0);
+            return Output::Received(self.0.buffers.adopt(id, len));
+        }
+        let accepts = matches!(ended.as_ref().or(live), Some(Op::Accept { .. }));
+        if accepts && event.result >= 0 {
+            return Output::Socket(self.adopt(event.result));
+        }
+        match ended {
+            Some(Op::Send { data, .. }) => Output::Data(data),
+            Some(Op::Read { mut data, .. }) => {
+                data.truncate(usize::try_from(event.result).unwrap_or(0));
+                Output::Data(data)
+            }
+            Some(Op::Open(_)) if event.result >= 0 => Output::Opened(self.adopt(event.result)),
+            _ => Output::None,
+        }
+    }
+
+    /// Wraps a descriptor number that a completion carries.
+    fn adopt(&self, number: i32) -> Fd {
+        let handle = self.0.engine.borrow().adopt(number);
+        Fd::new(handle, &self.0.closer)
+    }
+
+    pub(super) fn submit_jobs(&self) {
+        let mut waiting = self.0.jobs_waiting.borrow_mut();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut helpers = self.0.helpers.borrow_mut();
+        let mut engine = self.0.engine.borrow_mut();
+        while let Some((key, job)) = waiting.pop_front() {
+            if let Engine::Sim(sim) = &mut *engine {
+                sim.offload(key, job);
+                continue;
+            }
+            let Some(port) = helpers.as_mut() else {
+                engine.refuse(key, Errno::CANCELED);
+                continue;
+            };
+            if let Err(job) = port.submit(key.to_bits(), job) {
+                waiting.push_front((key, job));
+                return;
+            }
+        }
+    }
+
+    pub(super) fn finish_jobs(&self) {
+        loop {
+            let answer = match &mut *self.0.engine.borrow_mut() {
+                Engine::Sim(sim) => sim.finished_job(),
+                _ => self.0.helpers.borrow_mut().as_mut().and_then(|port| {
+                    let (token, answer) = port.poll()?;
+                    Some((SlotKey::from_bits(token), answer.ok()))
+                }),
+            };
+            let Some((key, answer)) = answer else { return };
+            self.complete_job(key, answer);
+        }
+    }
+
+    /// A helper's job ended: with `None` when it panicked.
+    fn complete_job(&self, key: SlotKey, answer: Option<Box<dyn Any + Send>>) {
+        let Some(answer) = answer else {
+            return self.complete(Event::ended(key, -Errno::CANCELED.raw_os_error()));
+        };
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        match slot.op.as_mut() {
+            Some(Op::Offload(_)) => {
+                slot.op = None;
+                slot.state = State::Done;
+                slot.push(Completion {
+                    result: Ok(0),
+                    more: false,
+                    output: Output::Answer(answer),
+                });
+                let (task, scope) = (slot.task, slot.scope.take());
+                if task.is_none() {
+                    slots.remove(key);
+                }
+                drop(slots);
+                let waiter = scope.and_then(|scope| self.0.scopes.borrow_mut().leave(scope, key));
+                task.into_iter()
+                    .chain(waiter)
+                    .for_each(|task| self.wake_task(task));
+            }
+            Some(op) => {
+                let result = offload::finish(op, answer);
+                drop(slots);
+                self.complete(Event::ended(key, result));
+            }
+            None => {}
+        }
+    }
+}

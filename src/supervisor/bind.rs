@@ -1,0 +1,254 @@
+//! From the addresses of a configuration to listening sockets: all of them, or every reason why not.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::config::model::{ListenAddr, Listener, Place};
+use crate::net::socket::{self, SocketFile};
+
+/// How often both halves of `:0` are bound again until they have the same port.
+const PAIR_ATTEMPTS: usize = 16;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct BoundListener {
+    /// Which of the model's listeners it is for: its place in the list.
+    pub listener: usize,
+    /// Where it really listens.
+    pub address: BoundAddr,
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The file of a unix socket, which is removed when this is dropped.
+    pub file: Option<SocketFile>,
+}
+
+/// The address of a listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BoundAddr {
+    /// TCP, with the port that the kernel gave.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for BoundAddr {
+    /// As a URL where there is one: `http://127.0.0.1:8080`, `unix:/run/site.sock`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// An address that can't be listened on.
+#[derive(Debug)]
+pub struct ListenError {
+    /// The address.
+    pub address: ListenAddr,
+    /// Where it was asked for.
+    pub place: Place,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "can't listen on {}: {}", self.address, self.error)
+    }
+}
+
+/// Binds every listener.
+///
+/// # Errors
+/// Every address that failed; the sockets of the others are closed again. A second address that
+/// fails for the same reason as the one that it belongs to is not repeated.
+pub fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, Vec<ListenError>> {
+    let mut bound: Vec<BoundListener> = Vec::with_capacity(listeners.len());
+    let mut failed: Vec<ListenError> = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let result = match &listener.address {
+            ListenAddr::Unix(path) => socket::unix(path).map(|(socket, file)| {
+                Some(BoundListener {
+                    listener: index,
+                    address: BoundAddr::Unix(path.clone()),
+                    socket,
+                    file: Some(file),
+                })
+            }),
+            ListenAddr::Tcp {
+                address,
+                companion: false,
+            } => tcp(index, *address).map(Some),
+            ListenAddr::Tcp { address, .. } => {
+                let partner = partner(*address);
+                let is_partner = |other: &ListenAddr| matches!(other, ListenAddr::Tcp { address, .. } if Some(*address) == partner);
+                if failed.iter().any(|error| is_partner(&error.address)) {
+                    continue;
+                }
+                let first = bound
+                    .iter_mut()
+                    .find(|other| is_partner(&listeners[other.listener].address));
+                companion(index, *address, first)
+            }
+        };
+        match result {
+            Ok(socket) => bound.extend(socket),
+            Err(error) => failed.push(ListenError {
+                address: listener.address.clone(),
+                place: listener.place.clone(),
+                error,
+            }),
+        }
+    }
+    if failed.is_empty() {
+        Ok(bound)
+    } else {
+        Err(failed)
+    }
+}
+
+fn tcp(listener: usize, address: SocketAddr) -> io::Result<BoundListener> {
+    let (socket, address) = socket::tcp(address)?;
+    Ok(BoundListener {
+        listener,
+        address: BoundAddr::Tcp(address),
+        socket,
+        file: None,
+    })
+}
+
+/// The IPv4 address that an IPv6 companion belongs to.
+fn partner(companion: SocketAddr) -> Option<SocketAddr> {
+    let ip: IpAddr = match companion.ip() {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, companion.port()))
+}
+
+/// Binds the IPv6 half of an address; nothing on a machine without IPv6. With port 0 it takes the port
+/// of the first half, which is bound again while somebody else has its port on IPv6.
+fn companion(
+    listener: usize,
+    address: SocketAddr,
+    first: Option<&mut BoundListener>,
+) -> io::Result<Option<BoundListener>> {
+    let result = match first {
+        Some(first) if address.port() == 0 => pair(listener, address, first),
+        _ => tcp(listener, address),
+    };
+    match result {
+        Err(error) if is_absent(&error) => {
+            tracing::debug!(%address, %error, "no IPv6: listening on IPv4 alone");
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
+fn pair(
+    listener: usize,
+    address: SocketAddr,
+    first: &mut BoundListener,
+) -> io::Result<BoundListener> {
+    let mut attempt = 0;
+    loop {
+        let BoundAddr::Tcp(mut other) = first.address else {
+            return tcp(listener, address);
+        };
+        attempt += 1;
+        match tcp(listener, SocketAddr::new(address.ip(), other.port())) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < PAIR_ATTEMPTS => {
+                other.set_port(0);
+                *first = tcp(first.listener, other)?;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The machine has no IPv6, or it is switched off.
+fn is_absent(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+        || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::router::{HostMap, HostPattern};
+
+    fn listener(address: ListenAddr) -> Listener {
+        Listener {
+            address,
+            sites: HostMap::build(vec![(HostPattern::Default, 0)]).unwrap(),
+            place: Place::default(),
+        }
+    }
+
+    fn on(address: &str, companion: bool) -> Listener {
+        listener(ListenAddr::Tcp {
+            address: address.parse().unwrap(),
+            companion,
+        })
+    }
+
+    fn port(bound: &BoundListener) -> u16 {
+        match &bound.address {
+            BoundAddr::Tcp(address) => address.port(),
+            BoundAddr::Unix(path) => panic!("{path:?} has no port"),
+        }
+    }
+
+    #[test]
+    fn both_halves_of_port_0_get_one_port() {
+        let bound = bind(&[on("127.0.0.1:0", false), on("[::1]:0", true)]).unwrap();
+        let ports: Vec<u16> = bound.iter().map(port).collect();
+        assert!(ports.iter().all(|port| *port == ports[0] && *port != 0));
+        assert_eq!(bound[0].listener, 0);
+    }
+
+    #[test]
+    fn a_first_half_moves_while_the_other_half_is_taken() {
+        let Ok(taken) = tcp(0, "[::1]:0".parse().unwrap()) else {
+            return;
+        };
+        let Ok(mut first) = tcp(0, (Ipv4Addr::LOCALHOST, port(&taken)).into()) else {
+            return;
+        };
+        let second = pair(1, "[::1]:0".parse().unwrap(), &mut first).unwrap();
+        assert_eq!(port(&first), port(&second));
+        assert_ne!(port(&first), port(&taken));
+    }
+
+    #[test]
+    fn every_failing_address_is_told_and_a_companion_not_twice() {
+        let taken = tcp(0, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = port(&taken);
+        let errors = bind(&[
+            on(&format!("127.0.0.1:{port}"), false),
+            on(&format!("[::1]:{port}"), true),
+            on("127.0.0.1:0", false),
+            listener(ListenAddr::Unix("/nonexistent/site.sock".into())),
+        ])
+        .unwrap_err();
+        let told: Vec<String> = errors.iter().map(|e| e.address.to_string()).collect();
+        let first = format!("127.0.0.1:{port}");
+        assert_eq!(told, [first.as_str(), "unix:/nonexistent/site.sock"]);
+        assert_eq!(errors[0].error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(errors[1].error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn addresses_are_shown_as_urls() {
+        let v6 = BoundAddr::Tcp("[::1]:8080".parse().unwrap());
+        assert_eq!(v6.to_string(), "http://[::1]:8080");
+        let unix = BoundAddr::Unix("/run/site.sock".into());
+        assert_eq!(unix.to_string(), "unix:/run/site.sock");
+    }
+}

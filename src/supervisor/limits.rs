@@ -1,0 +1,175 @@
+//! How many connections a core may hold, from what the kernel and the configuration allow.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors that are kept for the process itself: standard streams, logs, signals, helpers.
+const DESCRIPTORS_PROCESS: u64 = 24;
+
+/// Descriptors that are kept for each core: ring or epoll, wake, what helpers open for it.
+const DESCRIPTORS_CORE: u64 = 8;
+
+/// Memory that a connection is counted with: its future, its share of receive and send buffers, and
+/// what the kernel holds for the socket. A busy connection costs more, an idle one much less.
+const CONNECTION_BYTES: u64 = 32 << 10;
+
+/// Most connections of one core, so that the slots of its engine suffice for several ops on each.
+const CORE_CONNECTIONS_MAX: u64 = 1 << 19;
+
+/// Most files that a core keeps open.
+const FILES_MAX: u64 = 4096;
+
+/// Fewer connections than this are worth a warning when nobody asked for so few.
+const FEW: usize = 1000;
+
+/// Lifts the soft limit of open descriptors to the hard limit, and gives what holds now; `None` is no
+/// limit. A failure changes nothing: the limit that holds is respected anyway.
+pub(super) fn raise_descriptors() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if limit.current == limit.maximum || setrlimit(Resource::Nofile, raised).is_err() {
+        return limit.current;
+    }
+    limit.maximum
+}
+
+/// What limits the connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Means {
+    /// Cores, at least 1.
+    pub(super) cores: usize,
+    /// Listening sockets.
+    pub(super) listeners: usize,
+    /// Descriptors that the process may open; `None` for any number.
+    pub(super) descriptors: Option<u64>,
+    /// Bytes of memory for connections; `None` for any number.
+    pub(super) memory: Option<u64>,
+    /// Most connections as configured.
+    pub(super) max_conns: Option<usize>,
+}
+
+/// What sets the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// The size of the engine's tables.
+    Engine,
+    /// RLIMIT_NOFILE.
+    Descriptors,
+    /// `memory_limit`.
+    Memory,
+    /// `max_conns`.
+    Configured,
+}
+
+/// The connections that each core may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Budget {
+    /// For each core, at least 1.
+    pub(super) connections_per_core: usize,
+    /// Why not more.
+    pub(super) bound: Bound,
+    /// Files that each core may keep open for later, at least 1.
+    pub(super) files_per_core: usize,
+}
+
+impl Budget {
+    /// Divides what there is among the cores.
+    ///
+    /// A quarter of the free descriptors is left to the files that are being served, so that a full
+    /// server can still open one. Each core has its own share, so a process whose clients all land on
+    /// one core holds fewer than `max_conns`, never more (but for one connection a core).
+    pub(super) fn of(means: Means) -> Self {
+        let cores = means.cores.max(1) as u64;
+        let kept = DESCRIPTORS_PROCESS + DESCRIPTORS_CORE * cores + means.listeners as u64;
+        let free = means.descriptors.map(|all| all.saturating_sub(kept));
+        let files = free.map_or(FILES_MAX, |free| (free / 4 / cores).clamp(1, FILES_MAX));
+        let descriptors = free.map(|free| free - free / 4);
+        let memory = means.memory.map(|bytes| bytes / CONNECTION_BYTES);
+        let configured = means.max_conns.map(|count| count as u64);
+        let (total, bound) = [
+            (configured, Bound::Configured),
+            (descriptors, Bound::Descriptors),
+            (memory, Bound::Memory),
+        ]
+        .into_iter()
+        .filter_map(|(total, bound)| total.map(|total| (total, bound)))
+        .fold(
+            (CORE_CONNECTIONS_MAX * cores, Bound::Engine),
+            |least, other| if other.0 < least.0 { other } else { least },
+        );
+        Self {
+            connections_per_core: (total / cores).max(1) as usize,
+            bound,
+            files_per_core: files as usize,
+        }
+    }
+
+    /// What to tell the administrator, when connections will be refused sooner than expected.
+    pub(super) fn warning(&self, cores: usize) -> Option<String> {
+        let total = self.connections_per_core * cores;
+        let mend = match self.bound {
+            Bound::Descriptors => "raise RLIMIT_NOFILE, for example LimitNOFILE=65536",
+            Bound::Memory => "raise memory_limit",
+            Bound::Configured | Bound::Engine => return None,
+        };
+        (total < FEW).then(|| format!("at most {total} connections can be open; {mend}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEANS: Means = Means {
+        cores: 2,
+        listeners: 4,
+        descriptors: None,
+        memory: None,
+        max_conns: None,
+    };
+
+    fn budget(descriptors: Option<u64>, memory: Option<u64>, max_conns: Option<usize>) -> Budget {
+        Budget::of(Means {
+            descriptors,
+            memory,
+            max_conns,
+            ..MEANS
+        })
+    }
+
+    #[test]
+    fn the_smallest_limit_counts_and_is_divided_among_the_cores() {
+        for (descriptors, memory, max_conns, each, bound) in [
+            (None, None, None, 1 << 19, Bound::Engine),
+            (Some(1100), None, None, 396, Bound::Descriptors),
+            (Some(1100), Some(32 << 20), None, 396, Bound::Descriptors),
+            (Some(100_000), Some(32 << 20), None, 512, Bound::Memory),
+            (Some(1100), Some(32 << 20), Some(7), 3, Bound::Configured),
+        ] {
+            let budget = budget(descriptors, memory, max_conns);
+            assert_eq!((budget.connections_per_core, budget.bound), (each, bound));
+        }
+    }
+
+    #[test]
+    fn files_have_their_share_of_the_descriptors() {
+        assert_eq!(budget(None, None, None).files_per_core, 4096);
+        assert_eq!(budget(Some(1100), None, None).files_per_core, 132);
+        assert_eq!(budget(Some(3), None, None).files_per_core, 1);
+    }
+
+    #[test]
+    fn even_without_anything_left_a_core_may_hold_one() {
+        assert_eq!(budget(Some(3), None, None).connections_per_core, 1);
+    }
+
+    #[test]
+    fn only_a_limit_that_nobody_asked_for_is_warned_of() {
+        let warning = budget(Some(1100), None, None).warning(2).unwrap();
+        assert!(warning.contains("792") && warning.contains("LimitNOFILE"));
+        assert_eq!(budget(None, None, Some(2)).warning(2), None);
+        assert_eq!(budget(Some(100_000), None, None).warning(2), None);
+    }
+}

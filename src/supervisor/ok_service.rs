@@ -1,0 +1,97 @@
+//! A service that answers everything with `ok`, to try the wiring without handlers.
+
+use std::rc::Rc;
+
+use super::core_thread::Parts;
+use crate::http::h1::HeadLimits;
+use crate::http::h1::encode::{DateBlock, DateCache};
+use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Settings};
+use crate::http::types::{Request, ResponseHead, Status};
+use crate::net::send::ProgressRule;
+use crate::observability::access_log::Record;
+use crate::observability::core_log::CoreLog;
+
+/// Answers `ok`; panics when it is asked for `/panic`.
+pub(super) struct OkService {
+    settings: Settings,
+    registry: Rc<Registry>,
+    log: Option<Rc<CoreLog>>,
+}
+
+impl OkService {
+    pub(super) fn new(parts: Parts<'_>) -> Rc<Self> {
+        let Parts {
+            model,
+            registry,
+            log,
+            ..
+        } = parts;
+        let timeouts = &model.server.timeouts;
+        let settings = Settings {
+            head: HeadLimits::default(),
+            header_timeout: timeouts.header,
+            idle_timeout: timeouts.idle,
+            progress: ProgressRule {
+                window: timeouts.progress,
+                rate: timeouts.progress_rate,
+            },
+            requests_max: model.server.limits.requests_per_connection,
+            body_drain: model.server.limits.body_drain,
+        };
+        Rc::new(Self {
+            settings,
+            registry,
+            log,
+        })
+    }
+}
+
+impl Service for OkService {
+    async fn call(&self, request: &Request<'_>, _: &Peer) -> Response {
+        assert_ne!(request.path, "/panic", "asked for");
+        Response {
+            head: ResponseHead::new(200),
+            body: Body::Bytes(b"ok".to_vec()),
+        }
+    }
+
+    fn refusal(&self, status: u16) -> Response {
+        Response::empty(status)
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn date(&self) -> DateBlock {
+        DateCache::new(0).at(0).clone()
+    }
+
+    fn logs(&self) -> bool {
+        self.log.is_some()
+    }
+
+    fn log(&self, _: &Peer, exchange: &Exchange<'_>) {
+        if let Some(log) = &self.log {
+            log.push(&Record {
+                remote: None,
+                time_unix: 0,
+                method: exchange.method.as_bytes(),
+                target: exchange.target.as_bytes(),
+                version: exchange
+                    .version
+                    .unwrap_or(crate::http::types::Version::Http11),
+                status: Status(exchange.status),
+                body_bytes: exchange.body_bytes,
+                referer: exchange.referer,
+                user_agent: exchange.user_agent,
+                host: Some(exchange.host.as_bytes()),
+                duration_us: 0,
+            });
+        }
+    }
+
+    fn registry(&self) -> &Rc<Registry> {
+        &self.registry
+    }
+}

@@ -1,0 +1,436 @@
+//! The same for the HTTP session: pipelined requests of every kind from clients of every manner.
+//! Every request is answered once and whole, or not at all with a cause.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::rc::Rc;
+use std::time::Duration;
+
+use beltway::http::h1::HeadLimits;
+use beltway::http::h1::encode::{DateBlock, DateCache};
+use beltway::http::session::{
+    self, Body, Exchange, Peer, Piece, Registry, Response, Service, Settings,
+};
+use beltway::http::types::{Request, ResponseHead};
+use beltway::net::listener::{accept_loop, limits};
+use beltway::net::send::{FilePart, ProgressRule};
+use beltway::runtime::engine::sim::{
+    self, ClientId, Config, End, Faults, ListenerId, Random, World,
+};
+use beltway::runtime::executor::Core;
+use beltway::runtime::fd::Fd;
+use beltway::runtime::future::Timer;
+use beltway::runtime::op::{Op, OpenRequest, Output};
+use rustix::fs::{OFlags, ResolveFlags};
+
+use crate::client::{FILES, Manner, pause, script};
+use crate::server::body;
+use crate::{SEEDS, TURNS_MAX, number, told};
+
+/// Most bytes of a request's body that the server throws away to keep the connection.
+const BODY_DRAIN: u64 = 2000;
+
+/// Handlers of every kind of body.
+struct Handlers {
+    core: Core,
+    root: Fd,
+    settings: Settings,
+    registry: Rc<Registry>,
+    /// How often each request was answered, by its target.
+    called: RefCell<BTreeMap<String, u32>>,
+    logged: Cell<u64>,
+}
+
+impl Handlers {
+    async fn open(&self, name: &str) -> Option<FilePart> {
+        let request = || OpenRequest {
+            dir: Some(self.root.clone()),
+            path: CString::new(name).expect("no NUL in a path"),
+            flags: OFlags::RDONLY,
+            resolve: ResolveFlags::BENEATH,
+        };
+        let file = match self.core.open_cached(&request()) {
+            Ok(file) => file,
+            Err(_) => match self.core.once(Op::Open(Box::new(request()))).await.output {
+                Output::Opened(file) => file,
+                _ => return None,
+            },
+        };
+        Some(FilePart {
+            length: self.core.stat(&file).expect("an open file").size,
+            file,
+            offset: 0,
+            resident: false,
+        })
+    }
+
+    async fn body_of(&self, kind: &str, id: u32, subject: &str) -> Option<Body> {
+        let len: usize = subject.parse().unwrap_or(0);
+        let bytes = || body(id, len);
+        Some(match kind {
+            "bytes" => Body::Bytes(bytes()),
+            "shared" => Body::Shared([body(0, 3), bytes()].concat().into(), 3..len + 3),
+            "constant" => Body::Constant(bytes().into()),
+            "chunks" => {
+                let chunks: Vec<Vec<u8>> = bytes().chunks(700).map(<[u8]>::to_vec).collect();
+                Body::Chunks(Box::new(chunks.into_iter()))
+            }
+            "wait" => {
+                let mut timer = Timer::new(&self.core);
+                timer.set(self.core.now() + Duration::from_millis(len as u64 % 300));
+                timer.expired().await;
+                Body::Bytes(bytes())
+            }
+            "file" => Body::File(self.open(&subject.replace('+', "/")).await?),
+            "pieces" => {
+                let part = self.open(&subject.replace('+', "/")).await?;
+                let (first, last) = (part.clone(), Piece::Bytes(b"end".to_vec()));
+                let begin = Piece::Bytes(b"begin".to_vec());
+                Body::Pieces(vec![begin, Piece::File(first), Piece::File(part), last])
+            }
+            _ => panic!("no such kind: {kind}"),
+        })
+    }
+}
+
+impl Service for Handlers {
+    async fn call(&self, request: &Request<'_>, peer: &Peer) -> Response {
+        assert!(peer.address(&self.core).is_some());
+        let target = request.target.to_owned();
+        *self.called.borrow_mut().entry(target.clone()).or_default() += 1;
+        let mut parts = target.split('/').skip(2);
+        let (kind, id, subject) = (parts.next(), parts.next(), parts.next());
+        let id = id.and_then(|id| id.parse().ok()).expect("an ID");
+        let body = self.body_of(kind.expect("a kind"), id, subject.expect("a subject"));
+        let (status, body) = match body.await {
+            Some(body) => (200, body),
+            None => (503, Body::Empty),
+        };
+        let head = ResponseHead::new(status).with("X-Target", target);
+        Response { head, body }
+    }
+
+    fn refusal(&self, status: u16) -> Response {
+        Response::empty(status)
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn date(&self) -> DateBlock {
+        DateCache::new(784_111_777).at(784_111_777).clone()
+    }
+
+    fn logs(&self) -> bool {
+        true
+    }
+
+    fn log(&self, _: &Peer, _: &Exchange<'_>) {
+        self.logged.set(self.logged.get() + 1);
+    }
+
+    fn registry(&self) -> &Rc<Registry> {
+        &self.registry
+    }
+}
+
+/// A request and the content of its right answer.
+struct Asked {
+    target: String,
+    bytes: Vec<u8>,
+    head: bool,
+    content: Vec<u8>,
+    /// The answer comes from a file, which may fail to be read.
+    file: bool,
+}
+
+fn ask(random: &mut Random, client: usize, id: u32, most: usize) -> Asked {
+    let kinds = [
+        "bytes", "shared", "constant", "chunks", "wait", "file", "pieces",
+    ];
+    let kind = kinds[random.below(7) as usize];
+    let (subject, content) = match kind {
+        "file" | "pieces" => {
+            let (name, size) = FILES[random.below(4) as usize];
+            let mut content = body(size as u32, size);
+            if kind == "pieces" {
+                content = [b"begin", &content[..], &content[..], b"end"].concat();
+            }
+            (name.replace('/', "+"), content)
+        }
+        _ => {
+            let most = if random.below(4) == 0 { most } else { 300 };
+            let len = random.below(most as u64) as usize;
+            (len.to_string(), body(id, len))
+        }
+    };
+    let target = format!("/{client}/{kind}/{id}/{subject}");
+    let mut head = false;
+    let (method, fields, sent) = match random.below(8) {
+        0 => {
+            head = true;
+            ("HEAD", String::new(), Vec::new())
+        }
+        1 => {
+            let len = random.below(BODY_DRAIN) as usize;
+            ("POST", format!("Content-Length: {len}\r\n"), body(id, len))
+        }
+        2 => {
+            let chunked = b"5\r\nhello\r\n0\r\n\r\n".to_vec();
+            ("POST", "Transfer-Encoding: chunked\r\n".to_owned(), chunked)
+        }
+        _ => ("GET", String::new(), Vec::new()),
+    };
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: sim\r\n{fields}\r\n").into_bytes();
+    bytes.extend_from_slice(&sent);
+    Asked {
+        target,
+        bytes,
+        head,
+        file: matches!(kind, "file" | "pieces"),
+        content,
+    }
+}
+
+/// One response as the client reads it.
+struct Answer {
+    status: u16,
+    target: String,
+    closes: bool,
+    content: Vec<u8>,
+}
+
+/// Reads the response at the beginning of these bytes, if it is whole. Gives its length, too.
+fn read_answer(bytes: &[u8], to_head: bool) -> Option<(Answer, usize)> {
+    let length = 4 + bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&bytes[..length]).expect("heads are text");
+    let field = |name: &str| {
+        let lines = head.lines().filter_map(|line| line.split_once(": "));
+        let mut values = lines.filter(|(field, _)| field.eq_ignore_ascii_case(name));
+        let value = values.next().map(|(_, value)| value.to_owned());
+        assert!(values.next().is_none(), "{name} stands there twice");
+        value
+    };
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    let mut answer = Answer {
+        status: status.expect("a status"),
+        target: field("x-target").unwrap_or_default(),
+        closes: field("connection").is_some_and(|value| value == "close"),
+        content: Vec::new(),
+    };
+    let mut at = length;
+    if to_head {
+        return Some((answer, at));
+    }
+    if field("transfer-encoding").is_some() {
+        assert!(field("content-length").is_none());
+        loop {
+            let line = bytes[at..].windows(2).position(|two| two == b"\r\n")?;
+            let size = std::str::from_utf8(&bytes[at..at + line]).expect("a size");
+            let size = usize::from_str_radix(size, 16).expect("a hexadecimal size");
+            at += line + 2;
+            answer.content.extend_from_slice(bytes.get(at..at + size)?);
+            assert_eq!(bytes.get(at + size..at + size + 2)?, b"\r\n");
+            at += size + 2;
+            if size == 0 {
+                return Some((answer, at));
+            }
+        }
+    }
+    let size: usize = field("content-length")
+        .expect("a length")
+        .parse()
+        .expect("a number");
+    answer.content = bytes.get(at..at + size)?.to_vec();
+    Some((answer, at + size))
+}
+
+/// A client with its plan.
+struct Plan {
+    id: ClientId,
+    manner: Manner,
+    asked: Vec<Asked>,
+}
+
+impl Plan {
+    fn new(world: &World, listener: ListenerId, client: usize, most: usize) -> Self {
+        let mut random = world.random(1 + client as u64);
+        let manner = Manner::pick(&mut random);
+        let many = random.between(1, 12) as u32;
+        let asked: Vec<Asked> = (0..many)
+            .map(|id| ask(&mut random, client, id, most))
+            .collect();
+        let all: Vec<u8> = asked.iter().flat_map(|asked| asked.bytes.clone()).collect();
+        let heads: Vec<bool> = asked.iter().map(|asked| asked.head).collect();
+        let enough = move |received: &[u8]| {
+            let mut rest = received;
+            heads.iter().all(|head| match read_answer(rest, *head) {
+                Some((answer, length)) => {
+                    rest = if answer.closes { &[] } else { &rest[length..] };
+                    true
+                }
+                None => rest.is_empty() && !received.is_empty(),
+            })
+        };
+        let script = script(&mut random, manner, &all, Box::new(enough), b"GET / HT");
+        let id = world.connect(listener, pause(&mut random), script);
+        if random.below(2) == 0 {
+            world.set_window(id, random.between(500, 8000) as usize);
+        }
+        Self { id, manner, asked }
+    }
+
+    /// Checks all answers; gives the number of whole ones.
+    fn check(&self, world: &World, handlers: &Handlers, faults: &Faults) -> usize {
+        let seen = world.seen(self.id);
+        let mut answered = 0;
+        let fail = |why: String| -> ! {
+            world.fail(format_args!(
+                "{:?}, end {:?}, aborted {}, broken {}: {why}",
+                self.manner, seen.end, seen.aborted, seen.broken
+            ))
+        };
+        let left = matches!(self.manner, Manner::Aborts | Manner::Leaves | Manner::Stuck);
+        // The reset that tells of a cut response may destroy those before it on their way, too.
+        let unreadable = faults.io_error > 0.0 && self.asked.iter().any(|asked| asked.file);
+        let excused = left || seen.broken || unreadable;
+        let mut rest = &seen.received[..];
+        for asked in &self.asked {
+            let called = handlers.called.borrow().get(&asked.target).copied();
+            if called.is_some_and(|times| times > 1) {
+                fail(format!("{} was answered {called:?} times", asked.target));
+            }
+            let Some((answer, length)) = read_answer(rest, asked.head) else {
+                if !excused {
+                    let text = String::from_utf8_lossy(&rest[..rest.len().min(300)]);
+                    fail(format!("{} has no whole answer: {text}", asked.target));
+                }
+                if !rest.is_empty() && seen.end == Some(End::Fin) {
+                    fail(format!(
+                        "half an answer to {} ends like a whole one",
+                        asked.target
+                    ));
+                }
+                return answered;
+            };
+            let failed = asked.file && answer.status == 503 && faults.no_descriptors > 0.0;
+            let right = answer.status == 200 && (asked.head || answer.content == asked.content);
+            if answer.target != asked.target || called != Some(1) || !(right || failed) {
+                let (status, len) = (answer.status, answer.content.len());
+                fail(format!(
+                    "a wrong answer to {}: {status}, {len} bytes, for {}",
+                    asked.target, answer.target
+                ));
+            }
+            rest = &rest[length..];
+            answered += 1;
+            if answer.closes {
+                if !rest.is_empty() {
+                    fail("bytes after the last answer".to_owned());
+                }
+                return answered;
+            }
+        }
+        if self.manner == Manner::Idle && !rest.is_empty() {
+            match read_answer(rest, false) {
+                Some((answer, length)) if answer.status == 408 && answer.closes => {
+                    rest = &rest[length..];
+                }
+                _ => fail("an idle client is told 408".to_owned()),
+            }
+        }
+        if !rest.is_empty() {
+            fail("bytes after the last answer".to_owned());
+        }
+        answered
+    }
+}
+
+fn run(seed: u64) -> (u64, usize) {
+    let faults = Faults::seeded(seed);
+    let mut config = Config::seeded(seed);
+    // A client must be able to take what is under way within the time that the server lingers.
+    config.socket_bytes = config.socket_bytes.max(2048);
+    let (core, world) = sim::new(seed, faults.clone(), config);
+    for (name, size) in FILES {
+        world.file(name, body(size as u32, size));
+    }
+    let mut random = world.random(0);
+    let handlers = Rc::new(Handlers {
+        core: core.clone(),
+        root: world.root(),
+        settings: Settings {
+            head: HeadLimits::default(),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(10),
+            progress: ProgressRule {
+                window: Duration::from_secs(10),
+                rate: 20,
+            },
+            requests_max: random.between(1, 20),
+            body_drain: BODY_DRAIN,
+        },
+        registry: Rc::default(),
+        called: RefCell::default(),
+        logged: Cell::new(0),
+    });
+    let (listener, id) = world.listen();
+    let plans: Vec<Plan> = (0..random.between(1, 6) as usize)
+        .map(|client| Plan::new(&world, id, client, 40 << 10))
+        .collect();
+    let population = Rc::clone(handlers.registry.population());
+    let (inner, service) = (core.clone(), Rc::clone(&handlers));
+    let serve = move |socket| {
+        let session = session::serve(inner.clone(), socket, 0, Rc::clone(&service));
+        inner.spawn(session);
+    };
+    let (registry, roomy) = (Rc::clone(&handlers.registry), core.clone());
+    let make_room = move || registry.make_room(&roomy);
+    let limits = limits(1000);
+    core.spawn(accept_loop(
+        core.clone(),
+        listener,
+        population.clone(),
+        limits,
+        serve,
+        make_room,
+    ));
+    world.run_until(TURNS_MAX, || {
+        plans.iter().all(|plan| world.is_over(plan.id))
+    });
+    let answered = plans
+        .iter()
+        .map(|plan| plan.check(&world, &handlers, &faults))
+        .sum();
+    // A drain ends everything by itself.
+    population.drain();
+    core.wake_all();
+    world.run_until(TURNS_MAX, || core.usage().tasks == 0);
+    drop(handlers);
+    assert!(core.shut_down(), "everything is collected");
+    world.finish();
+    (world.trace_hash(), answered)
+}
+
+#[test]
+fn every_http_request_is_answered_once() {
+    if let Some(seed) = number("BELTWAY_SIM_SEED") {
+        told(seed, || run(seed).0);
+        return;
+    }
+    let mut answered = 0;
+    for seed in 0..number("BELTWAY_SIM_SEEDS").unwrap_or(SEEDS) / 2 {
+        told(seed, || {
+            let (hash, whole) = run(seed);
+            answered += whole;
+            hash
+        });
+    }
+    println!("{answered} whole HTTP responses");
+    assert!(answered > 0);
+}
