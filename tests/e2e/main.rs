@@ -1,0 +1,17 @@
+//! End-to-end tests: the binary, a configuration and sockets, on both engines.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests fail by panicking and explain on standard error"
+)]
+
+mod aborts;
+mod access_log;
+mod config_cli;
+mod framing;
+mod limits;
+mod methods;
+mod process;
+mod smuggling;
+mod static_files;
+mod support;

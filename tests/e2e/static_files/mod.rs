@@ -1,0 +1,9 @@
+//! Static files: each rule of what is served, what isn't, and how it follows the file system.
+
+mod changes;
+mod coded;
+mod conditions;
+mod content;
+mod directories;
+mod paths;
+mod ranges;

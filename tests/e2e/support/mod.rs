@@ -1,0 +1,123 @@
+//! What every end-to-end test needs: engines, a server, a client, and waiting with a deadline.
+//!
+//! The tests know nothing of the library: they start the binary, write files, and speak over
+//! sockets. Whatever they wait for has a deadline, so that a server that hangs is a failure with a
+//! message and not a run that never ends.
+
+pub(crate) mod child;
+pub(crate) mod client;
+pub(crate) mod server;
+pub(crate) mod tree;
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use client::{Client, End, Response};
+pub(crate) use server::{Server, Setup};
+pub(crate) use tree::Tree;
+
+/// Longest wait for anything that should happen at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What performs the server's I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl Engine {
+    /// As `--engine` takes it.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::Uring => "--engine=uring",
+            Self::Epoll => "--engine=epoll",
+        }
+    }
+
+    /// What the server says on stderr when it uses it.
+    pub(crate) fn line(self) -> &'static str {
+        match self {
+            Self::Uring => "engine=io_uring",
+            Self::Epoll => "engine=epoll",
+        }
+    }
+}
+
+/// Says with which engine a test failed.
+struct Label(Engine);
+
+impl Drop for Label {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- that was with {:?}", self.0);
+        }
+    }
+}
+
+/// Runs a test on both engines. Where this machine has no io_uring that half is left out, and the
+/// test says so.
+pub(crate) fn on_both(test: impl Fn(Engine)) {
+    {
+        let _label = Label(Engine::Epoll);
+        test(Engine::Epoll);
+    }
+    match uring_missing() {
+        None => {
+            let _label = Label(Engine::Uring);
+            test(Engine::Uring);
+        }
+        Some(why) => eprintln!("SKIPPED on io_uring, only epoll was tested: {why}"),
+    }
+}
+
+/// Why this machine has no io_uring; `None` where it has. Asked of the kernel, not of the server: a
+/// server that can't use what the kernel has must fail its tests.
+pub(crate) fn uring_missing() -> Option<&'static str> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let missing = MISSING.get_or_init(|| {
+        io_uring::IoUring::new(8)
+            .err()
+            .map(|error| format!("io_uring_setup: {error}"))
+    });
+    missing.as_deref()
+}
+
+/// Waits until `probe` gives something, asking every few milliseconds.
+pub(crate) fn wait_for<T>(
+    what: &str,
+    patience: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a condition holds.
+pub(crate) fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    wait_for(what, patience, || holds().then_some(()));
+}
+
+/// Bytes that compress badly and differ everywhere, so that a part from a wrong place shows. The
+/// same for the same length.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
