@@ -44,11 +44,15 @@ pub struct ProgressRule {
 
 /// Watches one transfer for progress. It is asked only while the client owes something: a wait for a
 /// disk or a backend never counts against the client.
+///
+/// The first window only finds out where the transfer stands: to ask the kernel for that at the
+/// beginning would cost each response a system call. So a client that takes nothing is found out
+/// after two windows at the latest.
 #[derive(Debug)]
 pub struct Progress {
     rule: ProgressRule,
     window_start: Instant,
-    moved_at_start: u64,
+    moved_at_start: Option<u64>,
 }
 
 impl Progress {
@@ -57,7 +61,7 @@ impl Progress {
         Self {
             rule,
             window_start: now,
-            moved_at_start: 0,
+            moved_at_start: None,
         }
     }
 
@@ -70,9 +74,11 @@ impl Progress {
     pub fn check(&mut self, moved: u64, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.window_start);
         let owed = u128::from(self.rule.rate) * elapsed.as_millis() / 1000;
-        let enough = u128::from(moved.saturating_sub(self.moved_at_start)) >= owed;
+        let enough = self
+            .moved_at_start
+            .is_none_or(|start| u128::from(moved.saturating_sub(start)) >= owed);
         self.window_start = now;
-        self.moved_at_start = moved;
+        self.moved_at_start = Some(moved);
         enough
     }
 
@@ -165,11 +171,7 @@ impl Sender {
     ) -> Result<T, SendError> {
         loop {
             let now = self.core.now();
-            let progress = progress.get_or_insert_with(|| {
-                let mut begun = Progress::new(self.rule, now);
-                begun.moved_at_start = self.acknowledged();
-                begun
-            });
+            let progress = progress.get_or_insert_with(|| Progress::new(self.rule, now));
             let Some(deadline) = progress.deadline() else {
                 return Ok(std::future::poll_fn(|_| poll()).await);
             };
@@ -340,9 +342,13 @@ mod tests {
         let start = Instant::now();
         let mut progress = Progress::new(RULE, start);
         assert_eq!(progress.deadline(), Some(start + RULE.window));
-        assert!(progress.check(5000, start + RULE.window));
-        assert!(progress.check(10_000, start + 2 * RULE.window));
-        assert!(!progress.check(14_999, start + 3 * RULE.window));
+        assert!(
+            progress.check(7, start + RULE.window),
+            "where it stands is not known before"
+        );
+        assert!(progress.check(5007, start + 2 * RULE.window));
+        assert!(!progress.check(10_006, start + 3 * RULE.window));
+        assert!(progress.check(15_006, start + 4 * RULE.window));
     }
 
     #[test]
