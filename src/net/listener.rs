@@ -92,14 +92,19 @@ pub fn limits(connections_max: usize) -> Limits {
     }
 }
 
-/// Accepts on one listening socket until the core drains. `serve` starts the task of a connection;
-/// `make_room` is told when there are as many as allowed, and closes idle ones if it can.
+/// How long a core that is full waits for a connection to close before it tries again to make room:
+/// one that was busy may idle by now.
+const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
+
+/// Accepts on one listening socket until the core drains. `serve` starts the task of a connection,
+/// which counts from then on until its membership is dropped; `make_room` is told when there are as
+/// many as allowed, and closes idle ones if it can.
 pub async fn accept_loop(
     core: Core,
     listener: Fd,
     population: Rc<Population>,
     limits: Limits,
-    mut serve: impl FnMut(Fd),
+    mut serve: impl FnMut(Fd, Member),
     mut make_room: impl FnMut(),
 ) {
     let mut gate = AcceptGate::new(limits);
@@ -108,7 +113,10 @@ pub async fn accept_loop(
         match gate.next(population.open(), core.now()) {
             Decision::WaitForClose => {
                 make_room();
-                wait_for_close(&core, &population, &limits).await;
+                timer.set(core.now() + MAKE_ROOM_AGAIN);
+                timer
+                    .bound(|| poll_closed(&core, &population, &limits))
+                    .await;
             }
             Decision::WaitUntil(until) => {
                 timer.set(until);
@@ -128,16 +136,13 @@ pub async fn accept_loop(
     }
 }
 
-/// Waits until enough connections have closed, or the core drains.
-async fn wait_for_close(core: &Core, population: &Population, limits: &Limits) {
-    std::future::poll_fn(|_| {
-        if population.draining() || population.open() <= limits.connections_resume {
-            return std::task::Poll::Ready(());
-        }
-        population.wait_for_close(core.current_task());
-        std::task::Poll::Pending
-    })
-    .await;
+/// Ready when enough connections have closed, or the core drains.
+fn poll_closed(core: &Core, population: &Population, limits: &Limits) -> std::task::Poll<()> {
+    if population.draining() || population.open() <= limits.connections_resume {
+        return std::task::Poll::Ready(());
+    }
+    population.wait_for_close(core.current_task());
+    std::task::Poll::Pending
 }
 
 /// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too.
@@ -146,7 +151,7 @@ async fn accept(
     listener: &Fd,
     population: &Rc<Population>,
     gate: &mut AcceptGate,
-    serve: &mut impl FnMut(Fd),
+    serve: &mut impl FnMut(Fd, Member),
 ) {
     let scope = Scope::new(core);
     let mut accepts = scope.many(Op::Accept {
@@ -165,7 +170,7 @@ async fn accept(
         match (accepted.result, accepted.output) {
             (_, Output::Socket(socket)) => {
                 gate.accepted();
-                serve(socket);
+                serve(socket, population.enter(core));
                 let open = gate.next(population.open(), core.now()) == Decision::Accept;
                 if !open && !cancelled {
                     cancelled = true;

@@ -275,9 +275,14 @@ impl Life {
             core.share(socket),
             Rc::clone(registry.population()),
             limits(connections_max),
-            |accepted| {
-                let connection =
-                    session::serve(core.clone(), accepted, listener, Rc::clone(&service));
+            |accepted, member| {
+                let connection = session::serve(
+                    core.clone(),
+                    accepted,
+                    member,
+                    listener,
+                    Rc::clone(&service),
+                );
                 core.spawn(connection);
             },
             || registry.make_room(core),
@@ -312,9 +317,6 @@ impl Life {
         let mut timer = Timer::new(&self.core);
         timer.set(deadline);
         timer.bound(|| self.poll_accepts_ended()).await;
-        // Connections that were delivered last have their tasks queued before this one, and count
-        // from their first turn on.
-        self.core.yield_turn().await;
         let population = self.registry.population();
         timer.bound(|| population.poll_empty(&self.core)).await;
         self.end(LOG_DRAIN).await;

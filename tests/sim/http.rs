@@ -392,8 +392,8 @@ fn run(seed: u64) -> (u64, usize) {
         .collect();
     let population = Rc::clone(handlers.registry.population());
     let (inner, service) = (core.clone(), Rc::clone(&handlers));
-    let serve = move |socket| {
-        let session = session::serve(inner.clone(), socket, 0, Rc::clone(&service));
+    let serve = move |socket, member| {
+        let session = session::serve(inner.clone(), socket, member, 0, Rc::clone(&service));
         inner.spawn(session);
     };
     let (registry, roomy) = (Rc::clone(&handlers.registry), core.clone());

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::DateBlock;
 use crate::http::types::{Request, ResponseHead, Version};
+use crate::net::listener::Member;
 use crate::net::recv::Receiver;
 use crate::net::send::{FilePart, ProgressRule, Sender};
 use crate::runtime::buf::RecvBuf;
@@ -211,8 +212,14 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
 /// Serves a connection until it ends. Its future is what an idle connection costs.
-pub async fn serve<S: Service>(core: Core, socket: Fd, listener: usize, service: Rc<S>) {
-    let registration = service.registry().enter(&core);
+pub async fn serve<S: Service>(
+    core: Core,
+    socket: Fd,
+    member: Member,
+    listener: usize,
+    service: Rc<S>,
+) {
+    let registration = service.registry().enter(&core, member);
     let progress = service.settings().progress;
     let mut connection = Connection {
         receiver: Receiver::new(&core, socket.clone()),
@@ -257,7 +264,7 @@ impl<S: Service> Connection<S> {
             _ => settings.idle_timeout,
         };
         let now = self.core.now();
-        registration.idle(now);
+        registration.idle(now, self.requests > 0);
         self.timer.set(now + patience);
         let receiver = &mut self.receiver;
         let next = || match receiver.poll_next() {

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -15,9 +15,14 @@ struct Entry {
     task: TaskId,
     /// Since when it idles; `None` while it is busy.
     idle_since: Option<Instant>,
+    /// It has been answered a request.
+    served: bool,
     /// It was chosen to make room.
     shed: bool,
 }
+
+/// How long a connection may be silent at first before it counts as idle.
+const FIRST_REQUEST_EXPECTED: Duration = Duration::from_secs(1);
 
 /// The connections of one core.
 #[derive(Default)]
@@ -39,15 +44,15 @@ impl Registry {
     }
 
     /// Enters the current task's connection, busy.
-    pub(super) fn enter(self: &Rc<Self>, core: &Core) -> Registration {
+    pub(super) fn enter(self: &Rc<Self>, core: &Core, member: Member) -> Registration {
         let task = core.current_task();
         let entry = Entry {
             task,
             idle_since: None,
+            served: false,
             shed: false,
         };
         let index = self.entries.borrow_mut().insert(entry) as u32;
-        let member = self.population.enter(core);
         Registration {
             registry: Rc::clone(self),
             index,
@@ -55,13 +60,19 @@ impl Registry {
         }
     }
 
-    /// Closes those that have idled longest: a sixty-fourth of all, at least one, if any is idle.
+    /// Closes those that have idled longest: a sixty-fourth of all, at least one, if any is idle. One
+    /// that has just come is not idle: its request is on the way.
     pub fn make_room(&self, core: &Core) {
+        let now = core.now();
+        let idles = |entry: &Entry| {
+            let since = entry.idle_since?;
+            let idle = now.saturating_duration_since(since);
+            (!entry.shed && (entry.served || idle >= FIRST_REQUEST_EXPECTED)).then_some(since)
+        };
         let mut entries = self.entries.borrow_mut();
         let mut idle: Vec<(Instant, usize)> = entries
             .iter()
-            .filter(|(_, entry)| !entry.shed)
-            .filter_map(|(index, entry)| entry.idle_since.map(|since| (since, index)))
+            .filter_map(|(index, entry)| idles(entry).map(|since| (since, index)))
             .collect();
         idle.sort_unstable();
         idle.truncate((entries.len() / 64).max(1));
@@ -81,9 +92,10 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// The connection idles since `now`.
-    pub(super) fn idle(&self, now: Instant) {
-        self.registry.entries.borrow_mut()[self.index as usize].idle_since = Some(now);
+    /// The connection idles since `now`; `served` says whether it has been answered a request.
+    pub(super) fn idle(&self, now: Instant, served: bool) {
+        let entry = &mut self.registry.entries.borrow_mut()[self.index as usize];
+        (entry.idle_since, entry.served) = (Some(now), served);
     }
 
     /// The connection is no longer idle.
