@@ -3,10 +3,10 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that are kept for the process itself: standard streams, logs, signals, helpers.
-const DESCRIPTORS_PROCESS: u64 = 64;
+const DESCRIPTORS_PROCESS: u64 = 24;
 
 /// Descriptors that are kept for each core: ring or epoll, wake, what helpers open for it.
-const DESCRIPTORS_CORE: u64 = 16;
+const DESCRIPTORS_CORE: u64 = 8;
 
 /// Memory that a connection is counted with: its future, its share of receive and send buffers, and
 /// what the kernel holds for the socket. A busy connection costs more, an idle one much less.
@@ -143,8 +143,8 @@ mod tests {
     fn the_smallest_limit_counts_and_is_divided_among_the_cores() {
         for (descriptors, memory, max_conns, each, bound) in [
             (None, None, None, 1 << 19, Bound::Engine),
-            (Some(1100), None, None, 375, Bound::Descriptors),
-            (Some(1100), Some(32 << 20), None, 375, Bound::Descriptors),
+            (Some(1100), None, None, 396, Bound::Descriptors),
+            (Some(1100), Some(32 << 20), None, 396, Bound::Descriptors),
             (Some(100_000), Some(32 << 20), None, 512, Bound::Memory),
             (Some(1100), Some(32 << 20), Some(7), 3, Bound::Configured),
         ] {
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn files_have_their_share_of_the_descriptors() {
         assert_eq!(budget(None, None, None).files_per_core, 4096);
-        assert_eq!(budget(Some(1100), None, None).files_per_core, 125);
+        assert_eq!(budget(Some(1100), None, None).files_per_core, 132);
         assert_eq!(budget(Some(3), None, None).files_per_core, 1);
     }
 
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn only_a_limit_that_nobody_asked_for_is_warned_of() {
         let warning = budget(Some(1100), None, None).warning(2).unwrap();
-        assert!(warning.contains("750") && warning.contains("LimitNOFILE"));
+        assert!(warning.contains("792") && warning.contains("LimitNOFILE"));
         assert_eq!(budget(None, None, Some(2)).warning(2), None);
         assert_eq!(budget(Some(100_000), None, None).warning(2), None);
     }
