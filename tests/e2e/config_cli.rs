@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
-use crate::support::server::{Output, output, program};
+use crate::support::server::{Address, Output, output, program};
 use crate::support::{Engine, PATIENCE, Setup, Tree, on_both, wait_until};
 
 /// Runs the program in a directory.
@@ -311,11 +311,14 @@ fn serve_says_what_it_serves_and_where() {
         let server = Setup::serve(engine, ".").directory(tree.root()).start();
         let root = tree.root();
         wait_until("the directory is named", PATIENCE, || {
-            server.stderr().contains(root.to_str().expect("UTF-8"))
+            server.stdout().contains(root.to_str().expect("UTF-8"))
         });
-        assert!(
-            !server.stderr().contains("\u{1b}["),
-            "colours without a terminal"
-        );
+        let text = server.stdout() + &server.stderr();
+        assert!(!text.contains("\u{1b}["), "colours without a terminal");
+        let Address::Tcp(address) = server.address() else {
+            panic!("not TCP");
+        };
+        assert!(server.stdout().contains(&format!("http://{address}")));
+        assert!(server.stdout().contains("engine"));
     });
 }

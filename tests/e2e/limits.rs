@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::framing::simple;
 use crate::support::{Client, End, Engine, Server, Setup, Tree, on_both, wait_until};
 
@@ -290,6 +292,57 @@ fn at_the_connection_limit_busy_ones_go_on_and_new_ones_wait() {
         assert_eq!(waiting.response().text(), "ok");
         for client in &mut busy {
             client.send("y\r\n\r\n");
+            assert_eq!(client.response().text(), "ok");
+        }
+    });
+}
+
+#[test]
+fn at_the_connection_limit_those_that_become_idle_make_room() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let server = limited(engine, &tree, "[server]\nmax_conns = 3\n");
+        let mut busy: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+        for client in &mut busy {
+            client.send("GET /ok HTTP/1.1\r\nHost: a\r\n\r\nGET /ok HTTP/1.1\r\nHost: a\r\n");
+            assert_eq!(client.response().text(), "ok");
+        }
+        let mut waiting = server.connect();
+        waiting.send("GET /ok HTTP/1.1\r\nHost: a\r\n\r\n");
+        for client in &mut busy {
+            client.send("\r\n");
+            assert_eq!(client.response().text(), "ok");
+        }
+        // All are idle now, and would be for 75 seconds: nobody waits that long.
+        assert_eq!(waiting.response().text(), "ok");
+        let gone = busy
+            .iter_mut()
+            .filter_map(|client| (!client.is_open()).then_some(()));
+        assert!(gone.count() < 3, "no more room is made than is needed");
+    });
+}
+
+#[test]
+fn a_crowd_that_comes_at_once_is_answered_by_and_by() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let server = limited(engine, &tree, "[server]\nmax_conns = 20\n");
+        // All of them are in the backlog before the server sees the first.
+        server.signal(Signal::STOP);
+        let mut crowd: Vec<Client> = (0..200)
+            .map(|number| {
+                let close = if number % 2 == 0 {
+                    "Connection: close\r\n"
+                } else {
+                    ""
+                };
+                let mut client = server.connect();
+                client.send(format!("GET /ok HTTP/1.1\r\nHost: a\r\n{close}\r\n"));
+                client
+            })
+            .collect();
+        server.signal(Signal::CONT);
+        for client in &mut crowd {
             assert_eq!(client.response().text(), "ok");
         }
     });

@@ -71,7 +71,6 @@ fn ten_thousand_connections_are_held_and_answered() {
     on_both(|engine| {
         let tree = Tree::with(&[("a.txt", "hello")]);
         let mut server = Setup::serve(engine, tree.root())
-            .workers(2)
             .arguments(&["--set", "server.timeouts.idle=10m"])
             .start();
         // What the first requests allocate is not the price of a connection.

@@ -246,7 +246,13 @@ impl Client {
 
     fn receive_now(&mut self) -> io::Result<usize> {
         let mut room = [0; 64 << 10];
-        let length = (&self.socket).read(&mut room)?;
+        let length = loop {
+            match (&self.socket).read(&mut room) {
+                // A receive with a timeout is not restarted (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
         self.buffer.extend_from_slice(&room[..length]);
         Ok(length)
     }
