@@ -28,8 +28,8 @@ pub struct Receiver {
     core: Core,
     socket: Fd,
     receives: Option<Many>,
-    /// The core is out of buffers, and this task stands in the queue for the next.
-    starved: bool,
+    /// The core is out of buffers, and this task stands in the queue for the next, at this place.
+    starved: Option<u64>,
     end: Option<End>,
 }
 
@@ -40,7 +40,7 @@ impl Receiver {
             core: core.clone(),
             socket,
             receives: None,
-            starved: false,
+            starved: None,
             end: None,
         }
     }
@@ -51,11 +51,11 @@ impl Receiver {
             if let Some(end) = self.end {
                 return Poll::Ready(Err(end));
             }
-            if self.starved {
-                if self.core.poll_buffers_back().is_pending() {
+            if let Some(place) = &mut self.starved {
+                if self.core.poll_buffers_back(place).is_pending() {
                     return Poll::Pending;
                 }
-                self.starved = false;
+                self.starved = None;
             }
             let receives = self.receives.get_or_insert_with(|| {
                 self.core.many(Op::Recv {
@@ -73,8 +73,7 @@ impl Receiver {
                 (Ok(_), _) if received.more => {}
                 (Ok(_), _) => self.end = Some(End::Closed),
                 (Err(Errno::NOBUFS | Errno::AGAIN), _) => {
-                    self.starved = true;
-                    self.core.wait_for_buffers();
+                    self.starved = Some(self.core.wait_for_buffers());
                     return Poll::Pending;
                 }
                 (Err(Errno::CANCELED | Errno::INTR), _) => {}

@@ -71,7 +71,7 @@ pub(crate) struct Inner {
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskId>>,
     next_turn: RefCell<Vec<TaskId>>,
-    starved: RefCell<VecDeque<TaskId>>,
+    starved: RefCell<Starved>,
     woken: RefCell<Vec<TaskId>>,
     current: Cell<Option<TaskId>>,
     timers: RefCell<Wheel>,
@@ -88,6 +88,14 @@ pub(crate) struct Inner {
     wakes: Cell<u64>,
     panics: Cell<u64>,
     scratch: RefCell<Scratch>,
+}
+
+/// The tasks that wait for a receive buffer. Places count up; the last task in the queue has place
+/// `last`, and each one before it one less.
+#[derive(Default)]
+struct Starved {
+    queue: VecDeque<TaskId>,
+    last: u64,
 }
 
 /// Storage that a turn uses and keeps.
@@ -224,22 +232,35 @@ impl Core {
         .await;
     }
 
-    /// Puts the current task into the queue for receive buffers, after a receive ended with
-    /// `ENOBUFS`. Those that wait are woken in their order.
-    pub fn wait_for_buffers(&self) {
-        self.0.starved.borrow_mut().push_back(self.current_task());
+    /// Whether so few receive buffers are free that none should be held during a wait.
+    pub fn buffers_scarce(&self) -> bool {
+        self.0.buffers.is_scarce()
     }
 
-    /// Ready when a receive buffer is free; otherwise the task goes on waiting in the queue.
-    pub fn poll_buffers_back(&self) -> Poll<()> {
+    /// Puts the current task into the queue for receive buffers, after a receive ended with
+    /// `ENOBUFS`, and gives its place. Those that wait are woken in their order.
+    pub fn wait_for_buffers(&self) -> u64 {
+        let mut starved = self.0.starved.borrow_mut();
+        starved.queue.push_back(self.current_task());
+        starved.last += 1;
+        starved.last
+    }
+
+    /// Ready when a receive buffer is free for the task at this place in the queue; one that comes
+    /// too late goes to the end of the queue.
+    pub fn poll_buffers_back(&self, place: &mut u64) -> Poll<()> {
+        let waits = {
+            let starved = self.0.starved.borrow();
+            let first = starved.last + 1 - starved.queue.len() as u64;
+            *place >= first
+        };
+        if waits {
+            return Poll::Pending;
+        }
         if self.0.buffers.available() > 0 {
             return Poll::Ready(());
         }
-        let task = self.current_task();
-        let mut starved = self.0.starved.borrow_mut();
-        if !starved.contains(&task) {
-            starved.push_back(task);
-        }
+        *place = self.wait_for_buffers();
         Poll::Pending
     }
 
@@ -403,7 +424,7 @@ impl Core {
 
     fn wait_time(&self, wait_max: Option<Duration>) -> Option<Duration> {
         let busy = !self.0.ready.borrow().is_empty() || !self.0.next_turn.borrow().is_empty();
-        let starved = !self.0.starved.borrow().is_empty() && self.0.buffers.available() > 0;
+        let starved = !self.0.starved.borrow().queue.is_empty() && self.0.buffers.available() > 0;
         if busy || starved {
             return Some(Duration::ZERO);
         }
@@ -429,9 +450,9 @@ impl Core {
         for task in self.0.next_turn.borrow_mut().drain(..) {
             self.wake_task(task);
         }
-        let mut starved = self.0.starved.borrow_mut();
-        let back = usize::from(self.0.buffers.available()).min(starved.len());
-        for task in starved.drain(..back) {
+        let starved = &mut *self.0.starved.borrow_mut();
+        let back = usize::from(self.0.buffers.available()).min(starved.queue.len());
+        for task in starved.queue.drain(..back) {
             self.wake_task(task);
         }
     }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
-use super::op::{Completion, Op};
+use super::op::{Completion, Op, Output};
 use super::scope::ScopeId;
 use super::task::TaskId;
 
@@ -73,6 +73,16 @@ impl Slot {
             self.first = Some(completion);
         } else {
             self.rest.get_or_insert_default().push_back(completion);
+        }
+    }
+
+    /// Gives the shared buffers of waiting completions back; the bytes stay.
+    pub(crate) fn detach_waiting(&mut self) {
+        let rest = self.rest.iter_mut().flat_map(|rest| rest.iter_mut());
+        for completion in self.first.iter_mut().chain(rest) {
+            if let Output::Received(bytes) = &mut completion.output {
+                bytes.detach();
+            }
         }
     }
 
@@ -164,7 +174,6 @@ impl SlotTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::op::Output;
     use rustix::io::Errno;
 
     fn op() -> Op {

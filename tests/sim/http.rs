@@ -360,9 +360,6 @@ fn run(seed: u64) -> (u64, usize) {
     let mut config = Config::seeded(seed);
     // A client must be able to take what is under way within the time that the server lingers.
     config.socket_bytes = config.socket_bytes.max(2048);
-    // A connection whose client reads slowly holds a few receive buffers meanwhile; with less than
-    // enough for all of them the others would be told 408 for what is not their fault.
-    config.buffers = config.buffers.max(64);
     let (core, world) = sim::new(seed, faults.clone(), config);
     for (name, size) in FILES {
         world.file(name, body(size as u32, size));

@@ -199,7 +199,7 @@ pub(crate) struct Session {
     random: Random,
     input: Vec<u8>,
     receives: Option<Many>,
-    starving: bool,
+    starving: Option<u64>,
     input_end: Option<Result<(), Errno>>,
 }
 
@@ -215,7 +215,7 @@ impl Session {
             random,
             input: Vec::new(),
             receives: None,
-            starving: false,
+            starving: None,
             input_end: None,
         }
     }
@@ -257,11 +257,11 @@ impl Session {
         if self.input_end.is_some() {
             return Poll::Ready(());
         }
-        if self.starving {
-            if self.core.poll_buffers_back().is_pending() {
+        if let Some(place) = &mut self.starving {
+            if self.core.poll_buffers_back(place).is_pending() {
                 return Poll::Pending;
             }
-            self.starving = false;
+            self.starving = None;
         }
         let (scope, socket) = (&self.scope, &self.socket);
         let receives = self.receives.get_or_insert_with(|| {
@@ -282,8 +282,7 @@ impl Session {
             }
             (Ok(0), Output::None) => self.input_end = Some(Ok(())),
             (Err(Errno::NOBUFS), _) => {
-                self.core.wait_for_buffers();
-                self.starving = true;
+                self.starving = Some(self.core.wait_for_buffers());
             }
             (Err(Errno::CANCELED), _) => {}
             (Err(errno), _) => self.input_end = Some(Err(errno)),
@@ -305,7 +304,7 @@ impl Session {
                 None => {}
             }
             timer.set(self.core.now() + PATIENCE);
-            if timer.bound(|| self.poll_input()).await.is_none() && !self.starving {
+            if timer.bound(|| self.poll_input()).await.is_none() && self.starving.is_none() {
                 return Line::Idle;
             }
         }

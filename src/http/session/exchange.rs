@@ -98,6 +98,10 @@ impl<S: Service> Connection<S> {
                 Head::Refused(reject) => return Ok(self.refuse(batch, None, reject)),
             };
             self.requests += 1;
+            if self.core.buffers_scarce() {
+                // The handler may wait for a disk: the buffer is not for waiting with.
+                input.detach();
+            }
             let (mut answer, decoder) = {
                 let head = &input.bytes()[..length];
                 let request = match parse_head(head, &self.service.settings().head) {

@@ -104,6 +104,11 @@ impl BufPool {
         self.count - self.out.get()
     }
 
+    /// Whether so few buffers are free that none should be held while its holder waits.
+    pub fn is_scarce(&self) -> bool {
+        self.available() < self.count / 2
+    }
+
     /// Address and number of entries of the kernel's ring, `None` for the software twin.
     pub(crate) fn ring_address(&self) -> Option<(u64, u16)> {
         match &*self.free.borrow() {
@@ -154,8 +159,10 @@ impl BufPool {
         );
         self.out.set(self.out.get() + 1);
         RecvBuf {
-            pool: Rc::clone(self),
-            id,
+            place: Place::Shared {
+                pool: Rc::clone(self),
+                id,
+            },
             start: 0,
             end: len as u16,
         }
@@ -196,11 +203,20 @@ impl BufPool {
 }
 
 /// Bytes received into one of the core's buffers; gives the buffer back when dropped.
+///
+/// Invariant: `start <= end <= BUFFER_SIZE`.
 pub struct RecvBuf {
-    pool: Rc<BufPool>,
-    id: u16,
+    place: Place,
     start: u16,
     end: u16,
+}
+
+/// Where received bytes are.
+enum Place {
+    /// In a buffer that all connections of the core share.
+    Shared { pool: Rc<BufPool>, id: u16 },
+    /// In memory of their own, since nobody would take them soon.
+    Own(Box<[u8]>),
 }
 
 impl RecvBuf {
@@ -209,27 +225,44 @@ impl RecvBuf {
         assert!(bytes <= self.len(), "cannot consume more than was received");
         self.start += bytes as u16;
     }
+
+    /// Gives a shared buffer back and keeps the bytes in memory of their own.
+    pub(crate) fn detach(&mut self) {
+        if let Place::Shared { .. } = self.place {
+            let own: Box<[u8]> = Box::from(&**self);
+            (self.start, self.end) = (0, own.len() as u16);
+            self.release();
+            self.place = Place::Own(own);
+        }
+    }
+
+    fn release(&self) {
+        if let Place::Shared { pool, id } = &self.place {
+            pool.give_back(*id);
+        }
+    }
 }
 
 impl Deref for RecvBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let first = self.pool.start(self.id);
-        // SAFETY: start ≤ end ≤ BUFFER_SIZE, the memory is initialised, and nobody writes to the
-        // buffer until it is given back.
-        unsafe {
-            std::slice::from_raw_parts(
-                first.add(usize::from(self.start)).as_ptr(),
-                usize::from(self.end - self.start),
-            )
+        let (start, end) = (usize::from(self.start), usize::from(self.end));
+        match &self.place {
+            Place::Own(bytes) => &bytes[start..end],
+            Place::Shared { pool, id } => {
+                let first = pool.start(*id);
+                // SAFETY: start ≤ end ≤ BUFFER_SIZE, the memory is initialised, and nobody writes to
+                // the buffer until it is given back.
+                unsafe { std::slice::from_raw_parts(first.add(start).as_ptr(), end - start) }
+            }
         }
     }
 }
 
 impl Drop for RecvBuf {
     fn drop(&mut self) {
-        self.pool.give_back(self.id);
+        self.release();
     }
 }
 
@@ -266,6 +299,20 @@ mod tests {
         let pool = BufPool::software(2);
         assert_eq!(pool.receive(|_| Err("reset")), Some(Err("reset")));
         assert!(matches!(pool.receive(|_| Ok::<_, ()>(0)), Some(Ok((_, 0)))));
+        assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn detached_bytes_hold_no_shared_buffer() {
+        let pool = BufPool::software(2);
+        let mut buffer = fill(&pool, b"GET /").unwrap();
+        buffer.advance(1);
+        buffer.detach();
+        assert_eq!((&buffer[..], pool.available()), (&b"ET /"[..], 2));
+        buffer.advance(3);
+        buffer.detach();
+        assert_eq!(&buffer[..], b"/");
+        drop(buffer);
         assert_eq!(pool.available(), 2);
     }
 

@@ -158,6 +158,11 @@ impl Core {
             match slot.task {
                 Some(task) => {
                     slot.push(completion);
+                    // A task that leaves bytes lying waits for something else, perhaps for a client
+                    // that wants just this: to hold the buffers that all others need.
+                    if slot.waiting() > 1 && self.0.buffers.is_scarce() {
+                        slot.detach_waiting();
+                    }
                     let full = slot.waiting() >= COMPLETIONS_PER_SLOT;
                     if full
                         && slot.state == State::InFlight

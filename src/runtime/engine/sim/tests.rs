@@ -73,8 +73,8 @@ async fn receive_all(core: &Core, socket: &Fd) -> (Vec<u8>, Result<(), Errno>) {
                 }
                 (Ok(0), _) => return (all, Ok(())),
                 (Err(Errno::NOBUFS), _) => {
-                    core.wait_for_buffers();
-                    std::future::poll_fn(|_| core.poll_buffers_back()).await;
+                    let mut place = core.wait_for_buffers();
+                    std::future::poll_fn(|_| core.poll_buffers_back(&mut place)).await;
                 }
                 (Err(Errno::CANCELED), _) => {}
                 (Err(errno), _) => return (all, Err(errno)),
