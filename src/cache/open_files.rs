@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hashbrown::{Equivalent, HashMap};
 use rustix::io::Errno;
@@ -31,6 +31,10 @@ pub use super::root::Links;
 
 /// How long an entry is believed: a change has to show within a second.
 const BELIEVED: Duration = Duration::from_millis(900);
+
+/// Times of files tick with the kernel's clock, every 10 ms at the slowest. Two changes within a tick
+/// look like one, so a file that was changed this shortly ago is not yet known by its times.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Files up to this size are kept in memory whole and leave with their head in one send.
 pub const CONTENT_MAX: u64 = 8 << 10;
@@ -73,6 +77,8 @@ pub struct OpenFile {
     pub media_type: &'static str,
     /// The time of modification as an HTTP date.
     pub last_modified: Arc<[u8]>,
+    /// Whether it had rested when it was looked at: then each later change is seen in its times.
+    rested: bool,
     /// The entity tag, once it is known.
     tag: RefCell<Option<Arc<[u8]>>>,
     resident_until: Cell<Option<Instant>>,
@@ -365,6 +371,7 @@ impl OpenFiles {
         };
         if let Some(Found::File(known)) = known
             && known.stat == stat
+            && known.rested
         {
             return Found::File(known);
         }
@@ -373,19 +380,26 @@ impl OpenFiles {
         } else {
             None
         };
-        let modified = stat.modified;
-        let tag = EntityTag::from_metadata(stat.size, modified.0, modified.1, coding);
+        let (now, modified) = (SystemTime::now(), stat.modified);
+        let tag = if is_recent(modified, now) {
+            None
+        } else {
+            EntityTag::from_metadata(stat.size, modified.0, modified.1, coding)
+        };
         let file = Rc::new(OpenFile {
             fd: content.is_none().then_some(fd),
             stat,
             content,
             media_type: mime::from_path(path),
             last_modified: Arc::from(&date::imf_fixdate(modified.0)[..]),
+            rested: !is_recent(stat.changed, now),
             tag: RefCell::new(tag.map(|tag| Arc::from(tag.as_bytes()))),
             resident_until: Cell::new(None),
             sidecars: Cell::new(None),
         });
-        if file.tag.borrow().is_none() && stat.size <= HASHED_MAX {
+        // The content in memory is what the tag stands for; a file on disk may change under it.
+        let hashable = file.rested || file.content.is_some();
+        if file.tag.borrow().is_none() && hashable && stat.size <= HASHED_MAX {
             self.hash(&file, coding);
         }
         Found::File(file)
@@ -519,6 +533,20 @@ impl OpenFiles {
 }
 
 /// Hashes a file of `size` bytes; `None` when it can't be read or is not what its size says.
+/// Whether a file's time lies so short before `now` that a change to come may have the same.
+fn is_recent(time: (i64, u32), now: SystemTime) -> bool {
+    let Ok(seconds) = u64::try_from(time.0) else {
+        return false;
+    };
+    let time = UNIX_EPOCH + Duration::new(seconds, time.1);
+    let apart = match now.duration_since(time) {
+        Ok(age) => age,
+        // A time in the future was set by hand; the clocks of kernel and process are nearly the same.
+        Err(ahead) => ahead.duration(),
+    };
+    apart < TICK
+}
+
 fn hash_file(fd: &OwnedFd, size: u64) -> Option<u128> {
     let mut hasher = Xxh3::new();
     let mut block = vec![0; 64 << 10];

@@ -32,6 +32,13 @@ fn with_root<F: Future<Output = ()> + 'static>(
     }
 }
 
+fn tag(found: &Found) -> Option<Arc<[u8]>> {
+    match found {
+        Found::File(file) => file.tag(),
+        _ => None,
+    }
+}
+
 fn content(found: &Found) -> Option<&[u8]> {
     match found {
         Found::File(file) => file.content.as_deref(),
@@ -184,14 +191,54 @@ fn a_file_whose_time_says_nothing_gets_its_tag_from_its_content() {
         }
         let id = files.add_root(root, Links::Beneath);
         for name in ["small", "large"] {
-            let Found::File(file) = files.look_up(id, name, None).await else {
-                panic!("{name}")
-            };
             let deadline = core.now() + Duration::from_secs(5);
-            while file.tag().is_none() && core.now() < deadline {
+            // One that is still being written gets it when it has rested.
+            while tag(&files.look_up(id, name, None).await).is_none() {
+                assert!(core.now() < deadline, "{name}");
                 core.yield_turn().await;
             }
-            assert!(file.tag().is_some(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_file_changed_a_tick_ago_is_not_known_by_its_times() {
+    let now = UNIX_EPOCH + Duration::new(1_700_000_000, 20_000_000);
+    for (time, recent) in [
+        ((1_700_000_000, 20_000_000), true),
+        ((1_700_000_000, 10_000_000), true),
+        ((1_699_999_999, 980_000_000), true),
+        ((1_699_999_999, 970_000_000), false),
+        ((1_700_000_000, 60_000_000), true),
+        ((1_700_000_001, 0), false),
+        ((0, 0), false),
+        ((-1, 0), false),
+    ] {
+        assert_eq!(is_recent(time, now), recent, "{time:?}");
+    }
+}
+
+#[test]
+fn a_file_that_has_just_been_written_is_read_again() {
+    with_root(Bounds::default(), |core, files, root| async move {
+        fs::write(root.join("a.txt"), "one").unwrap();
+        let id = files.add_root(root, Links::Beneath);
+        let first = files.look_up(id, "a.txt", None).await;
+        assert!(tag(&first).is_some(), "its content makes a tag at once");
+        let Found::File(first) = first else {
+            panic!("no file")
+        };
+        let deadline = core.now() + Duration::from_secs(5);
+        loop {
+            let Found::File(file) = files.look_up(id, "a.txt", None).await else {
+                panic!("no file")
+            };
+            if file.rested {
+                assert!(first.rested || !Rc::ptr_eq(&file, &first));
+                return;
+            }
+            assert!(core.now() < deadline, "it has rested long ago");
+            core.yield_turn().await;
         }
     });
 }

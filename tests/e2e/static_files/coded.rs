@@ -16,7 +16,14 @@ fn tree() -> Tree {
         ("index.html", "plain index"),
         ("index.html.br", "brotli index"),
     ]);
-    for name in ["all.js", "gz.css", "none.css", "index.html"] {
+    for name in [
+        "all.js",
+        "all.js.zst",
+        "all.js.br",
+        "all.js.gz",
+        "gz.css",
+        "none.css",
+    ] {
         tree.set_modified(name, 1_700_000_000);
     }
     tree
