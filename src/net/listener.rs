@@ -92,6 +92,10 @@ pub fn limits(connections_max: usize) -> Limits {
     }
 }
 
+/// With room for fewer connections than this they are accepted one by one: an accept for many takes
+/// all that wait before it can be cancelled.
+const ROOM_FOR_MANY: usize = 256;
+
 /// How long a core that is full waits for a connection to close before it tries again to make room:
 /// one that was busy may idle by now.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
@@ -145,7 +149,8 @@ fn poll_closed(core: &Core, population: &Population, limits: &Limits) -> std::ta
     std::task::Poll::Pending
 }
 
-/// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too.
+/// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too; so
+/// that this is little, connections are accepted one by one where there is not much room left.
 async fn accept(
     core: &Core,
     listener: &Fd,
@@ -154,8 +159,10 @@ async fn accept(
     serve: &mut impl FnMut(Fd, Member),
 ) {
     let scope = Scope::new(core);
+    let one = gate.room(population.open()) < ROOM_FOR_MANY;
     let mut accepts = scope.many(Op::Accept {
         listener: listener.clone(),
+        one,
     });
     let mut cancelled = false;
     while !accepts.ended() {
@@ -172,7 +179,8 @@ async fn accept(
                 gate.accepted();
                 serve(socket, population.enter(core));
                 let open = gate.next(population.open(), core.now()) == Decision::Accept;
-                if !open && !cancelled {
+                let room = gate.room(population.open());
+                if !(one || cancelled || open && room >= ROOM_FOR_MANY) {
                     cancelled = true;
                     accepts.cancel();
                 }

@@ -43,6 +43,9 @@ pub enum Op {
     Accept {
         /// A listening, non-blocking socket.
         listener: Fd,
+        /// Whether the first connection is the last: for who may not take more than it can hold,
+        /// because what is in the backlog is accepted faster than an accept is cancelled.
+        one: bool,
     },
     /// Receives until end of stream, an error or cancellation: many completions, each with an
     /// [`Output::Received`] from the core's shared buffers. A completion with 0 bytes is the end of

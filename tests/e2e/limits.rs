@@ -277,9 +277,9 @@ fn at_the_connection_limit_busy_ones_go_on_and_new_ones_wait() {
         let server = limited(engine, &tree, "[server]\nmax_conns = 3\n");
         let mut busy: Vec<Client> = (0..3).map(|_| server.connect()).collect();
         for client in &mut busy {
-            assert_eq!(client.get("/ok").text(), "ok");
-            // Half a request: busy from here on.
-            client.send("GET /ok HTTP/1.1\r\nHost: a\r\n");
+            // One request and half of another: busy from here on.
+            client.send("GET /ok HTTP/1.1\r\nHost: a\r\n\r\nGET /ok HTTP/1.1\r\nHost: a\r\n");
+            assert_eq!(client.response().text(), "ok");
         }
         let mut waiting = server.connect();
         waiting.send("GET /ok HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -327,6 +327,7 @@ fn a_crowd_that_comes_at_once_is_answered_by_and_by() {
     on_both(|engine| {
         let tree = Tree::new();
         let server = limited(engine, &tree, "[server]\nmax_conns = 20\n");
+        let before = server.descriptors();
         // All of them are in the backlog before the server sees the first.
         server.signal(Signal::STOP);
         let mut crowd: Vec<Client> = (0..200)
@@ -344,6 +345,9 @@ fn a_crowd_that_comes_at_once_is_answered_by_and_by() {
         server.signal(Signal::CONT);
         for client in &mut crowd {
             assert_eq!(client.response().text(), "ok");
+            // One or two may be about to be closed.
+            let open = server.descriptors() - before;
+            assert!(open <= 25, "{open} descriptors for 20 connections");
         }
     });
 }

@@ -1,7 +1,11 @@
 //! Methods, target forms, sites and routes, and the fields that every response has.
 
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+
 use crate::framing::simple;
-use crate::support::{Client, Setup, Tree, on_both};
+use crate::support::{Client, PATIENCE, Setup, Tree, on_both, wait_until};
 
 #[test]
 fn head_is_get_without_the_content() {
@@ -266,7 +270,7 @@ fn it_listens_on_ipv6_and_unix_sockets() {
         if ipv6 {
             arguments.extend(["-l", "[::1]:0"]);
         }
-        let server = Setup::serve(engine, tree.root())
+        let mut server = Setup::serve(engine, tree.root())
             .arguments(&arguments)
             .listeners(1 + arguments.len() / 2)
             .start();
@@ -274,7 +278,12 @@ fn it_listens_on_ipv6_and_unix_sockets() {
             let mut client = Client::connect(address);
             assert_eq!(client.get("/a.txt").text(), "hello", "{address:?}");
         }
-        drop(server);
+        server.signal(Signal::KILL);
+        server.exit_code();
+        // The kernel takes a ring apart after the end of its process, and its sockets with it.
+        wait_until("the socket is dead", PATIENCE, || {
+            UnixStream::connect(&path).is_err()
+        });
         // A socket file that a dead server left behind is in nobody's way.
         let server = Setup::serve(engine, tree.root())
             .arguments(&["-l", &unix])

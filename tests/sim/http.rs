@@ -395,7 +395,7 @@ fn run(seed: u64) -> (u64, usize) {
     };
     let (registry, roomy) = (Rc::clone(&handlers.registry), core.clone());
     let make_room = move || registry.make_room(&roomy);
-    let limits = limits(1000);
+    let limits = limits(random.between(2, 600) as usize);
     core.spawn(accept_loop(
         core.clone(),
         listener,

@@ -123,7 +123,10 @@ pub(crate) async fn accept(server: Rc<Server>, listener: Fd) {
     let core = server.core.clone();
     loop {
         let listener = listener.clone();
-        let mut accepts = core.many(Op::Accept { listener });
+        let mut accepts = core.many(Op::Accept {
+            listener,
+            one: false,
+        });
         while !accepts.ended() {
             let accepted = accepts.next().await;
             match (accepted.result, accepted.output) {

@@ -288,6 +288,7 @@ fn exercise(flags: RingFlags) -> Result<(), String> {
         let accepted = doing
             .many(Op::Accept {
                 listener: listening,
+                one: false,
             })
             .next()
             .await;

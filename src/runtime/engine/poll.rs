@@ -138,7 +138,7 @@ impl Poll {
     /// Starts an op. Gives the job of one that has to run on a helper thread.
     pub(crate) fn start(&mut self, key: SlotKey, op: &mut Op, _: &Rc<BufPool>) -> Option<Job> {
         let started = match op {
-            Op::Accept { listener } => self.start_accept(key, listener),
+            Op::Accept { listener, .. } => self.start_accept(key, listener),
             Op::Recv { socket } => self.start_reader(key, socket),
             Op::Send {
                 socket,
@@ -243,7 +243,7 @@ impl Poll {
 
     pub(crate) fn cancel(&mut self, key: SlotKey, op: &Op) {
         let fd = match op {
-            Op::Accept { listener: fd } | Op::Recv { socket: fd } => fd,
+            Op::Accept { listener: fd, .. } | Op::Recv { socket: fd } => fd,
             Op::Send { socket: fd, .. } | Op::Ready { fd, .. } => fd,
             // A helper's job can't be called back; its slot waits for the answer.
             Op::Open(_) | Op::Read { .. } | Op::Offload(_) => return,
@@ -392,7 +392,7 @@ impl Poll {
                 continue;
             };
             match op {
-                Op::Accept { listener } => self.accept(index, key, listener),
+                Op::Accept { listener, one } => self.accept(index, key, listener, *one),
                 Op::Recv { socket } => self.receive(index, key, socket, buffers),
                 _ => {
                     self.registrations[index as usize].reader = None;
@@ -403,7 +403,7 @@ impl Poll {
         self.trying = trying;
     }
 
-    fn accept(&mut self, index: u32, key: SlotKey, listener: &Fd) {
+    fn accept(&mut self, index: u32, key: SlotKey, listener: &Fd, one: bool) {
         let Some(os) = listener.handle().os() else {
             return;
         };
@@ -416,9 +416,14 @@ impl Poll {
                     self.local.push(Event {
                         key,
                         result,
-                        more: true,
+                        more: !one,
                         buffer: None,
                     });
+                    if one {
+                        self.registrations[index as usize].reader = None;
+                        let _ = epoll::delete(&self.epoll, os);
+                        return;
+                    }
                 }
                 Err(Errno::AGAIN) => return,
                 // The client left before it was accepted (accept(2)); the next may be there.

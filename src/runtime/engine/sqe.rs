@@ -35,9 +35,21 @@ pub(crate) fn open_how(op: &Op) -> Option<Box<types::OpenHow>> {
 /// until the terminal completion. A read's buffer is made ready here.
 pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> Entry {
     let entry = match op {
-        Op::Accept { listener } => opcode::AcceptMulti::new(types::Fd(listener.raw()))
+        Op::Accept {
+            listener,
+            one: false,
+        } => opcode::AcceptMulti::new(types::Fd(listener.raw()))
             .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
             .build(),
+        Op::Accept {
+            listener,
+            one: true,
+        } => {
+            let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+            opcode::Accept::new(types::Fd(listener.raw()), address, length)
+                .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+                .build()
+        }
         Op::Recv { socket } => {
             opcode::RecvMulti::new(types::Fd(socket.raw()), BUFFER_GROUP).build()
         }

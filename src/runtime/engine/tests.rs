@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::thread;
@@ -60,7 +60,7 @@ fn run(core: &Core) {
     }
 }
 
-fn listener(core: &Core) -> (crate::runtime::fd::Fd, std::net::SocketAddr) {
+fn listener(core: &Core) -> (crate::runtime::fd::Fd, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -69,12 +69,48 @@ fn listener(core: &Core) -> (crate::runtime::fd::Fd, std::net::SocketAddr) {
 
 async fn accept_one(core: &Core, listener: crate::runtime::fd::Fd) -> crate::runtime::fd::Fd {
     let scope = Scope::new(core);
-    let mut accepts = scope.many(Op::Accept { listener });
+    let mut accepts = scope.many(Op::Accept {
+        listener,
+        one: false,
+    });
     let Output::Socket(socket) = accepts.next().await.output else {
         panic!("no connection")
     };
     scope.cancel().await;
     socket
+}
+
+#[test]
+fn an_accept_of_one_takes_no_other() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        let mut ports = clients.each_ref().map(|c| c.local_addr().unwrap().port());
+        let inner = core.clone();
+        core.spawn(async move {
+            let mut accepted = Vec::new();
+            for _ in 0..3 {
+                let scope = Scope::new(&inner);
+                let mut accepts = scope.many(Op::Accept {
+                    listener: listener.clone(),
+                    one: true,
+                });
+                let first = accepts.next().await;
+                let Output::Socket(socket) = first.output else {
+                    panic!("no connection")
+                };
+                assert!(!first.more && accepts.ended());
+                let peer = SocketAddr::try_from(inner.peer_address(&socket).unwrap()).unwrap();
+                accepted.push((peer.port(), socket));
+            }
+            let mut accepted: Vec<u16> = accepted.iter().map(|(port, _)| *port).collect();
+            accepted.sort_unstable();
+            ports.sort_unstable();
+            assert_eq!(accepted, ports);
+        });
+        run(core);
+        drop(clients);
+    });
 }
 
 #[test]
@@ -175,7 +211,10 @@ fn an_accepted_connection_that_nobody_took_is_closed() {
         let accepting = Rc::new(Cell::new(false));
         let told = Rc::clone(&accepting);
         core.spawn(async move {
-            let accepts = inner.many(Op::Accept { listener });
+            let accepts = inner.many(Op::Accept {
+                listener,
+                one: false,
+            });
             told.set(true);
             inner.yield_turn().await;
             inner.yield_turn().await;

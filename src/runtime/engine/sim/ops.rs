@@ -20,6 +20,7 @@ const POISON: u8 = 0xdb;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Accept,
+    AcceptOne,
     Receive,
     Send,
     Readable,
@@ -57,7 +58,14 @@ pub(super) struct InFlight {
 fn kind_of(op: &Op) -> (Kind, Option<u32>) {
     let number = |fd: &crate::runtime::fd::Fd| Some(fd.raw() as u32);
     match op {
-        Op::Accept { listener } => (Kind::Accept, number(listener)),
+        Op::Accept {
+            listener,
+            one: false,
+        } => (Kind::Accept, number(listener)),
+        Op::Accept {
+            listener,
+            one: true,
+        } => (Kind::AcceptOne, number(listener)),
         Op::Recv { socket } => (Kind::Receive, number(socket)),
         Op::Send { socket, .. } => (Kind::Send, number(socket)),
         Op::Ready { fd, interest } => match interest {
@@ -168,7 +176,8 @@ impl Kernel {
         let (kind, fd) = (op.kind, op.fd);
         self.check_memory(key, hands);
         match (kind, fd) {
-            (Kind::Accept, Some(number)) => self.accept(key, number),
+            (Kind::Accept, Some(number)) => self.accept(key, number, false),
+            (Kind::AcceptOne, Some(number)) => self.accept(key, number, true),
             (Kind::Receive, Some(number)) => self.receive(key, number, hands),
             (Kind::Send, Some(number)) => self.send(key, number, hands),
             (Kind::Readable, Some(number)) => self.ready(key, number, Way::Up),
@@ -192,7 +201,7 @@ impl Kernel {
         }
     }
 
-    fn accept(&mut self, key: SlotKey, number: u32) {
+    fn accept(&mut self, key: SlotKey, number: u32, one: bool) {
         let Object::Listener { backlog } = &mut self.descriptor(number).object else {
             return self.post(key, failed(Errno::INVAL), false, None);
         };
@@ -211,7 +220,7 @@ impl Kernel {
         }
         let socket = self.open(Object::Socket(connection));
         self.connections[connection].server = Some(socket);
-        let more = !self.random.chance(self.faults.multishot_end);
+        let more = !one && !self.random.chance(self.faults.multishot_end);
         self.post(key, socket as i32, more, None);
         let delay = self.random.below(2_000);
         self.schedule(key, delay);

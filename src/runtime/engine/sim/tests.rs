@@ -28,7 +28,10 @@ fn run<F: Future<Output = ()> + 'static>(
 
 async fn accept_one(core: &Core, listener: Fd) -> Fd {
     let scope = Scope::new(core);
-    let mut accepts = scope.many(Op::Accept { listener });
+    let mut accepts = scope.many(Op::Accept {
+        listener,
+        one: false,
+    });
     let Output::Socket(socket) = accepts.next().await.output else {
         panic!("no connection")
     };
@@ -373,7 +376,10 @@ fn a_close_under_an_op_in_flight_is_found() {
         let (core, world) = new(79, Faults::default(), Config::default());
         let (listener, _) = world.listen();
         let twin = core.simulated(listener.raw() as u32);
-        let _accepts = core.many(Op::Accept { listener });
+        let _accepts = core.many(Op::Accept {
+            listener,
+            one: false,
+        });
         drop(twin);
         world.run_for(SOON);
     });
