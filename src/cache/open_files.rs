@@ -36,8 +36,9 @@ const BELIEVED: Duration = Duration::from_millis(900);
 /// look like one, so a file that was changed this shortly ago is not yet known by its times.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Files up to this size are kept in memory whole and leave with their head in one send.
-pub const CONTENT_MAX: u64 = 8 << 10;
+/// Files up to this size are kept in memory whole and leave with their head in one send: no call for the
+/// file, no copy but the kernel's.
+pub const CONTENT_MAX: u64 = 64 << 10;
 
 /// Largest file whose content is hashed for an entity tag when its time of modification says nothing.
 const HASHED_MAX: u64 = 256 << 20;
@@ -55,7 +56,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             entries_max: 4096,
-            bytes_max: 16 << 20,
+            bytes_max: 32 << 20,
         }
     }
 }
@@ -81,7 +82,6 @@ pub struct OpenFile {
     rested: bool,
     /// The entity tag, once it is known.
     tag: RefCell<Option<Arc<[u8]>>>,
-    resident_until: Cell<Option<Instant>>,
     sidecars: Cell<Option<(Instant, Sidecars)>>,
 }
 
@@ -103,16 +103,6 @@ impl OpenFile {
     /// The entity tag as it is sent; `None` where none is known (yet).
     pub fn tag(&self) -> Option<Arc<[u8]>> {
         self.tag.borrow().clone()
-    }
-
-    /// Whether a send of the whole file has just found it in memory.
-    pub fn is_resident(&self, now: Instant) -> bool {
-        self.resident_until.get().is_some_and(|until| now < until)
-    }
-
-    /// A send that begins now will ask for every page: until it is asked again, believe the answer.
-    pub fn note_resident(&self, now: Instant) {
-        self.resident_until.set(Some(now + BELIEVED));
     }
 }
 
@@ -394,7 +384,6 @@ impl OpenFiles {
             last_modified: Arc::from(&date::imf_fixdate(modified.0)[..]),
             rested: !is_recent(stat.changed, now),
             tag: RefCell::new(tag.map(|tag| Arc::from(tag.as_bytes()))),
-            resident_until: Cell::new(None),
             sidecars: Cell::new(None),
         });
         // The content in memory is what the tag stands for; a file on disk may change under it.

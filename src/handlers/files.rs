@@ -19,9 +19,6 @@ use crate::http::types::{Method, Request, ResponseHead, Status};
 use crate::http::uri::encode_path;
 use crate::net::send::FilePart;
 
-/// Files up to this size are believed to be in memory once all of them was found there.
-const REMEMBER_RESIDENT_MAX: u64 = 1 << 20;
-
 /// The one directory whose name begins with a dot and which is served (RFC 8615).
 const WELL_KNOWN: &str = ".well-known";
 
@@ -293,16 +290,10 @@ impl App {
         let Some(fd) = &file.fd else {
             return Body::Empty;
         };
-        let now = self.core.now();
-        let resident = file.is_resident(now);
-        if !resident && offset == 0 && length == file.stat.size && length <= REMEMBER_RESIDENT_MAX {
-            file.note_resident(now);
-        }
         Body::File(FilePart {
             file: fd.clone(),
             offset,
             length,
-            resident,
         })
     }
 }

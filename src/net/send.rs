@@ -6,16 +6,21 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::runtime::executor::{BULK_BYTES_PER_TURN, Core};
+use crate::runtime::engine::syscall::CopyError;
+use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::op::{Interest, Op, Output};
 
-/// Above this many bytes a file goes out under `TCP_CORK`; below it `MSG_MORE` on the head is enough.
-const CORK_FROM: u64 = 256 << 10;
+/// Larger parts of a file go out by sendfile(2) under `TCP_CORK`; up to this size they are copied
+/// through the core's bulk buffer, see [`Core::send_copied`].
+const COPY_MAX: u64 = 4 << 20;
 
-/// Bytes whose residency is asked for, and which are then sent, in one step.
-const WINDOW: usize = 256 << 10;
+/// Bytes that one transfer sends before the others have their turn.
+const SHARE: usize = 128 << 10;
+
+/// Bytes whose residency is asked for at once, before a sendfile(2).
+const WINDOW: u64 = 256 << 10;
 
 /// Read ahead this far where the disk has to be asked.
 const READ_AHEAD: u64 = 2 << 20;
@@ -97,8 +102,6 @@ pub struct FilePart {
     pub offset: u64,
     /// Bytes; the file had them when it was looked at.
     pub length: u64,
-    /// Whether all of it was seen in memory so recently that asking again is a waste.
-    pub resident: bool,
 }
 
 /// The sending direction of a connection.
@@ -192,7 +195,34 @@ impl Sender {
             .saturating_sub(self.core.unsent(&self.socket).unwrap_or(0))
     }
 
-    /// Sends `head` and then parts of files, copying nothing through user space.
+    /// Sends two pieces, the first of them a buffer of the core's.
+    ///
+    /// # Errors
+    /// As [`Self::buffer`].
+    pub async fn pair(
+        &mut self,
+        timer: &mut Timer,
+        mut head: Vec<u8>,
+        body: &[u8],
+    ) -> Result<(), SendError> {
+        let sent = match self.core.send_pair(&self.socket, [&head, body], false) {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(errno) => return Err(SendError::Broken(errno)),
+        };
+        self.taken += sent as u64;
+        if sent == head.len() + body.len() {
+            self.core.recycle(head);
+            return Ok(());
+        }
+        // The client is slow, so the rest waits in memory of its own.
+        let of_head = sent.min(head.len());
+        head.drain(..of_head);
+        head.extend_from_slice(&body[sent - of_head..]);
+        self.buffer(timer, head, false).await
+    }
+
+    /// Sends `head` and then a part of a file. `more`: something follows at once.
     ///
     /// # Errors
     /// After an error the connection can't be used for anything more: the head has announced bytes
@@ -204,123 +234,232 @@ impl Sender {
         part: FilePart,
         more: bool,
     ) -> Result<(), SendError> {
-        let corked = part.length >= CORK_FROM && !more;
+        let mut sending = FileSend {
+            head_at: 0,
+            offset: part.offset,
+            end: part.offset + part.length,
+            known_to: part.offset,
+            by_page: part.length > COPY_MAX,
+            file: part.file,
+            progress: None,
+            sent: 0,
+            more,
+            head,
+        };
+        let corked = sending.by_page && !more;
         if corked {
             self.core.cork(&self.socket, true);
         }
-        if !head.is_empty() {
-            self.head(timer, head).await?;
+        while !sending.is_done() {
+            self.share(&mut sending).await;
+            match self.step(&mut sending) {
+                Step::Sent(sent) => {
+                    self.taken += sent as u64;
+                    self.core.bulk_sent(sent);
+                    sending.took(sent);
+                }
+                Step::WaitForClient => self.wait_for_client(timer, &mut sending).await?,
+                Step::WaitForDisk => {
+                    let asked = self.core.now();
+                    self.read_ahead(&sending).await?;
+                    if let Some(progress) = &mut sending.progress {
+                        progress.forgive(asked, self.core.now());
+                    }
+                }
+                Step::Failed(error) => return Err(error),
+            }
         }
-        self.part(timer, part).await?;
         if corked {
             self.core.cork(&self.socket, false);
         }
+        self.core.recycle(sending.head);
         Ok(())
     }
 
-    /// Sends a head that a file follows: usually at once, as a plain call.
-    async fn head(&mut self, timer: &mut Timer, mut head: Vec<u8>) -> Result<(), SendError> {
-        match self.core.send_now(&self.socket, &head, true) {
-            Ok(sent) if sent == head.len() => {
-                self.taken += sent as u64;
-                self.core.recycle(head);
-                Ok(())
-            }
-            Ok(sent) => {
-                self.taken += sent as u64;
-                head.drain(..sent);
-                self.buffer(timer, head, true).await
-            }
-            Err(Errno::AGAIN | Errno::INTR) => self.buffer(timer, head, true).await,
-            Err(errno) => Err(SendError::Broken(errno)),
+    /// Waits until this transfer may send in this turn.
+    async fn share(&self, sending: &mut FileSend) {
+        if sending.sent >= SHARE {
+            self.core.yield_turn().await;
+            sending.sent = 0;
         }
-    }
-
-    async fn part(&mut self, timer: &mut Timer, part: FilePart) -> Result<(), SendError> {
-        let FilePart {
-            file,
-            mut offset,
-            length,
-            mut resident,
-        } = part;
-        let end = offset + length;
-        let mut known_to = if resident { end } else { offset };
-        let mut progress = None;
-        while offset < end {
-            let quota = self.core.bulk_left();
-            if quota == 0 {
+        while self.core.bulk_left() == 0 {
+            if sending.sent == 0 {
+                self.core.yield_for_bulk().await;
+            } else {
                 self.core.yield_turn().await;
-                continue;
             }
-            if offset >= known_to {
-                let window = (end - offset).min(WINDOW as u64);
-                let asked = self.core.now();
-                resident = self.make_resident(&file, offset, window).await?;
-                if let (false, Some(progress)) = (resident, &mut progress) {
-                    Progress::forgive(progress, asked, self.core.now());
-                }
-                known_to = offset + window;
-            }
-            let step = (known_to - offset).min(BULK_BYTES_PER_TURN as u64) as usize;
-            match self
-                .core
-                .send_file(&self.socket, &file, &mut offset, step.min(quota))
-            {
-                Ok(0) => return Err(SendError::FileShrank),
-                Ok(sent) => {
-                    self.core.bulk_sent(sent);
-                    self.taken += sent as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    let mut ready = self.core.once(Op::Ready {
-                        fd: self.socket.clone(),
-                        interest: Interest::Writable,
-                    });
-                    let mut ready = std::pin::Pin::new(&mut ready);
-                    let mut poll = || ready.as_mut().poll(&mut noop());
-                    let done = self.patiently(timer, &mut progress, &mut poll).await?;
-                    done.result.map_err(SendError::Broken)?;
-                }
-                Err(errno @ (Errno::IO | Errno::INVAL | Errno::OPNOTSUPP)) => {
-                    return Err(SendError::File(errno));
-                }
-                Err(errno) => return Err(SendError::Broken(errno)),
-            }
+            sending.sent = 0;
         }
-        Ok(())
     }
 
-    /// Makes sure that sending this window doesn't make the core wait for a disk. Says whether it was
-    /// in memory already.
-    async fn make_resident(&self, file: &Fd, offset: u64, window: u64) -> Result<bool, SendError> {
-        let mut byte = [0];
-        let last = offset + window - 1;
-        let mut resident = true;
-        for at in [last, offset] {
-            match self.core.read_resident(file, &mut byte, at) {
-                Ok(1..) => {}
-                // At its end the file has shrunk: the send finds out.
-                Ok(_) => return Ok(resident),
-                Err(Errno::AGAIN) => {
-                    resident = false;
-                    self.core.will_need(file, offset, READ_AHEAD);
-                    let read = Op::Read {
-                        file: file.clone(),
-                        data: Vec::new(),
-                        len: 1,
-                        offset: at,
-                    };
-                    self.core.once(read).await.result.map_err(SendError::File)?;
-                }
-                // A file system that can't say: nothing is known, so it goes on.
-                Err(_) => return Ok(resident),
+    /// Sends what can be sent at once.
+    fn step(&self, sending: &mut FileSend) -> Step {
+        if sending.by_page {
+            self.step_by_page(sending)
+        } else {
+            self.step_by_copy(sending)
+        }
+    }
+
+    fn step_by_copy(&self, sending: &mut FileSend) -> Step {
+        let count = sending.left().min(SHARE as u64) as usize;
+        let more = sending.more || (count as u64) < sending.left();
+        let head = &sending.head[sending.head_at..];
+        let (file, offset) = (&sending.file, sending.offset);
+        match self
+            .core
+            .send_copied(&self.socket, head, file, offset, count, more)
+        {
+            Ok(sent) => Step::Sent(sent),
+            Err(CopyError::NotResident) => Step::WaitForDisk,
+            Err(CopyError::AtEnd) => Step::Failed(SendError::FileShrank),
+            Err(CopyError::Socket(errno)) => of_socket(errno),
+            // A file system that can't say what is in memory.
+            Err(CopyError::File(Errno::OPNOTSUPP | Errno::INVAL)) => {
+                sending.by_page = true;
+                Step::Sent(0)
             }
+            Err(CopyError::File(errno)) => Step::Failed(SendError::File(errno)),
+        }
+    }
+
+    fn step_by_page(&self, sending: &mut FileSend) -> Step {
+        if sending.head_at < sending.head.len() {
+            let more = sending.more || sending.left() > 0;
+            return match self
+                .core
+                .send_now(&self.socket, &sending.head[sending.head_at..], more)
+            {
+                Ok(sent) => Step::Sent(sent),
+                Err(errno) => of_socket(errno),
+            };
+        }
+        if sending.offset >= sending.known_to {
+            let window = sending.left().min(WINDOW);
+            match self.is_resident(&sending.file, sending.offset, window) {
+                true => sending.known_to = sending.offset + window,
+                false => return Step::WaitForDisk,
+            }
+        }
+        let known = (sending.known_to - sending.offset).min(SHARE as u64) as usize;
+        let mut offset = sending.offset;
+        match self
+            .core
+            .send_file(&self.socket, &sending.file, &mut offset, known)
+        {
+            Ok(0) => Step::Failed(SendError::FileShrank),
+            Ok(sent) => Step::Sent(sent),
+            Err(errno @ (Errno::IO | Errno::INVAL | Errno::OPNOTSUPP)) => {
+                Step::Failed(SendError::File(errno))
+            }
+            Err(errno) => of_socket(errno),
+        }
+    }
+
+    /// Whether sending this window would not make the core wait for a disk: its last and its first page
+    /// are in memory, between which the kernel has read ahead.
+    fn is_resident(&self, file: &Fd, offset: u64, window: u64) -> bool {
+        let mut byte = [0];
+        let mut there = |at| self.core.read_resident(file, &mut byte, at) != Err(Errno::AGAIN);
+        there(offset + window - 1) && there(offset)
+    }
+
+    async fn wait_for_client(
+        &self,
+        timer: &mut Timer,
+        sending: &mut FileSend,
+    ) -> Result<(), SendError> {
+        let writable = Op::Ready {
+            fd: self.socket.clone(),
+            interest: Interest::Writable,
+        };
+        let mut ready = self.core.once(writable);
+        let mut ready = std::pin::Pin::new(&mut ready);
+        let mut poll = || ready.as_mut().poll(&mut noop());
+        let done = self
+            .patiently(timer, &mut sending.progress, &mut poll)
+            .await?;
+        sending.sent = 0;
+        done.result.map(drop).map_err(SendError::Broken)
+    }
+
+    /// Has the disk asked for what comes next, and waits for its first page.
+    async fn read_ahead(&self, sending: &FileSend) -> Result<(), SendError> {
+        self.core.will_need(
+            &sending.file,
+            sending.offset,
+            READ_AHEAD.min(sending.left()),
+        );
+        let window = sending.left().min(WINDOW);
+        let last = if sending.by_page {
+            sending.offset + window - 1
+        } else {
+            sending.offset
+        };
+        for offset in [sending.offset, last] {
+            let file = sending.file.clone();
+            let read = Op::Read {
+                file,
+                data: Vec::new(),
+                len: 1,
+                offset,
+            };
+            self.core.once(read).await.result.map_err(SendError::File)?;
             if offset == last {
                 break;
             }
         }
-        Ok(resident)
+        Ok(())
+    }
+}
+
+/// A head and a part of a file on their way.
+struct FileSend {
+    head: Vec<u8>,
+    head_at: usize,
+    file: Fd,
+    offset: u64,
+    end: u64,
+    /// Up to here the file is known to be in memory (by page only).
+    known_to: u64,
+    /// By sendfile(2), not by copy.
+    by_page: bool,
+    progress: Option<Progress>,
+    /// Bytes sent in this turn.
+    sent: usize,
+    more: bool,
+}
+
+impl FileSend {
+    fn is_done(&self) -> bool {
+        self.head_at == self.head.len() && self.offset == self.end
+    }
+
+    fn left(&self) -> u64 {
+        self.end - self.offset
+    }
+
+    fn took(&mut self, sent: usize) {
+        let of_head = sent.min(self.head.len() - self.head_at);
+        self.head_at += of_head;
+        self.offset += (sent - of_head) as u64;
+        self.sent += sent;
+    }
+}
+
+/// What came of one attempt to send.
+enum Step {
+    Sent(usize),
+    WaitForClient,
+    WaitForDisk,
+    Failed(SendError),
+}
+
+fn of_socket(errno: Errno) -> Step {
+    match errno {
+        Errno::AGAIN => Step::WaitForClient,
+        Errno::INTR => Step::Sent(0),
+        errno => Step::Failed(SendError::Broken(errno)),
     }
 }
 

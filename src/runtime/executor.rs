@@ -70,7 +70,7 @@ pub(crate) struct Inner {
     pub(crate) scopes: RefCell<ScopeTable>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<TaskId>>,
-    next_turn: RefCell<Vec<TaskId>>,
+    next_turn: RefCell<NextTurn>,
     starved: RefCell<Starved>,
     woken: RefCell<Vec<TaskId>>,
     current: Cell<Option<TaskId>>,
@@ -83,11 +83,25 @@ pub(crate) struct Inner {
     helpers: RefCell<Option<HelperPort>>,
     jobs_waiting: RefCell<VecDeque<(SlotKey, Job)>>,
     send_buffers: RefCell<Vec<Vec<u8>>>,
+    pub(crate) bulk_buffer: RefCell<Vec<u8>>,
     futures: FuturePool,
     wake: Arc<Wake>,
     wakes: Cell<u64>,
     panics: Cell<u64>,
     scratch: RefCell<Scratch>,
+}
+
+/// The tasks that asked for the next turn, in the order in which they get it.
+#[derive(Default)]
+struct NextTurn {
+    first: Vec<TaskId>,
+    later: Vec<TaskId>,
+}
+
+impl NextTurn {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.later.is_empty()
+    }
 }
 
 /// The tasks that wait for a receive buffer. Places count up; the last task in the queue has place
@@ -139,6 +153,7 @@ impl Core {
             helpers: RefCell::new(helpers),
             jobs_waiting: RefCell::default(),
             send_buffers: RefCell::default(),
+            bulk_buffer: RefCell::default(),
             futures: FuturePool::default(),
             wake,
             wakes: Cell::new(0),
@@ -221,12 +236,22 @@ impl Core {
 
     /// Lets the other tasks and the engine have a turn.
     pub async fn yield_turn(&self) {
+        self.yield_as(|turn| &mut turn.later).await;
+    }
+
+    /// Waits for the next turn's quota after this turn's was found used up. Those that had no share of
+    /// it come before those that had, so nobody waits for ever.
+    pub async fn yield_for_bulk(&self) {
+        self.yield_as(|turn| &mut turn.first).await;
+    }
+
+    async fn yield_as(&self, list: impl Fn(&mut NextTurn) -> &mut Vec<TaskId>) {
         let mut yielded = false;
         poll_fn(|_| {
             if std::mem::replace(&mut yielded, true) {
                 return Poll::Ready(());
             }
-            self.0.next_turn.borrow_mut().push(self.current_task());
+            list(&mut self.0.next_turn.borrow_mut()).push(self.current_task());
             Poll::Pending
         })
         .await;
@@ -447,7 +472,8 @@ impl Core {
     }
 
     fn wake_waiting(&self) {
-        for task in self.0.next_turn.borrow_mut().drain(..) {
+        let next = &mut *self.0.next_turn.borrow_mut();
+        for task in next.first.drain(..).chain(next.later.drain(..)) {
             self.wake_task(task);
         }
         let starved = &mut *self.0.starved.borrow_mut();

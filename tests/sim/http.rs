@@ -61,7 +61,6 @@ impl Handlers {
             length: self.core.stat(&file).expect("an open file").size,
             file,
             offset: 0,
-            resident: false,
         })
     }
 

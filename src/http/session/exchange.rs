@@ -17,7 +17,7 @@ use crate::runtime::buf::RecvBuf;
 const BATCH_BYTES: usize = 64 << 10;
 
 /// A body up to this size is copied behind its head; a larger one is sent from where it is.
-const COPY_BYTES: u64 = 16 << 10;
+const COPY_BYTES: u64 = 8 << 10;
 
 /// A response whose head is in the batch and whose body is still to be sent.
 struct Answer {
@@ -329,7 +329,10 @@ impl<S: Service> Connection<S> {
         match body {
             Body::Empty => Ok(()),
             Body::Bytes(bytes) => self.send_bytes(batch, &bytes).await,
-            Body::Shared(bytes, range) => self.send_bytes(batch, &bytes[range]).await,
+            Body::Shared(bytes, range) => {
+                let head = self.take(batch);
+                self.sender.pair(&mut self.timer, head, &bytes[range]).await
+            }
             Body::Constant(bytes) => self.send_bytes(batch, &bytes).await,
             Body::File(part) => {
                 let head = self.take(batch);
