@@ -6,21 +6,16 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::runtime::engine::syscall::CopyError;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::op::{Interest, Op, Output};
 
-/// Larger parts of a file go out by sendfile(2) under `TCP_CORK`; up to this size they are copied
-/// through the core's bulk buffer, see [`Core::send_copied`].
-const COPY_MAX: u64 = 4 << 20;
-
-/// Bytes that one transfer sends before the others have their turn.
-const SHARE: usize = 128 << 10;
+/// From this size on a file goes out under `TCP_CORK`, where that pays: see [`Core::set_corking`].
+const CORK_FROM: u64 = 256 << 10;
 
 /// Bytes whose residency is asked for at once, before a sendfile(2).
-const WINDOW: u64 = 256 << 10;
+const WINDOW: u64 = 512 << 10;
 
 /// Read ahead this far where the disk has to be asked.
 const READ_AHEAD: u64 = 2 << 20;
@@ -239,14 +234,13 @@ impl Sender {
             offset: part.offset,
             end: part.offset + part.length,
             known_to: part.offset,
-            by_page: part.length > COPY_MAX,
             file: part.file,
             progress: None,
-            sent: 0,
+            had_share: false,
             more,
             head,
         };
-        let corked = sending.by_page && !more;
+        let corked = sending.left() >= CORK_FROM && !more;
         if corked {
             self.core.cork(&self.socket, true);
         }
@@ -278,52 +272,17 @@ impl Sender {
 
     /// Waits until this transfer may send in this turn.
     async fn share(&self, sending: &mut FileSend) {
-        if sending.sent >= SHARE {
-            self.core.yield_turn().await;
-            sending.sent = 0;
-        }
         while self.core.bulk_left() == 0 {
-            if sending.sent == 0 {
-                self.core.yield_for_bulk().await;
-            } else {
+            if std::mem::take(&mut sending.had_share) {
                 self.core.yield_turn().await;
+            } else {
+                self.core.yield_for_bulk().await;
             }
-            sending.sent = 0;
         }
     }
 
     /// Sends what can be sent at once.
     fn step(&self, sending: &mut FileSend) -> Step {
-        if sending.by_page {
-            self.step_by_page(sending)
-        } else {
-            self.step_by_copy(sending)
-        }
-    }
-
-    fn step_by_copy(&self, sending: &mut FileSend) -> Step {
-        let count = sending.left().min(SHARE as u64) as usize;
-        let more = sending.more || (count as u64) < sending.left();
-        let head = &sending.head[sending.head_at..];
-        let (file, offset) = (&sending.file, sending.offset);
-        match self
-            .core
-            .send_copied(&self.socket, head, file, offset, count, more)
-        {
-            Ok(sent) => Step::Sent(sent),
-            Err(CopyError::NotResident) => Step::WaitForDisk,
-            Err(CopyError::AtEnd) => Step::Failed(SendError::FileShrank),
-            Err(CopyError::Socket(errno)) => of_socket(errno),
-            // A file system that can't say what is in memory.
-            Err(CopyError::File(Errno::OPNOTSUPP | Errno::INVAL)) => {
-                sending.by_page = true;
-                Step::Sent(0)
-            }
-            Err(CopyError::File(errno)) => Step::Failed(SendError::File(errno)),
-        }
-    }
-
-    fn step_by_page(&self, sending: &mut FileSend) -> Step {
         if sending.head_at < sending.head.len() {
             let more = sending.more || sending.left() > 0;
             return match self
@@ -336,16 +295,17 @@ impl Sender {
         }
         if sending.offset >= sending.known_to {
             let window = sending.left().min(WINDOW);
-            match self.is_resident(&sending.file, sending.offset, window) {
-                true => sending.known_to = sending.offset + window,
-                false => return Step::WaitForDisk,
+            if !self.is_resident(&sending.file, sending.offset, window) {
+                return Step::WaitForDisk;
             }
+            sending.known_to = sending.offset + window;
         }
-        let known = (sending.known_to - sending.offset).min(SHARE as u64) as usize;
+        let known = sending.known_to - sending.offset;
+        let count = known.min(self.core.bulk_left() as u64) as usize;
         let mut offset = sending.offset;
         match self
             .core
-            .send_file(&self.socket, &sending.file, &mut offset, known)
+            .send_file(&self.socket, &sending.file, &mut offset, count)
         {
             Ok(0) => Step::Failed(SendError::FileShrank),
             Ok(sent) => Step::Sent(sent),
@@ -379,7 +339,7 @@ impl Sender {
         let done = self
             .patiently(timer, &mut sending.progress, &mut poll)
             .await?;
-        sending.sent = 0;
+        sending.had_share = false;
         done.result.map(drop).map_err(SendError::Broken)
     }
 
@@ -391,11 +351,7 @@ impl Sender {
             READ_AHEAD.min(sending.left()),
         );
         let window = sending.left().min(WINDOW);
-        let last = if sending.by_page {
-            sending.offset + window - 1
-        } else {
-            sending.offset
-        };
+        let last = sending.offset + window - 1;
         for offset in [sending.offset, last] {
             let file = sending.file.clone();
             let read = Op::Read {
@@ -420,13 +376,11 @@ struct FileSend {
     file: Fd,
     offset: u64,
     end: u64,
-    /// Up to here the file is known to be in memory (by page only).
+    /// Up to here the file is known to be in memory.
     known_to: u64,
-    /// By sendfile(2), not by copy.
-    by_page: bool,
     progress: Option<Progress>,
-    /// Bytes sent in this turn.
-    sent: usize,
+    /// It has sent in this turn.
+    had_share: bool,
     more: bool,
 }
 
@@ -443,7 +397,7 @@ impl FileSend {
         let of_head = sent.min(self.head.len() - self.head_at);
         self.head_at += of_head;
         self.offset += (sent - of_head) as u64;
-        self.sent += sent;
+        self.had_share = true;
     }
 }
 

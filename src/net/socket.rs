@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
@@ -119,6 +119,12 @@ impl Drop for SocketFile {
 fn identity(path: &Path) -> Result<(u64, u64), Errno> {
     let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Whether the congestion control of a socket spreads its segments over time, as BBR does. Accepted
+/// sockets inherit it from the listening one.
+pub fn paces(socket: BorrowedFd<'_>) -> bool {
+    rustix::net::sockopt::tcp_congestion(socket).is_ok_and(|name| name.starts_with("bbr"))
 }
 
 #[cfg(test)]

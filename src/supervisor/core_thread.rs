@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use crate::config::model::Model;
 use crate::http::session::{self, Registry, Service};
 use crate::net::listener::{accept_loop, limits};
+use crate::net::socket::paces;
 use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
@@ -236,6 +238,12 @@ fn serve<S: Service>(
     if let Some(log) = &life.log {
         core.spawn(Rc::clone(log).keep_flushed());
     }
+    core.set_corking(
+        !setup
+            .listeners
+            .iter()
+            .any(|(_, socket)| paces(socket.as_fd())),
+    );
     for (listener, socket) in setup.listeners {
         let (life, service) = (Rc::clone(&life), Rc::clone(&service));
         core.spawn(life.accept(listener, socket, setup.connections_max, service));

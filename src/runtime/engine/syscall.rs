@@ -64,22 +64,6 @@ impl From<&Stat> for FileStat {
     }
 }
 
-/// Bytes of a core's bulk buffer: within the second-level cache of any processor in use.
-const BULK_BUFFER: usize = (128 << 10) + 4096;
-
-/// Why [`Core::send_copied`] sent nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyError {
-    /// The first byte isn't in memory.
-    NotResident,
-    /// The file ends before `offset`.
-    AtEnd,
-    /// The file can't be read so: `EOPNOTSUPP` where the file system can't say what is in memory.
-    File(Errno),
-    /// The socket: `EAGAIN` when it takes nothing now.
-    Socket(Errno),
-}
-
 impl Core {
     /// Runs a call on the real descriptor, or asks the simulator.
     fn at_once<T>(
@@ -137,42 +121,6 @@ impl Core {
                 sent => Ok(sent + sim.send_now(socket, pair[1]).unwrap_or(0)),
             },
         )
-    }
-
-    /// Sends `head` and, behind it, up to `count` bytes of the file from `offset` on, as far as the page
-    /// cache has them and the socket takes them at once, through the core's own bulk buffer: for what
-    /// is in memory a copy that stays in the processor's cache costs less than sendfile(2), which
-    /// handles every page by itself. `more`: something follows at once.
-    ///
-    /// Returns the bytes sent, those of `head` first.
-    ///
-    /// # Errors
-    /// See [`CopyError`].
-    pub fn send_copied(
-        &self,
-        socket: &Fd,
-        head: &[u8],
-        file: &Fd,
-        offset: u64,
-        count: usize,
-        more: bool,
-    ) -> Result<usize, CopyError> {
-        let buffer = &mut *self.inner().bulk_buffer.borrow_mut();
-        let (start, whole) = (head.len(), head.len() + count);
-        if buffer.len() < whole {
-            buffer.resize(whole.max(BULK_BUFFER), 0);
-        }
-        buffer[..start].copy_from_slice(head);
-        let read = match self.read_resident(file, &mut buffer[start..whole], offset) {
-            Ok(0) if count > 0 => return Err(CopyError::AtEnd),
-            Ok(read) => read,
-            Err(Errno::AGAIN) => return Err(CopyError::NotResident),
-            Err(Errno::INTR) => return Err(CopyError::Socket(Errno::INTR)),
-            Err(errno) => return Err(CopyError::File(errno)),
-        };
-        let more = more || read < count;
-        self.send_now(socket, &buffer[..start + read], more)
-            .map_err(CopyError::Socket)
     }
 
     /// Moves up to `count` bytes of the file from `*offset` on into the socket, as many as it takes
@@ -297,8 +245,17 @@ impl Core {
         rustix::io::fcntl_dupfd_cloexec(fd.handle().os().ok_or(Errno::BADF)?, 0)
     }
 
+    /// Says whether [`Self::cork`] does anything. A cork saves segments with congestion controls that
+    /// send as soon as they may; with one that paces, as BBR does, it doubles the cost of a bulk send.
+    pub fn set_corking(&self, on: bool) {
+        self.inner().corking.set(on);
+    }
+
     /// Holds back partly filled segments (`TCP_CORK`) until it is taken off. No-op on other sockets.
     pub fn cork(&self, socket: &Fd, on: bool) {
+        if !self.inner().corking.get() {
+            return;
+        }
         // A unix socket has no segments to hold back.
         let _ = self.at_once(socket, |os| sockopt::set_tcp_cork(os, on), |_| Ok(()));
     }
