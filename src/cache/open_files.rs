@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hashbrown::{Equivalent, HashMap};
 use rustix::io::Errno;
@@ -26,6 +26,7 @@ use crate::runtime::engine::syscall::{FileKind, FileStat};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::op::{Op, Output};
+use crate::util::clock::since_epoch;
 
 pub use super::root::Links;
 
@@ -370,7 +371,7 @@ impl OpenFiles {
         } else {
             None
         };
-        let (now, modified) = (SystemTime::now(), stat.modified);
+        let (now, modified) = (since_epoch(), stat.modified);
         let tag = if is_recent(modified, now) {
             None
         } else {
@@ -523,17 +524,9 @@ impl OpenFiles {
 
 /// Hashes a file of `size` bytes; `None` when it can't be read or is not what its size says.
 /// Whether a file's time lies so short before `now` that a change to come may have the same.
-fn is_recent(time: (i64, u32), now: SystemTime) -> bool {
-    let Ok(seconds) = u64::try_from(time.0) else {
-        return false;
-    };
-    let time = UNIX_EPOCH + Duration::new(seconds, time.1);
-    let apart = match now.duration_since(time) {
-        Ok(age) => age,
-        // A time in the future was set by hand; the clocks of kernel and process are nearly the same.
-        Err(ahead) => ahead.duration(),
-    };
-    apart < TICK
+/// One far in the future was set by hand.
+fn is_recent(time: (i64, u32), now: Duration) -> bool {
+    u64::try_from(time.0).is_ok_and(|seconds| Duration::new(seconds, time.1).abs_diff(now) < TICK)
 }
 
 fn hash_file(fd: &OwnedFd, size: u64) -> Option<u128> {

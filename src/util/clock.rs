@@ -2,6 +2,14 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// The wall clock now, since 1970-01-01T00:00:00Z: to compare with the times of files, which the
+/// kernel sets by it. For looks at the disk, not for each request.
+pub fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
 /// Seconds since 1970, renewed when the monotonic clock says that a second has passed.
 #[derive(Debug, Default)]
 pub struct WallClock {
@@ -13,9 +21,7 @@ impl WallClock {
     /// The wall clock at the monotonic time `now`, in whole seconds since 1970-01-01T00:00:00Z.
     pub fn unix_seconds(&mut self, now: Instant) -> u64 {
         if self.renew_at.is_none_or(|at| now >= at) {
-            let since = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
+            let since = since_epoch();
             self.unix_s = since.as_secs();
             let rest = Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into());
             self.renew_at = Some(now + rest);

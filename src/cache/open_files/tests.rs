@@ -203,7 +203,7 @@ fn a_file_whose_time_says_nothing_gets_its_tag_from_its_content() {
 
 #[test]
 fn a_file_changed_a_tick_ago_is_not_known_by_its_times() {
-    let now = UNIX_EPOCH + Duration::new(1_700_000_000, 20_000_000);
+    let now = Duration::new(1_700_000_000, 20_000_000);
     for (time, recent) in [
         ((1_700_000_000, 20_000_000), true),
         ((1_700_000_000, 10_000_000), true),
