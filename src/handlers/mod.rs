@@ -5,3 +5,5 @@ pub mod autoindex;
 mod error_page;
 mod files;
 mod listing;
+#[cfg(test)]
+mod tests;

@@ -288,3 +288,14 @@ impl<S: Service> Connection<S> {
         }
     }
 }
+
+/// Bytes of the future that a busy connection has on top of its idle one.
+#[cfg(test)]
+pub(crate) fn exchange_bytes<S: Service>() -> usize {
+    fn of<S: Service, F: Future>(
+        _: impl FnOnce(&'static mut Connection<S>, RecvBuf) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+    of(|connection: &'static mut Connection<S>, first| connection.exchange(first))
+}
