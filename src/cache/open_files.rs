@@ -169,6 +169,8 @@ pub struct OpenFiles {
     bounds: Bounds,
     roots: RefCell<Vec<Root>>,
     table: RefCell<Table>,
+    /// When the control log was told last of a failure, and of how many it was not told since.
+    complained: Cell<Option<(Instant, u64)>>,
 }
 
 impl OpenFiles {
@@ -179,6 +181,7 @@ impl OpenFiles {
             bounds,
             roots: RefCell::default(),
             table: RefCell::default(),
+            complained: Cell::new(None),
         })
     }
 
@@ -270,7 +273,7 @@ impl OpenFiles {
                 Found::Forbidden
             }
             errno => {
-                tracing::warn!(%errno, "a file can't be opened");
+                self.complain(errno);
                 if matches!(errno, Errno::MFILE | Errno::NFILE) {
                     // Descriptors have run out: let go of those that are only kept for speed.
                     self.clear();
@@ -278,6 +281,18 @@ impl OpenFiles {
                 Found::Unavailable(errno)
             }
         }
+    }
+
+    /// Says in the control log that files can't be opened: once a second, however many clients ask.
+    fn complain(&self, errno: Errno) {
+        let (now, before) = (self.core.now(), self.complained.get());
+        let (last, silent) = before.unwrap_or((now, 0));
+        if before.is_some() && now.saturating_duration_since(last) < Duration::from_secs(1) {
+            self.complained.set(Some((last, silent + 1)));
+            return;
+        }
+        tracing::warn!(%errno, others = silent, "a file can't be opened");
+        self.complained.set(Some((now, 0)));
     }
 
     /// The directory of a root, resolved anew when that was long ago.

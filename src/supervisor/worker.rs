@@ -30,7 +30,7 @@ use crate::observability::access_log::Format;
 use crate::observability::control_log::{self, Colour, Level};
 use crate::observability::sink::{Sink, SinkHandle, Target};
 use crate::runtime::affinity;
-use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection};
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, check_openat2};
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
 
@@ -103,6 +103,12 @@ impl std::error::Error for StartError {}
 pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
     // Whoever embeds the server may have a log already.
     let _ = control_log::init(level(model.server.log_level), Colour::Auto);
+    check_openat2().map_err(|what| {
+        StartError::other(
+            what,
+            "Linux 5.6 or later is needed; in a container, a current runtime",
+        )
+    })?;
     let listeners = bind(&model)?;
     run_with(model, listeners, origin)
 }

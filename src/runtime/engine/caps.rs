@@ -222,6 +222,24 @@ impl Selection {
     }
 }
 
+/// Whether files can be opened beneath a directory by `openat2(2)` (kernel 5.6), without which none is
+/// served.
+///
+/// # Errors
+/// What forbids it, in words.
+pub fn check_openat2() -> Result<(), String> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    use rustix::io::Errno;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOSYS) => Err("this kernel has no openat2(2)".to_owned()),
+        Err(Errno::PERM) => {
+            Err("openat2(2) is forbidden, most likely by a seccomp filter".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Says why io_uring failed, and what would mend it.
 fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
