@@ -114,7 +114,7 @@ fn the_drain_has_an_end() {
 #[test]
 fn where_io_uring_is_forbidden_epoll_serves_and_says_why() {
     let forbidden = Before {
-        forbid_uring: true,
+        forbid: Some(libc::SYS_io_uring_setup),
         ..Before::default()
     };
     let tree = Tree::with(&[("a.txt", "hello")]);
@@ -137,6 +137,23 @@ fn where_io_uring_is_forbidden_epoll_serves_and_says_why() {
         .fail();
     assert_eq!(output.code, Some(1), "{output:?}");
     assert!(output.stderr.contains("io_uring"), "{output:?}");
+}
+
+#[test]
+fn where_openat2_is_forbidden_the_start_fails_and_says_so() {
+    let forbidden = Before {
+        forbid: Some(libc::SYS_openat2),
+        ..Before::default()
+    };
+    let tree = Tree::with(&[("a.txt", "hello")]);
+    let output = Setup::serve(Engine::Epoll, tree.root())
+        .before(forbidden)
+        .fail();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(
+        output.stderr.contains("openat2(2) is forbidden"),
+        "{output:?}"
+    );
 }
 
 #[test]

@@ -16,8 +16,8 @@ use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal,
 pub(crate) struct Before {
     /// Soft and hard limit of open descriptors.
     pub(crate) descriptors: Option<u64>,
-    /// Whether `io_uring_setup` fails with EPERM, as container runtimes have it.
-    pub(crate) forbid_uring: bool,
+    /// The number of a system call that fails with EPERM, as container runtimes have it.
+    pub(crate) forbid: Option<libc::c_long>,
 }
 
 /// Makes the children of `command` die with this thread and start with these restrictions.
@@ -31,8 +31,8 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
             };
             setrlimit(Resource::Nofile, limit)?;
         }
-        if before.forbid_uring {
-            forbid_uring()?;
+        if let Some(number) = before.forbid {
+            forbid(number)?;
         }
         Ok(())
     };
@@ -49,8 +49,8 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Installs a seccomp filter (seccomp(2)) that lets everything pass but `io_uring_setup`.
-fn forbid_uring() -> io::Result<()> {
+/// Installs a seccomp filter (seccomp(2)) that lets everything pass but this system call.
+fn forbid(number: libc::c_long) -> io::Result<()> {
     const fn statement(code: u32, k: u32) -> libc::sock_filter {
         jump(code, k, 0, 0)
     }
@@ -67,7 +67,7 @@ fn forbid_uring() -> io::Result<()> {
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
         jump(
             libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::SYS_io_uring_setup as u32,
+            number as u32,
             0,
             1,
         ),
