@@ -418,8 +418,8 @@ const ANSWER: &[Key] = &[
         "a path or an address",
         "\"https://example.com/{path}\"",
         "",
-        "Answers with another address. {path} is what `*` matched, {uri} path and query, {query} the \
-         query, {host} the host, and {NAME} a group of an expression.",
+        "Answers with another address. {path} is what `*` matched; {uri}, {query} and {host} are\n\
+         the request's.",
     ),
     key(
         "status",
