@@ -32,11 +32,7 @@ pub(super) fn command() -> Command {
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     let file = super::config_file(matches);
     let name = file.display().to_string();
-    let settings = match matches.try_contains_id("set") {
-        Ok(_) => flags::settings(matches, &TABLES),
-        // `beltway -t` has no flags beside it.
-        Err(_) => Vec::new(),
-    };
+    let settings = flags::settings(matches, &TABLES);
     let check_files = !super::given(matches, "no-files");
     let json = super::given(matches, "json");
     match config::load(&super::input(Some(file), settings, check_files)) {

@@ -82,8 +82,9 @@ pub(super) const FLAGS: &[Flag] = &[
             "listen",
             Kind::Many("ADDR"),
             LISTENING,
-            "Where to listen, such as :8080, 127.0.0.1:8080, [::1]:8080 or unix:/run/web.sock; \
-             may be given several times [default: 127.0.0.1:8080]",
+            "Where to listen, such as :8080 (every address, IPv4 and IPv6), 127.0.0.1:8080, \
+             [::1]:8080 or unix:/run/web.sock; port 0 is any free one; may be given several \
+             times [default: 127.0.0.1:8080]",
         )
     },
     flag(
@@ -101,7 +102,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "list",
         Kind::Switch { default: true },
         ANSWERS,
-        "List directories without an index file [default: on loopback only]",
+        "List directories without an index file [default: on loopback and unix sockets only]",
     ),
     flag(
         "cors",
@@ -190,7 +191,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "drain_timeout",
         Kind::Value("TIME"),
         LISTENING,
-        "How long running requests may take to end after a signal [default: 30s]",
+        "How long running requests may take to end after SIGTERM or Ctrl-C [default: 30s]",
     ),
     flag(
         "access-log",
@@ -198,7 +199,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "access_log",
         Kind::Optional("FILE"),
         LOGS,
-        "Log requests to FILE, or to standard output (also as -) [default: no]",
+        "Append a line for each request to FILE, or to standard output (also as -) [default: no]",
     ),
     flag(
         "log-format",
@@ -214,7 +215,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "log_level",
         Kind::Word("error|warn|info|debug", &["error", "warn", "info", "debug"]),
         LOGS,
-        "What the server says about itself [default: info]",
+        "What the server says about itself, on standard error [default: info]",
     ),
 ];
 
@@ -285,26 +286,28 @@ impl Flag {
 
     fn setting(&self, matches: &ArgMatches) -> Option<Setting> {
         let has_off = self.off_name() != self.name;
-        if has_off && matches.get_flag(self.off_name()) {
+        if has_off && super::given(matches, self.off_name()) {
             let flag = format!("--{}", self.off_name());
             return Some(self.set(flag, FlagValue::Boolean(false)));
         }
         let flag = format!("--{}=", self.name);
         match self.kind {
-            Kind::Switch { .. } => matches
-                .get_flag(self.name)
+            Kind::Switch { .. } => super::given(matches, self.name)
                 .then(|| self.set(format!("--{}", self.name), FlagValue::Boolean(true))),
             Kind::Many(_) => {
-                let values: Vec<String> = matches.get_many(self.name)?.cloned().collect();
+                let values = texts(matches, self.name);
+                if values.is_empty() {
+                    return None;
+                }
                 let flag = self.short.map_or(flag, |short| format!("-{short} "));
                 Some(self.set(flag, FlagValue::List(values)))
             }
             Kind::Value(_) | Kind::Word(..) => {
-                let value = matches.get_one::<String>(self.name)?.clone();
+                let value = texts(matches, self.name).pop()?;
                 Some(self.set(flag, FlagValue::Loose(value)))
             }
             Kind::Optional(_) => {
-                let value = matches.get_one::<String>(self.name)?.clone();
+                let value = texts(matches, self.name).pop()?;
                 Some(if value.is_empty() {
                     self.set(format!("--{}", self.name), FlagValue::Boolean(true))
                 } else {
@@ -345,15 +348,23 @@ pub(super) fn args(tables: &[Table]) -> Vec<Arg> {
         .collect()
 }
 
-/// The settings that were given: flags first, then `--set`, so that the latter wins.
+/// What was given to an argument, in that order; nothing where the command has no such argument.
+/// Only the fallible getters of clap say so in every profile: it knows the names of arguments that
+/// don't exist only with debug assertions.
+fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
+    let values = matches.try_get_many::<String>(name).ok().flatten();
+    values.into_iter().flatten().cloned().collect()
+}
+
+/// The settings that were given: flags first, then `--set`, so that the latter wins. None for
+/// `beltway -c FILE`, `-t` and `-T`, which have no flags beside them.
 pub(super) fn settings(matches: &ArgMatches, tables: &[Table]) -> Vec<Setting> {
     let flags = FLAGS
         .iter()
         .filter(|flag| tables.contains(&flag.table))
         .filter_map(|flag| flag.setting(matches));
-    let sets = matches.get_many::<String>(SET).into_iter().flatten();
     flags
-        .chain(sets.map(|text| Setting::Set(text.clone())))
+        .chain(texts(matches, SET).into_iter().map(Setting::Set))
         .collect()
 }
 

@@ -40,8 +40,9 @@ Examples:
   beltway check                        say what is wrong with beltway.toml
   beltway run -c /etc/beltway/beltway.toml
 
-Variables such as BELTWAY_SERVER_WORKERS=2 set keys of [server]. Flags win over variables,
-variables over the file.
+`beltway COMMAND --help` has the flags of a command. Each is a key of the configuration file.
+Variables such as BELTWAY_SERVER_WORKERS=2 set keys of [server] and the tables in it. --set wins
+over flags, flags over variables, variables over the file.
 
 Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 78 bad configuration.";
 
@@ -249,6 +250,17 @@ mod tests {
                 .try_get_matches_from(line.split(' '))
                 .expect_err(line);
             assert!(error.use_stderr(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_letters_of_nginx_have_no_flags_beside_them() {
+        for line in ["beltway", "beltway -t", "beltway -T", "beltway -c x.toml"] {
+            let matches = command()
+                .try_get_matches_from(line.split(' '))
+                .expect("it is understood");
+            let settings = flags::settings(&matches, &[flags::Table::Server]);
+            assert!(settings.is_empty(), "{line}: {settings:?}");
         }
     }
 

@@ -15,7 +15,11 @@ Examples:
   beltway run                          beltway.toml here, else /etc/beltway/beltway.toml
   beltway run -c site.toml --workers=2
   beltway run --set server.limits.request_line=4KiB
-  BELTWAY_SERVER_LOG_LEVEL=debug beltway run";
+  BELTWAY_SERVER_LOG_LEVEL=debug beltway run
+  beltway run -c site.toml --access-log
+
+SIGTERM or Ctrl-C lets running requests end, a second one ends at once. There is no reload: a
+change of the file needs a restart.";
 
 pub(super) fn command() -> Command {
     Command::new("run")
@@ -28,11 +32,7 @@ pub(super) fn command() -> Command {
 
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     let file = super::config_file(matches);
-    let settings = match matches.try_contains_id("set") {
-        Ok(_) => flags::settings(matches, &TABLES),
-        // `beltway -c FILE` has no flags beside it.
-        Err(_) => Vec::new(),
-    };
+    let settings = flags::settings(matches, &TABLES);
     match config::load(&super::input(Some(file), settings, true)) {
         Err(diagnostics) => super::bad_config(&diagnostics),
         Ok(loaded) if super::given(matches, "print-config") => {

@@ -22,7 +22,7 @@ Examples:
   beltway serve api-docs --cors=https://app.example.com --access-log
   beltway serve . --print-config       the configuration file that does the same
 
-Each flag is a key of the configuration file.";
+Each flag is a key of the configuration file. --no-NAME undoes --NAME, and the last of them wins.";
 
 pub(super) fn command() -> Command {
     Command::new("serve")

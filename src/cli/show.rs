@@ -36,11 +36,7 @@ pub(super) fn command() -> Command {
 
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     let file = super::config_file(matches);
-    let settings = match matches.try_contains_id("set") {
-        Ok(_) => flags::settings(matches, &TABLES),
-        // `beltway -T` has no flags beside it.
-        Err(_) => Vec::new(),
-    };
+    let settings = flags::settings(matches, &TABLES);
     let check_files = !super::given(matches, "no-files");
     let json = super::given(matches, "json");
     let defaults = if super::given(matches, "defaults") {

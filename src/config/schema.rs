@@ -418,7 +418,8 @@ const ANSWER: &[Key] = &[
         "a path or an address",
         "\"https://example.com/{path}\"",
         "",
-        "Answers with another address. {path} is what `*` matched.",
+        "Answers with another address. {path} is what `*` matched; {uri}, {query} and {host} are\n\
+         the request's.",
     ),
     key(
         "status",

@@ -149,6 +149,10 @@ impl Files<'_> {
                 let mut diagnostic = problem(included, message).help(help);
                 if included.is_none() && !path.exists() {
                     diagnostic = diagnostic
+                        .help(
+                            "-c FILE names one; otherwise it is beltway.toml here, else \
+                             /etc/beltway/beltway.toml",
+                        )
                         .help("`beltway serve DIR` serves a directory without a configuration");
                 }
                 self.diagnostics.push(diagnostic);

@@ -304,6 +304,7 @@ fn a_file_that_is_not_found() {
     error: `other.toml` doesn't exist
      |
      = help: check its name
+     = help: -c FILE names one; otherwise it is beltway.toml here, else /etc/beltway/beltway.toml
      = help: `beltway serve DIR` serves a directory without a configuration
 
     1 error in the configuration
