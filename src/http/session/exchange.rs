@@ -300,7 +300,9 @@ impl<S: Service> Connection<S> {
         let before = self.sender.taken() + batch.len() as u64;
         let result = self.send_large(batch, body, answer.framing).await;
         if let Some(pending) = answer.pending.take() {
-            let body_bytes = self.sender.taken().saturating_sub(before);
+            // What is still in the batch leaves with the next answer, or with the last one.
+            let sent = self.sender.taken() + batch.len() as u64;
+            let body_bytes = sent.saturating_sub(before);
             self.service.log(
                 &self.peer,
                 &Exchange {
