@@ -224,6 +224,28 @@ fn a_body_that_does_not_come_ends_the_connection() {
 }
 
 #[test]
+fn a_body_that_does_not_come_holds_nobody_up_where_no_progress_is_asked_for() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let timeouts = "[server.timeouts]\nheader = \"200ms\"\nprogress_rate = \"0B\"\n";
+        let server = limited(engine, &tree, timeouts);
+        let mut watcher = server.connect();
+        assert_eq!(watcher.get("/ok").text(), "ok");
+        let mut client = server.connect();
+        client.send("POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc");
+        assert_eq!(client.response().status, 200);
+        // Longer than any deadline that was set before the body.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(600) {
+            assert_eq!(watcher.get("/ok").text(), "ok");
+            assert!(watcher.is_silent_for(Duration::from_millis(20)));
+        }
+        client.send("def");
+        assert_eq!(client.get("/ok").text(), "ok", "the rest was waited for");
+    });
+}
+
+#[test]
 fn a_reader_that_does_not_read_is_reset() {
     on_both(|engine| {
         let tree = Tree::new();

@@ -264,11 +264,16 @@ impl<S: Service> Connection<S> {
             input.detach();
             let (rule, now) = (self.service.settings().progress, self.core.now());
             let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
-            if let Some(deadline) = progress.deadline() {
-                self.timer.set(deadline);
-            }
             let receiver = &mut self.receiver;
-            match self.timer.bound(|| receiver.poll_next()).await {
+            let received = match progress.deadline() {
+                Some(deadline) => {
+                    self.timer.set(deadline);
+                    self.timer.bound(|| receiver.poll_next()).await
+                }
+                // The timer still has the deadline of something else.
+                None => Some(std::future::poll_fn(|_| receiver.poll_next()).await),
+            };
+            match received {
                 Some(Ok(next)) => input.append(next),
                 Some(Err(_)) => return Ok(false),
                 None => {
