@@ -89,6 +89,28 @@ fn sizes_are_limited_as_configured() {
 }
 
 #[test]
+fn limits_that_were_reached_are_counted_and_named_at_the_end() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let mut server = limited(engine, &tree, "[server.timeouts]\nheader = \"200ms\"\n");
+        for _ in 0..3 {
+            assert_eq!(status(&server, &with_line(10 << 10)), 414);
+        }
+        assert_eq!(status(&server, "GET /ok HTTP/1.1\r\n"), 408);
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), Some(0));
+        let log = server.stderr();
+        for (name, times) in [
+            ("request line", "times=3"),
+            ("time to a whole header section", "times=1"),
+        ] {
+            let told = |line: &str| line.contains(name) && line.contains(times);
+            assert!(log.lines().any(told), "{name}: {log}");
+        }
+    });
+}
+
+#[test]
 fn a_line_without_an_end_is_refused_while_it_comes() {
     on_both(|engine| {
         let tree = Tree::new();
