@@ -124,6 +124,8 @@ pub enum Found {
 
 struct Entry {
     found: Found,
+    /// When the directory that it was found beneath was itself looked up. Counted from the entry's own
+    /// time, the age of a root and that of an entry would add up to more than a second.
     checked: Instant,
     used: bool,
     bytes: usize,
@@ -209,23 +211,43 @@ impl OpenFiles {
     /// `path` is canonical and relative: without a slash at its ends. With a `coding`, the file beside
     /// it that has this coding.
     pub fn cached(&self, root: RootId, path: &str, coding: Option<Coding>) -> Option<Found> {
+        self.cached_dated(root, path, coding)
+            .map(|(found, _)| found)
+    }
+
+    fn cached_dated(
+        &self,
+        root: RootId,
+        path: &str,
+        coding: Option<Coding>,
+    ) -> Option<(Found, Instant)> {
         let table = &mut *self.table.borrow_mut();
         let entry = table.entries.get_mut(&KeyRef { root, coding, path })?;
         if self.core.now().saturating_duration_since(entry.checked) >= BELIEVED {
             return None;
         }
         entry.used = true;
-        Some(entry.found.clone())
+        Some((entry.found.clone(), entry.checked))
     }
 
     /// What stands at `path`, asked anew if what is known is too old.
     pub async fn look_up(&self, root: RootId, path: &str, coding: Option<Coding>) -> Found {
-        if let Some(found) = self.cached(root, path, coding) {
-            return found;
+        self.look_up_dated(root, path, coding).await.0
+    }
+
+    /// What stands at `path`, and since when that is known.
+    async fn look_up_dated(
+        &self,
+        root: RootId,
+        path: &str,
+        coding: Option<Coding>,
+    ) -> (Found, Instant) {
+        if let Some(known) = self.cached_dated(root, path, coding) {
+            return known;
         }
-        let dir = match self.directory(root).await {
+        let (dir, checked) = match self.directory(root).await {
             Ok(dir) => dir,
-            Err(errno) => return self.failed(errno),
+            Err(errno) => return (self.failed(errno), self.core.now()),
         };
         let opened = self.open(root, &dir, path, coding).await;
         let stat = opened.and_then(|fd| self.core.stat(&fd).map(|stat| (fd, stat)));
@@ -234,9 +256,9 @@ impl OpenFiles {
             Err(errno) => self.failed(errno),
         };
         if !matches!(found, Found::Unavailable(_)) {
-            self.insert(root, path, coding, found.clone());
+            self.insert(root, path, coding, found.clone(), checked);
         }
-        found
+        (found, checked)
     }
 
     /// Which codings of the file at `path` stand beside it; remembered with the file for as long as
@@ -248,11 +270,13 @@ impl OpenFiles {
         {
             return known;
         }
-        let mut there = Sidecars::default();
+        let (mut there, mut oldest) = (Sidecars::default(), now);
         for (coding, there) in Coding::ALL.into_iter().zip(&mut there.0) {
-            *there = matches!(self.look_up(root, path, Some(coding)).await, Found::File(_));
+            let (found, checked) = self.look_up_dated(root, path, Some(coding)).await;
+            *there = matches!(found, Found::File(_));
+            oldest = oldest.min(checked);
         }
-        file.sidecars.set(Some((now + BELIEVED, there)));
+        file.sidecars.set(Some((oldest + BELIEVED, there)));
         there
     }
 
@@ -261,7 +285,7 @@ impl OpenFiles {
     /// # Errors
     /// As `openat2(2)`.
     pub async fn open_directory(&self, root: RootId, path: &str) -> Result<OwnedFd, Errno> {
-        let dir = self.directory(root).await?;
+        let (dir, _) = self.directory(root).await?;
         let fd = self.open(root, &dir, path, None).await?;
         self.core.duplicate(&fd)
     }
@@ -295,17 +319,16 @@ impl OpenFiles {
         self.complained.set(Some((now, 0)));
     }
 
-    /// The directory of a root, resolved anew when that was long ago.
-    async fn directory(&self, root: RootId) -> Result<Fd, Errno> {
+    /// The directory of a root, resolved anew when that was long ago, and when it was resolved.
+    async fn directory(&self, root: RootId) -> Result<(Fd, Instant), Errno> {
         let now = self.core.now();
         let path = {
             let roots = self.roots.borrow();
             let root = &roots[root.0 as usize];
-            let fresh = root
-                .checked
-                .is_some_and(|at| now.saturating_duration_since(at) < BELIEVED);
-            if let (true, Some(dir)) = (fresh, &root.dir) {
-                return Ok(dir.clone());
+            if let (Some(at), Some(dir)) = (root.checked, &root.dir)
+                && now.saturating_duration_since(at) < BELIEVED
+            {
+                return Ok((dir.clone(), at));
             }
             root.path.clone()
         };
@@ -330,7 +353,7 @@ impl OpenFiles {
         kept.identity = Some(stat.identity);
         kept.checked = Some(now);
         kept.dir = Some(dir.clone());
-        Ok(dir)
+        Ok((dir, now))
     }
 
     async fn open(
@@ -466,7 +489,14 @@ impl OpenFiles {
         });
     }
 
-    fn insert(&self, root: RootId, path: &str, coding: Option<Coding>, found: Found) {
+    fn insert(
+        &self,
+        root: RootId,
+        path: &str,
+        coding: Option<Coding>,
+        found: Found,
+        checked: Instant,
+    ) {
         let bytes = path.len()
             + match &found {
                 Found::File(file) => file.content.as_ref().map_or(0, |content| content.len()),
@@ -475,11 +505,15 @@ impl OpenFiles {
         let table = &mut *self.table.borrow_mut();
         let entry = Entry {
             found,
-            checked: self.core.now(),
+            checked,
             used: true,
             bytes,
         };
         if let Some(known) = table.entries.get_mut(&KeyRef { root, coding, path }) {
+            if known.checked > checked {
+                // Somebody asked later and was told sooner.
+                return;
+            }
             table.bytes = table.bytes - known.bytes + bytes;
             *known = entry;
         } else {

@@ -95,8 +95,14 @@ impl App {
                 index.push('/');
             }
             index.push_str(name);
-            if let Found::File(file) = self.files.look_up(root, &index, None).await {
-                return self.negotiated(files, root, &index, file, request).await;
+            match self.files.look_up(root, &index, None).await {
+                Found::File(file) => {
+                    return self.negotiated(files, root, &index, file, request).await;
+                }
+                // It is there, so neither the next name nor a listing may stand in for it.
+                Found::Forbidden => return error_page::plain(403),
+                Found::Unavailable(_) => return unavailable(),
+                Found::Directory | Found::Missing => {}
             }
         }
         if files.list {
@@ -112,9 +118,15 @@ impl App {
     async fn missing(&self, files: &Arc<Files>, root: RootId, request: &Request<'_>) -> Response {
         if let Some(page) = &files.spa
             && files.spa_answers(&request.method, &request.path)
-            && let Found::File(file) = self.files.look_up(root, page, None).await
         {
-            return self.negotiated(files, root, page, file, request).await;
+            match self.files.look_up(root, page, None).await {
+                Found::File(file) => {
+                    return self.negotiated(files, root, page, file, request).await;
+                }
+                // Not 404: caches keep that.
+                Found::Unavailable(_) => return unavailable(),
+                Found::Directory | Found::Missing | Found::Forbidden => {}
+            }
         }
         error_page::plain(404)
     }

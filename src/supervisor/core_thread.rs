@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::config::model::Model;
-use crate::http::session::{self, Registry, Service};
+use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{accept_loop, limits};
 use crate::net::socket::paces;
 use crate::observability::access_log::Format;
@@ -77,6 +77,8 @@ pub(super) enum End {
         cut: usize,
         /// Tasks that had panicked during its life.
         panics: u64,
+        /// How often each limit was reached.
+        limits: Counts,
     },
     /// It could not go on.
     Broken(String),
@@ -179,7 +181,11 @@ fn live<S: Service>(mut setup: Setup, make: impl MakeService<S>) -> End {
     }
     let panics = core.panics();
     match served {
-        Ok(Ok(cut)) => End::Told { cut, panics },
+        Ok(Ok((cut, limits))) => End::Told {
+            cut,
+            panics,
+            limits,
+        },
         Ok(Err(errno)) => End::Broken(format!("the engine failed: {errno}")),
         Err(panic) => End::Broken(panicked(&*panic)),
     }
@@ -208,13 +214,14 @@ fn make_core(setup: &mut Setup) -> io::Result<(Core, Selection)> {
     }
 }
 
-/// Serves until told to end. Gives the number of connections that are cut by that.
+/// Serves until told to end. Gives the number of connections that are cut by that, and how often each
+/// limit was reached.
 fn serve<S: Service>(
     core: &Core,
     selection: &Selection,
     setup: Setup,
     make: impl MakeService<S>,
-) -> Result<usize, Errno> {
+) -> Result<(usize, Counts), Errno> {
     let registry = Rc::new(Registry::default());
     let log = setup
         .log
@@ -252,7 +259,8 @@ fn serve<S: Service>(
         .reporter
         .report(Event::Started(selection.kind(), selection.reason.clone()));
     core.run_until(|| life.done.get())?;
-    Ok(life.registry.population().open())
+    let registry = &life.registry;
+    Ok((registry.population().open(), registry.limits().counts()))
 }
 
 /// What the tasks that run a core know of each other.

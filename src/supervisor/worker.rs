@@ -24,7 +24,7 @@ use super::{banner, hook};
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
 use crate::handlers::app::{App, LogRecord};
-use crate::http::session::Service;
+use crate::http::session::{Counts, Service, count_limit};
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
 use crate::observability::control_log::{self, Colour, Level};
@@ -214,6 +214,9 @@ fn supervise(
     match phase {
         Phase::Serving => Err(StartError::other("no core is left to serve", "see the log")),
         Phase::Draining | Phase::Stopping => {
+            for (limit, times) in &worker.limits {
+                tracing::info!(limit, times, "limit reached");
+            }
             let cut = worker.cut;
             if cut > 0 {
                 tracing::warn!(connections = cut, "stopped; connections were cut");
@@ -255,6 +258,8 @@ struct Worker {
     addresses: Vec<BoundAddr>,
     /// Connections that were cut when their cores ended.
     cut: usize,
+    /// How often each limit was reached on cores that have ended.
+    limits: Counts,
     /// Cores that live are left behind: they were given all the time there is.
     abandoned: bool,
 }
@@ -380,6 +385,7 @@ impl Worker {
             files: Vec::new(),
             addresses: Vec::new(),
             cut: 0,
+            limits: Counts::new(),
             abandoned: false,
         };
         Ok((worker, sender))
@@ -477,8 +483,15 @@ impl Worker {
 
     fn ended(&mut self, core: usize, end: End) {
         match end {
-            End::Told { cut, panics } => {
+            End::Told {
+                cut,
+                panics,
+                limits,
+            } => {
                 self.cut += cut;
+                for (limit, times) in limits {
+                    count_limit(&mut self.limits, limit, times);
+                }
                 if panics > 0 {
                     tracing::error!(core, panics, "tasks of this core had panicked");
                 }

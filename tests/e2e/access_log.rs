@@ -50,6 +50,32 @@ fn some_requests(server: &Server) {
 }
 
 #[test]
+fn a_body_of_any_kind_is_counted_whole() {
+    on_both(|engine| {
+        let tree = Tree::with(&[("a.txt", "hello")]);
+        for n in 0..100 {
+            tree.write(&format!("listed/{n}"), "x");
+        }
+        tree.write("many.bin", noise(200 << 10));
+        let (server, path) = logging(engine, &tree, "common");
+        let mut client = server.connect();
+        let parts = "Range: bytes=0-9999,20000-39999,100000-100009\r\n";
+        let lengths = [
+            // Longer than what is copied behind a head, shorter than a batch.
+            client.get("/listed/").body.len(),
+            client.get_with("/many.bin", parts).body.len(),
+            client.get("/many.bin").body.len(),
+            client.get("/a.txt").body.len(),
+        ];
+        assert!((10_000..60_000).contains(&lengths[0]), "{lengths:?}");
+        let lines = lines(&path, 4);
+        for (line, length) in lines.iter().zip(lengths) {
+            assert!(line.ends_with(&format!(" {length}")), "{line}: {length}");
+        }
+    });
+}
+
+#[test]
 fn common_and_combined_lines_are_what_tools_read() {
     on_both(|engine| {
         let tree = Tree::with(&[("a.txt", "hello")]);

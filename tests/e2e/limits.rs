@@ -89,6 +89,28 @@ fn sizes_are_limited_as_configured() {
 }
 
 #[test]
+fn limits_that_were_reached_are_counted_and_named_at_the_end() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let mut server = limited(engine, &tree, "[server.timeouts]\nheader = \"200ms\"\n");
+        for _ in 0..3 {
+            assert_eq!(status(&server, &with_line(10 << 10)), 414);
+        }
+        assert_eq!(status(&server, "GET /ok HTTP/1.1\r\n"), 408);
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), Some(0));
+        let log = server.stderr();
+        for (name, times) in [
+            ("request line", "times=3"),
+            ("time to a whole header section", "times=1"),
+        ] {
+            let told = |line: &str| line.contains(name) && line.contains(times);
+            assert!(log.lines().any(told), "{name}: {log}");
+        }
+    });
+}
+
+#[test]
 fn a_line_without_an_end_is_refused_while_it_comes() {
     on_both(|engine| {
         let tree = Tree::new();
@@ -220,6 +242,28 @@ fn a_body_that_does_not_come_ends_the_connection() {
             assert!(rest.is_empty());
             assert!(begin.elapsed() < Duration::from_secs(5));
         }
+    });
+}
+
+#[test]
+fn a_body_that_does_not_come_holds_nobody_up_where_no_progress_is_asked_for() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let timeouts = "[server.timeouts]\nheader = \"200ms\"\nprogress_rate = \"0B\"\n";
+        let server = limited(engine, &tree, timeouts);
+        let mut watcher = server.connect();
+        assert_eq!(watcher.get("/ok").text(), "ok");
+        let mut client = server.connect();
+        client.send("POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc");
+        assert_eq!(client.response().status, 200);
+        // Longer than any deadline that was set before the body.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(600) {
+            assert_eq!(watcher.get("/ok").text(), "ok");
+            assert!(watcher.is_silent_for(Duration::from_millis(20)));
+        }
+        client.send("def");
+        assert_eq!(client.get("/ok").text(), "ok", "the rest was waited for");
     });
 }
 

@@ -107,6 +107,58 @@ fn a_replaced_file_and_a_switched_root_show_within_a_second() {
 }
 
 #[test]
+fn what_is_asked_of_a_root_that_is_no_longer_fresh_is_not_believed_for_longer_than_it() {
+    with_root(Bounds::default(), |core, files, root| async move {
+        let (one, two, current) = (root.join("one"), root.join("two"), root.join("current"));
+        for (dir, text) in [(&one, "first"), (&two, "other")] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("f"), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&one, &current).unwrap();
+        let id = files.add_root(current.clone(), Links::Beneath);
+        assert!(matches!(
+            files.look_up(id, "", None).await,
+            Found::Directory
+        ));
+        fs::remove_file(&current).unwrap();
+        std::os::unix::fs::symlink(&two, &current).unwrap();
+        let switched = core.now();
+        let mut timer = crate::runtime::future::Timer::new(&core);
+        timer.set(switched + BELIEVED / 2);
+        timer.expired().await;
+        files.look_up(id, "f", None).await;
+        timer.set(switched + BELIEVED);
+        timer.expired().await;
+        assert_eq!(
+            content(&files.look_up(id, "f", None).await),
+            Some(&b"other"[..])
+        );
+    });
+}
+
+#[test]
+fn a_sidecar_that_appears_shows_as_soon_as_a_file_does() {
+    with_root(Bounds::default(), |core, files, root| async move {
+        fs::write(root.join("a"), "plain").unwrap();
+        let id = files.add_root(root.clone(), Links::Beneath);
+        let coding = Coding::Gzip;
+        files.look_up(id, "a", Some(coding)).await;
+        fs::write(root.join("a.gz"), "coded").unwrap();
+        let written = core.now();
+        let mut timer = crate::runtime::future::Timer::new(&core);
+        timer.set(written + BELIEVED / 2);
+        timer.expired().await;
+        let Found::File(file) = files.look_up(id, "a", None).await else {
+            panic!("no file")
+        };
+        files.sidecars(id, "a", &file).await;
+        timer.set(written + BELIEVED);
+        timer.expired().await;
+        assert!(files.sidecars(id, "a", &file).await.has(coding));
+    });
+}
+
+#[test]
 fn links_never_leave_the_root_and_absolute_ones_to_inside_are_followed() {
     with_root(Bounds::default(), |_, files, root| async move {
         let (inside, outside) = (root.join("inside"), root.join("outside"));

@@ -19,6 +19,9 @@ const BATCH_BYTES: usize = 64 << 10;
 /// A body up to this size is copied behind its head; a larger one is sent from where it is.
 const COPY_BYTES: u64 = 8 << 10;
 
+/// The limit of what is thrown away of a body that nobody reads.
+const BODY_DRAIN: &str = "bytes of a body that is not read";
+
 /// A response whose head is in the batch and whose body is still to be sent.
 struct Answer {
     body: Body,
@@ -80,10 +83,22 @@ impl<S: Service> Connection<S> {
             }
             Ok(after) => match self.sender.buffer(&mut self.timer, batch, false).await {
                 Ok(()) => after,
-                Err(error) => broken(error),
+                Err(error) => self.broken(error),
             },
-            Err(error) => broken(error),
+            Err(error) => self.broken(error),
         }
+    }
+
+    /// What becomes of the connection when a response did not go out whole.
+    fn broken(&self, error: SendError) -> After {
+        match error {
+            SendError::Broken(_) => return After::Close,
+            SendError::TooSlow => self.limit("progress of a response"),
+            SendError::FileShrank | SendError::File(_) => {
+                tracing::debug!(reason = reason(&error), "response cut short");
+            }
+        }
+        After::Reset
     }
 
     async fn answer_all(
@@ -219,6 +234,12 @@ impl<S: Service> Connection<S> {
             crate::http::types::Framing::Length(length) => length > settings.body_drain,
             _ => false,
         };
+        if unread {
+            self.limit(BODY_DRAIN);
+        }
+        if self.requests == settings.requests_max {
+            self.limit("requests of a connection");
+        }
         // A client that waits for 100 and gets a final status may send its body or not: what follows
         // can't be told apart from it.
         !unread
@@ -246,8 +267,13 @@ impl<S: Service> Connection<S> {
         let mut progress = None;
         loop {
             while !input.bytes().is_empty() {
-                let Ok(decoded) = decoder.decode(input.bytes()) else {
-                    return Ok(false);
+                let decoded = match decoder.decode(input.bytes()) {
+                    Ok(decoded) => decoded,
+                    Err(reject) => {
+                        self.service.registry().limits().refused(reject.reason);
+                        tracing::debug!(reason = reject.reason, "body refused");
+                        return Ok(false);
+                    }
                 };
                 input.consume(decoded.consumed);
                 if decoded.end {
@@ -255,6 +281,7 @@ impl<S: Service> Connection<S> {
                 }
                 let used = decoded.consumed as u64;
                 if used > left {
+                    self.limit(BODY_DRAIN);
                     return Ok(false);
                 }
                 left -= used;
@@ -264,16 +291,22 @@ impl<S: Service> Connection<S> {
             input.detach();
             let (rule, now) = (self.service.settings().progress, self.core.now());
             let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
-            if let Some(deadline) = progress.deadline() {
-                self.timer.set(deadline);
-            }
             let receiver = &mut self.receiver;
-            match self.timer.bound(|| receiver.poll_next()).await {
+            let received = match progress.deadline() {
+                Some(deadline) => {
+                    self.timer.set(deadline);
+                    self.timer.bound(|| receiver.poll_next()).await
+                }
+                // The timer still has the deadline of something else.
+                None => Some(std::future::poll_fn(|_| receiver.poll_next()).await),
+            };
+            match received {
                 Some(Ok(next)) => input.append(next),
                 Some(Err(_)) => return Ok(false),
                 None => {
                     let received = self.service.settings().body_drain - left;
                     if !progress.check(received, self.core.now()) {
+                        self.limit("progress of a body");
                         return Ok(false);
                     }
                 }
@@ -300,7 +333,9 @@ impl<S: Service> Connection<S> {
         let before = self.sender.taken() + batch.len() as u64;
         let result = self.send_large(batch, body, answer.framing).await;
         if let Some(pending) = answer.pending.take() {
-            let body_bytes = self.sender.taken().saturating_sub(before);
+            // What is still in the batch leaves with the next answer, or with the last one.
+            let sent = self.sender.taken() + batch.len() as u64;
+            let body_bytes = sent.saturating_sub(before);
             self.service.log(
                 &self.peer,
                 &Exchange {
@@ -431,6 +466,7 @@ impl<S: Service> Connection<S> {
                 },
             );
         }
+        self.service.registry().limits().refused(reject.reason);
         tracing::debug!(
             status = reject.status.0,
             reason = reject.reason,
@@ -472,14 +508,6 @@ fn request_line(head: &[u8]) -> (&str, &str) {
     let line = std::str::from_utf8(&head[..end]).unwrap_or("-");
     let mut words = line.split(' ');
     (words.next().unwrap_or("-"), words.next().unwrap_or("-"))
-}
-
-/// What becomes of a connection whose response did not go out whole.
-fn broken(error: SendError) -> After {
-    match error {
-        SendError::Broken(_) => After::Close,
-        SendError::TooSlow | SendError::FileShrank | SendError::File(_) => After::Reset,
-    }
 }
 
 fn reason(error: &SendError) -> &'static str {

@@ -9,6 +9,7 @@
 
 mod exchange;
 mod input;
+mod limits;
 mod registry;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 
+pub use limits::{Counts, LimitCounters, count_limit};
 pub use registry::{Registration, Registry};
 
 /// The content of a response.
@@ -271,7 +273,19 @@ impl<S: Service> Connection<S> {
             Poll::Pending if registration.must_close() => Poll::Ready(None),
             next => next.map(Result::ok),
         };
-        self.timer.bound(next).await.flatten()
+        let next = self.timer.bound(next).await;
+        if next.is_none() {
+            self.limit(match self.requests {
+                0 => "time to a first byte",
+                _ => "keep-alive idle",
+            });
+        }
+        next.flatten()
+    }
+
+    /// Counts and logs that a limit was reached.
+    fn limit(&self, name: &'static str) {
+        self.service.registry().limits().reached(name);
     }
 
     /// Ends our direction and reads on until the client has ended its own.

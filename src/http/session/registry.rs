@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::limits::LimitCounters;
 use crate::net::listener::{Member, Population};
 use crate::runtime::executor::Core;
 use crate::runtime::task::TaskId;
@@ -30,6 +31,7 @@ pub struct Registry {
     entries: RefCell<Slab<Entry>>,
     population: Rc<Population>,
     shed: Cell<u64>,
+    limits: LimitCounters,
 }
 
 impl Registry {
@@ -41,6 +43,11 @@ impl Registry {
     /// Connections that were closed to make room.
     pub fn shed_total(&self) -> u64 {
         self.shed.get()
+    }
+
+    /// How often each limit was reached on this core.
+    pub fn limits(&self) -> &LimitCounters {
+        &self.limits
     }
 
     /// Enters the current task's connection, busy.
@@ -76,6 +83,7 @@ impl Registry {
             .collect();
         idle.sort_unstable();
         idle.truncate((entries.len() / 64).max(1));
+        self.limits.reached("connections");
         self.shed.set(self.shed.get() + idle.len() as u64);
         for (_, index) in idle {
             entries[index].shed = true;

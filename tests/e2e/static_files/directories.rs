@@ -45,6 +45,24 @@ fn index_files_answer_for_their_directory() {
 }
 
 #[test]
+fn an_index_file_that_is_not_served_is_not_passed_over() {
+    on_both(|engine| {
+        let tree = Tree::with(&[("d/index.htm", "another"), ("d/secret.txt", "x")]);
+        fs::write(tree.outside().join("page"), "outside").expect("a file is written");
+        tree.link("d/index.html", tree.outside().join("page"));
+        let config = format!(
+            "[site.\"*\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {:?}\nlist = true\n\
+             index = [\"index.html\", \"index.htm\"]\n",
+            tree.root()
+        );
+        let server = Setup::run(engine, &config).start();
+        let response = server.connect().get("/d/");
+        assert_eq!(response.status, 403);
+        assert!(!response.text().contains("secret"), "no listing instead");
+    });
+}
+
+#[test]
 fn a_directory_without_its_slash_is_redirected() {
     on_both(|engine| {
         let tree = Tree::with(&[
