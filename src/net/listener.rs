@@ -165,7 +165,8 @@ async fn accept(
         one,
     });
     let mut cancelled = false;
-    while !accepts.ended() {
+    // An accept that found no slot has ended before it began, and says so once.
+    loop {
         let accepted = std::future::poll_fn(|_| {
             if !cancelled && population.draining() {
                 cancelled = true;
@@ -194,6 +195,9 @@ async fn accept(
                 tracing::error!(%errno, "accepting failed; trying again");
                 gate.exhausted(core.now());
             }
+        }
+        if accepts.ended() {
+            return;
         }
     }
 }
