@@ -409,3 +409,41 @@ fn more_ops_than_the_submission_queue_holds_are_all_done() {
         assert_eq!(done.get(), many);
     });
 }
+
+#[test]
+fn a_job_that_found_the_helpers_busy_with_another_core_runs_when_they_are_free() {
+    let helpers = Helpers::start(1, 1).unwrap();
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (entered, inside) = std::sync::mpsc::channel();
+    let mut others = [0; 2].map(|_| helpers.port(Wake::new().unwrap()));
+    let hold = Box::new(move || {
+        entered.send(()).unwrap();
+        let _ = gate.recv();
+        Box::new(()) as Box<dyn std::any::Any + Send>
+    });
+    assert!(others[0].submit(1, hold).is_ok());
+    inside.recv().unwrap();
+    assert!(others[1].submit(2, Box::new(|| Box::new(()))).is_ok());
+
+    let wake = Wake::new().unwrap();
+    let core = Selection::choose(EngineChoice::Epoll)
+        .unwrap()
+        .core(wake.clone(), Some(helpers.port(wake)))
+        .unwrap();
+    let inner = core.clone();
+    core.spawn(async move {
+        let done = inner.once(Op::Offload(Box::new(|| Box::new(7u8)))).await;
+        assert!(matches!(done.output, Output::Answer(_)));
+    });
+    // The queue is full: the core keeps the job.
+    core.turn(Some(Duration::ZERO)).unwrap();
+    drop(release);
+    // Nothing else happens on this core: it has to ask again by itself.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while core.usage().tasks > 0 {
+        assert!(Instant::now() < deadline, "the job is forgotten");
+        core.turn(Some(Duration::from_secs(20))).unwrap();
+    }
+    assert_eq!(core.panics(), 0);
+    assert!(core.shut_down());
+}
