@@ -658,6 +658,29 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_waits_to_be_accepted_is_answered_during_the_drain() {
+        for engine in ["auto", "epoll"] {
+            for _ in 0..10 {
+                let engine = format!("server.engine={engine:?}");
+                let (mut worker, address) = start(&[&engine, "server.workers=1"]);
+                let mut clients: Vec<_> = (0..100).map(|_| connect(address)).collect();
+                for client in &mut clients {
+                    client
+                        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                        .unwrap();
+                }
+                drain(&mut worker, PATIENCE);
+                for client in &mut clients {
+                    let text = response(client);
+                    assert!(text.starts_with("HTTP/1.1 200 "), "{engine}: {text:?}");
+                }
+                wait_for_end(&mut worker);
+                assert_eq!(worker.cut, 0);
+            }
+        }
+    }
+
+    #[test]
     fn a_request_that_has_begun_is_answered_during_the_drain_and_the_connection_closes() {
         for engine in ["auto", "epoll"] {
             let engine = format!("server.engine={engine:?}");
