@@ -27,7 +27,7 @@ use crate::handlers::app::{App, LogRecord};
 use crate::http::session::Service;
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
-use crate::observability::control_log::{self, Colour, Level};
+use crate::observability::control_log::{self, Colour, ControlLog, Level};
 use crate::observability::sink::{Sink, SinkHandle, Target};
 use crate::runtime::affinity;
 use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection};
@@ -102,9 +102,9 @@ impl std::error::Error for StartError {}
 /// When it can't start, or when no core is left to serve.
 pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
     // Whoever embeds the server may have a log already.
-    let _ = control_log::init(level(model.server.log_level), Colour::Auto);
+    let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
     let listeners = bind(&model)?;
-    run_with(model, listeners, origin)
+    run_logged(model, listeners, origin, log.as_deref())
 }
 
 /// Binds every address of the configuration.
@@ -125,8 +125,22 @@ pub fn run_with(
     listeners: Vec<BoundListener>,
     origin: Origin,
 ) -> Result<(), StartError> {
+    run_logged(model, listeners, origin, None)
+}
+
+fn run_logged(
+    model: Arc<Model>,
+    listeners: Vec<BoundListener>,
+    origin: Origin,
+    log: Option<&ControlLog>,
+) -> Result<(), StartError> {
     let signals = Signals::block()
         .map_err(|error| StartError::other(format!("can't read signals: {error}"), ""))?;
+    // After the signals were blocked, so that they are in its thread, too; dropped after all who log.
+    let _log = log
+        .map(ControlLog::detach)
+        .transpose()
+        .map_err(|error| failed("the control log", &error))?;
     hook::log_panics();
     let mut worker = Worker::start(&model, listeners, app)?;
     worker.announce(&model, origin);
