@@ -18,6 +18,7 @@ use crate::runtime::task::TaskId;
 #[derive(Default)]
 pub struct Population {
     open: Cell<usize>,
+    closed: Cell<bool>,
     draining: Cell<bool>,
     waiting: Cell<Vec<TaskId>>,
 }
@@ -26,6 +27,17 @@ impl Population {
     /// Connections open on this core.
     pub fn open(&self) -> usize {
         self.open.get()
+    }
+
+    /// Lets the listeners end; the caller wakes all tasks. It comes before [`Self::drain`], so that a
+    /// request that waits in the accept queue is begun, and answered like every one that has begun.
+    pub fn close(&self) {
+        self.closed.set(true);
+    }
+
+    /// Whether the core accepts nothing more.
+    pub fn closed(&self) -> bool {
+        self.closed.get() || self.draining()
     }
 
     /// Whether the core accepts nothing more and ends its connections.
@@ -96,11 +108,16 @@ pub fn limits(connections_max: usize) -> Limits {
 /// all that wait before it can be cancelled.
 const ROOM_FOR_MANY: usize = 256;
 
+/// Most connections that are taken from the accept queue at the end; the kernel's own bound
+/// (`net.core.somaxconn`) is this by default.
+const LAST_ACCEPTS: usize = 4096;
+
 /// How long a core that is full waits for a connection to close before it tries again to make room:
 /// one that was busy may idle by now.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
 
-/// Accepts on one listening socket until the core drains. `serve` starts the task of a connection,
+/// Accepts on one listening socket until the core takes no more; then what waits in the accept queue is
+/// taken, as far as there is room, since the close of the last socket would reset it. `serve` starts the task of a connection,
 /// which counts from then on until its membership is dropped; `make_room` is told when there are as
 /// many as allowed, and closes idle ones if it can.
 pub async fn accept_loop(
@@ -113,7 +130,7 @@ pub async fn accept_loop(
 ) {
     let mut gate = AcceptGate::new(limits);
     let mut timer = Timer::new(&core);
-    while !population.draining() {
+    while !population.closed() {
         match gate.next(population.open(), core.now()) {
             Decision::WaitForClose => {
                 make_room();
@@ -125,7 +142,7 @@ pub async fn accept_loop(
             Decision::WaitUntil(until) => {
                 timer.set(until);
                 let drained = || {
-                    if population.draining() {
+                    if population.closed() {
                         std::task::Poll::Ready(())
                     } else {
                         std::task::Poll::Pending
@@ -138,11 +155,20 @@ pub async fn accept_loop(
             }
         }
     }
+    let room = gate.room(population.open()).min(LAST_ACCEPTS);
+    for _ in 0..room {
+        match core.accept_now(&listener) {
+            Ok(socket) => serve(socket, population.enter(&core)),
+            Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
+            // The queue is empty, or nothing more can be taken from it.
+            Err(_) => return,
+        }
+    }
 }
 
-/// Ready when enough connections have closed, or the core drains.
+/// Ready when enough connections have closed, or the core takes no more.
 fn poll_closed(core: &Core, population: &Population, limits: &Limits) -> std::task::Poll<()> {
-    if population.draining() || population.open() <= limits.connections_resume {
+    if population.closed() || population.open() <= limits.connections_resume {
         return std::task::Poll::Ready(());
     }
     population.wait_for_close(core.current_task());
@@ -165,9 +191,10 @@ async fn accept(
         one,
     });
     let mut cancelled = false;
-    while !accepts.ended() {
+    // An accept that found no slot has ended before it began, and says so once.
+    loop {
         let accepted = std::future::poll_fn(|_| {
-            if !cancelled && population.draining() {
+            if !cancelled && population.closed() {
                 cancelled = true;
                 accepts.cancel();
             }
@@ -194,6 +221,9 @@ async fn accept(
                 tracing::error!(%errno, "accepting failed; trying again");
                 gate.exhausted(core.now());
             }
+        }
+        if accepts.ended() {
+            return;
         }
     }
 }

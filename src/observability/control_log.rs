@@ -2,11 +2,17 @@
 //!
 //! A line on standard error per event: `2026-11-20T10:00:00Z INFO message key=value`. Values that
 //! came from outside are escaped, so that one event is always one line.
+//!
+//! Once the server runs, a thread of its own writes the lines: a pipe that nobody reads must not stall
+//! a core that has something to say. What doesn't fit into its queue is dropped and counted.
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
@@ -17,6 +23,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::registry::LookupSpan;
 
 use super::escape::{Style, escape};
+use super::sink::{Sink, SinkHandle};
 use super::stamp::Civil;
 
 /// What is logged: this and everything worse.
@@ -100,18 +107,78 @@ impl fmt::Display for AlreadyStarted {
 impl Error for AlreadyStarted {}
 
 /// Starts the control log of the process: what `tracing` macros say from here on goes to standard
-/// error.
+/// error, at once until [`ControlLog::detach`].
 ///
 /// # Errors
 /// When the process has one already.
-pub fn init(level: Level, colour: Colour) -> Result<(), AlreadyStarted> {
+pub fn init(level: Level, colour: Colour) -> Result<Arc<ControlLog>, AlreadyStarted> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let line = Line {
         coloured: colour.decide(io::stderr().is_terminal(), no_color),
         now_unix,
     };
-    tracing::subscriber::set_global_default(subscriber(level, line, io::stderr))
-        .map_err(|_| AlreadyStarted)
+    let log = Arc::<ControlLog>::default();
+    tracing::subscriber::set_global_default(subscriber(level, line, Arc::clone(&log)))
+        .map_err(|_| AlreadyStarted)?;
+    Ok(log)
+}
+
+/// Where the lines go: to standard error, or to the queue of the thread that writes them there.
+#[derive(Debug, Default)]
+pub struct ControlLog {
+    queue: OnceLock<SinkHandle>,
+    /// Lines that found the queue full and that the log doesn't tell of yet.
+    dropped: AtomicU64,
+}
+
+impl ControlLog {
+    /// Lets a thread write the lines from now on; whoever logs never waits for standard error again.
+    /// Dropping the sink waits a moment for the last lines; what is logged after that is lost.
+    ///
+    /// # Errors
+    /// EMFILE, or EAGAIN when the system refuses another thread.
+    pub fn detach(&self) -> io::Result<Sink> {
+        self.detach_to(io::stderr().as_fd().try_clone_to_owned()?)
+    }
+
+    fn detach_to(&self, fd: OwnedFd) -> io::Result<Sink> {
+        let sink = Sink::start_on(fd, "standard error".to_owned())?;
+        // A second call changes nothing: the first one's thread goes on.
+        let _ = self.queue.set(sink.handle());
+        Ok(sink)
+    }
+
+    /// Queues a line, behind the number of those that were dropped before it.
+    fn enqueue(&self, queue: &SinkHandle, line: &[u8]) {
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        let mut batch = Vec::with_capacity(line.len());
+        if dropped > 0 {
+            let stamp = Civil::from_unix(now_unix());
+            let report = format!(
+                "{} WARN lines of this log were dropped lines={dropped}\n",
+                stamp.rfc3339()
+            );
+            batch.extend_from_slice(report.as_bytes());
+        }
+        batch.extend_from_slice(line);
+        if queue.submit(batch).is_err() {
+            self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Write for &ControlLog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.queue.get() {
+            Some(queue) => self.enqueue(queue, line),
+            None => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Seconds since 1970 by the wall clock; 0 before that.
@@ -223,7 +290,8 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::io::Read as _;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -320,5 +388,45 @@ mod tests {
         assert!(!Colour::Never.decide(true, false));
         let log = logged(Level::Info, true, || tracing::info!("hello"));
         assert_eq!(log, "2026-11-20T10:00:00Z \u{1b}[32mINFO\u{1b}[0m hello\n");
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_no_time() {
+        const LINES: usize = 20_000;
+        let (mut reader, writer) = io::pipe().unwrap();
+        let log = Arc::<ControlLog>::default();
+        let sink = log.detach_to(writer.into()).unwrap();
+        let line = Line {
+            coloured: false,
+            now_unix: || 0,
+        };
+        // Far more than the pipe and the queue hold, and nobody reads: a wait would be for ever.
+        tracing::subscriber::with_default(subscriber(Level::Info, line, Arc::clone(&log)), || {
+            (0..LINES).for_each(|n| tracing::info!(n, "{}", "x".repeat(100)));
+        });
+        let dropped = log.dropped.load(Ordering::Relaxed);
+        assert!(dropped > 0 && dropped < LINES as u64, "{dropped}");
+        let text = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).map(|_| text)
+        });
+        // The queue has room again when the writer has been able to write once.
+        while log.dropped.load(Ordering::Relaxed) > 0 {
+            (&*log).write_all(b"last\n").unwrap();
+            std::thread::yield_now();
+        }
+        drop(sink);
+        let text = text.join().unwrap().unwrap();
+        assert!(text.contains(" WARN lines of this log were dropped lines="));
+        assert!(text.ends_with("last\n"));
+        let whole = text
+            .lines()
+            .filter(|line| line.contains(" INFO xxx"))
+            .count();
+        assert_eq!(
+            whole as u64 + dropped,
+            LINES as u64,
+            "each line is there or counted"
+        );
     }
 }

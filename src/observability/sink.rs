@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -152,11 +152,24 @@ impl SinkHandle {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut queue = match self.shared.queue.try_lock() {
+        let queue = match self.shared.queue.try_lock() {
             Ok(queue) => queue,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(batch),
         };
+        self.put(queue, batch)
+    }
+
+    /// As [`Self::try_submit`], but waits its turn at the queue, where pointers are moved and nothing
+    /// else: for what is rare. It never waits for the target.
+    ///
+    /// # Errors
+    /// The batch, when the queue is full or the sink is closing.
+    pub fn submit(&self, batch: Vec<u8>) -> Result<(), Vec<u8>> {
+        self.put(self.shared.lock(), batch)
+    }
+
+    fn put(&self, mut queue: MutexGuard<'_, Queue>, batch: Vec<u8>) -> Result<(), Vec<u8>> {
         if queue.is_closing || queue.bytes + batch.len() > QUEUE_MAX {
             return Err(batch);
         }
@@ -185,7 +198,7 @@ struct Queue {
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -46,6 +46,9 @@ const SEND_BUFFERS_KEPT: usize = 64;
 /// A send buffer that grew beyond this is freed after use, so that no idle memory stays large.
 const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 
+/// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
+const JOB_AGAIN: Duration = Duration::from_millis(1);
+
 /// Most turns that a core takes to collect what is in flight when it stops.
 const STOP_TURNS_MAX: usize = 10_000;
 
@@ -453,6 +456,10 @@ impl Core {
         if busy || starved {
             return Some(Duration::ZERO);
         }
+        let wait_max = match (self.jobs_refused(), wait_max) {
+            (false, max) => max,
+            (true, max) => Some(max.map_or(JOB_AGAIN, |max| max.min(JOB_AGAIN))),
+        };
         let next = self.0.timers.borrow().next_expiry(self.now_ms());
         let until = next.map(|ms| {
             let at = self.0.epoch + Duration::from_millis(ms);
@@ -462,6 +469,14 @@ impl Core {
             (Some(until), Some(max)) => Some(until.min(max)),
             (until, max) => until.or(max),
         }
+    }
+
+    /// Whether a job waits for room among the helpers, and no answer is to come that would wake this
+    /// core: the room is taken by the jobs of other cores, which wake those.
+    fn jobs_refused(&self) -> bool {
+        let helpers = self.0.helpers.borrow();
+        let answers = helpers.as_ref().map_or(0, HelperPort::outstanding);
+        answers == 0 && !self.0.jobs_waiting.borrow().is_empty()
     }
 
     fn fire_timers(&self, fired: &mut Vec<u64>) {
@@ -487,9 +502,15 @@ impl Core {
     /// more; when something is, the engine and its buffers are leaked, never freed under the kernel.
     pub fn shut_down(&self) -> bool {
         loop {
-            let future = self.0.tasks.borrow_mut().take_any();
-            let Some(future) = future else { break };
-            self.discard(future);
+            // The end of one task may start another.
+            let ids = self.0.tasks.borrow().ids();
+            if ids.is_empty() {
+                break;
+            }
+            for id in ids {
+                let future = self.0.tasks.borrow_mut().remove(id);
+                future.into_iter().for_each(|future| self.discard(future));
+            }
         }
         let deadline = self.now() + Duration::from_secs(5);
         for _ in 0..STOP_TURNS_MAX {

@@ -101,16 +101,6 @@ impl TaskTable {
         self.tasks.remove(id.index as usize).future
     }
 
-    /// Takes the future of any task, to end them one by one.
-    pub(crate) fn take_any(&mut self) -> Option<TaskFuture> {
-        loop {
-            let index = self.tasks.iter().next()?.0;
-            if let Some(future) = self.tasks.remove(index).future {
-                return Some(future);
-            }
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.tasks.len()
     }

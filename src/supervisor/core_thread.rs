@@ -36,6 +36,10 @@ const LOG_DRAIN: Duration = Duration::from_secs(1);
 /// The same when it is stopped at once.
 const LOG_STOP: Duration = Duration::from_millis(100);
 
+/// Turns between the last accept and the end of idle connections: enough to receive what the clients
+/// that were accepted last have sent already, so that their requests have begun.
+const SETTLE_TURNS: usize = 16;
+
 /// What a core is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
@@ -314,8 +318,8 @@ impl Life {
             self.core.woken(&mut seen).await;
             loop {
                 match mailbox.pop() {
-                    Some(Message::Drain { deadline }) if !population.draining() => {
-                        population.drain();
+                    Some(Message::Drain { deadline }) if !population.closed() => {
+                        population.close();
                         self.core.spawn(Rc::clone(&self).drain(deadline));
                         self.core.wake_all();
                     }
@@ -333,7 +337,12 @@ impl Life {
         let mut timer = Timer::new(&self.core);
         timer.set(deadline);
         timer.bound(|| self.poll_accepts_ended()).await;
+        for _ in 0..SETTLE_TURNS {
+            self.core.yield_turn().await;
+        }
         let population = self.registry.population();
+        population.drain();
+        self.core.wake_all();
         timer.bound(|| population.poll_empty(&self.core)).await;
         self.end(LOG_DRAIN).await;
     }

@@ -27,7 +27,7 @@ use crate::handlers::app::{App, LogRecord};
 use crate::http::session::{Counts, Service, count_limit};
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
-use crate::observability::control_log::{self, Colour, Level};
+use crate::observability::control_log::{self, Colour, ControlLog, Level};
 use crate::observability::sink::{Sink, SinkHandle, Target};
 use crate::runtime::affinity;
 use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, check_openat2};
@@ -102,7 +102,7 @@ impl std::error::Error for StartError {}
 /// When it can't start, or when no core is left to serve.
 pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
     // Whoever embeds the server may have a log already.
-    let _ = control_log::init(level(model.server.log_level), Colour::Auto);
+    let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
     check_openat2().map_err(|what| {
         StartError::other(
             what,
@@ -110,7 +110,7 @@ pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
         )
     })?;
     let listeners = bind(&model)?;
-    run_with(model, listeners, origin)
+    run_logged(model, listeners, origin, log.as_deref())
 }
 
 /// Binds every address of the configuration.
@@ -131,8 +131,22 @@ pub fn run_with(
     listeners: Vec<BoundListener>,
     origin: Origin,
 ) -> Result<(), StartError> {
+    run_logged(model, listeners, origin, None)
+}
+
+fn run_logged(
+    model: Arc<Model>,
+    listeners: Vec<BoundListener>,
+    origin: Origin,
+    log: Option<&ControlLog>,
+) -> Result<(), StartError> {
     let signals = Signals::block()
         .map_err(|error| StartError::other(format!("can't read signals: {error}"), ""))?;
+    // After the signals were blocked, so that they are in its thread, too; dropped after all who log.
+    let _log = log
+        .map(ControlLog::detach)
+        .transpose()
+        .map_err(|error| failed("the control log", &error))?;
     hook::log_panics();
     let mut worker = Worker::start(&model, listeners, app)?;
     worker.announce(&model, origin);
@@ -672,6 +686,29 @@ mod tests {
                     TcpStream::connect(address).is_err(),
                     "nothing listens any more"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_waits_to_be_accepted_is_answered_during_the_drain() {
+        for engine in ["auto", "epoll"] {
+            for _ in 0..10 {
+                let engine = format!("server.engine={engine:?}");
+                let (mut worker, address) = start(&[&engine, "server.workers=1"]);
+                let mut clients: Vec<_> = (0..100).map(|_| connect(address)).collect();
+                for client in &mut clients {
+                    client
+                        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                        .unwrap();
+                }
+                drain(&mut worker, PATIENCE);
+                for client in &mut clients {
+                    let text = response(client);
+                    assert!(text.starts_with("HTTP/1.1 200 "), "{engine}: {text:?}");
+                }
+                wait_for_end(&mut worker);
+                assert_eq!(worker.cut, 0);
             }
         }
     }

@@ -31,6 +31,9 @@ const READY_PER_TURN: usize = 1024;
 /// Turns in a row that may do without asking the kernel because results are at hand.
 const TURNS_WITHOUT_WAIT: u32 = 4;
 
+/// Longest wait at one go; the next turn waits on. A kernel before 5.11 counts it in 31 bits of ms.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The registration of the wake eventfd.
 const WAKE: u64 = u64::MAX;
 
@@ -302,7 +305,7 @@ impl Poll {
     }
 
     fn wait(&mut self, wait: Option<Duration>, slots: &mut SlotTable) -> Result<(), Errno> {
-        let until = wait.map(|wait| Timespec {
+        let until = wait.map(|wait| wait.min(WAIT_MAX)).map(|wait| Timespec {
             tv_sec: wait.as_secs() as i64,
             tv_nsec: i64::from(wait.subsec_nanos()),
         });

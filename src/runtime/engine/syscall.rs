@@ -81,6 +81,25 @@ impl Core {
         }
     }
 
+    /// Accepts a connection that waits already: non-blocking and close-on-exec.
+    ///
+    /// # Errors
+    /// `EAGAIN` when none waits; others as accept(2).
+    pub fn accept_now(&self, listener: &Fd) -> Result<Fd, Errno> {
+        match listener.handle().os() {
+            Some(os) => {
+                let flags = net::SocketFlags::NONBLOCK | net::SocketFlags::CLOEXEC;
+                net::accept_with(os, flags).map(|socket| self.own(socket))
+            }
+            None => self
+                .with_engine(|engine| match engine {
+                    Engine::Sim(sim) => sim.accept_now(listener),
+                    _ => Err(Errno::BADF),
+                })
+                .map(|number| self.simulated(number)),
+        }
+    }
+
     /// Sends what the socket takes at once. `more`: the last segment waits for what follows.
     ///
     /// # Errors

@@ -409,3 +409,46 @@ fn more_ops_than_the_submission_queue_holds_are_all_done() {
         assert_eq!(done.get(), many);
     });
 }
+
+#[test]
+fn a_job_that_found_the_helpers_busy_with_another_core_runs_when_they_are_free() {
+    let helpers = Helpers::start(1, 1).unwrap();
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (entered, inside) = std::sync::mpsc::channel();
+    let mut others = [0; 2].map(|_| helpers.port(Wake::new().unwrap()));
+    let hold = Box::new(move || {
+        entered.send(()).unwrap();
+        let _ = gate.recv();
+        Box::new(()) as Box<dyn std::any::Any + Send>
+    });
+    assert!(others[0].submit(1, hold).is_ok());
+    inside.recv().unwrap();
+    assert!(others[1].submit(2, Box::new(|| Box::new(()))).is_ok());
+
+    let wake = Wake::new().unwrap();
+    let core = Selection::choose(EngineChoice::Epoll)
+        .unwrap()
+        .core(wake.clone(), Some(helpers.port(wake)))
+        .unwrap();
+    let answered = Rc::new(Cell::new(None));
+    let (inner, told) = (core.clone(), Rc::clone(&answered));
+    core.spawn(async move {
+        let done = inner.once(Op::Offload(Box::new(|| Box::new(7u8)))).await;
+        told.set(Some(matches!(done.output, Output::Answer(_))));
+    });
+    let (inner, told) = (core.clone(), Rc::clone(&answered));
+    core.spawn(async move {
+        let mut timer = Timer::new(&inner);
+        timer.set(inner.now() + Duration::from_secs(10));
+        timer.expired().await;
+        told.set(Some(false));
+    });
+    // The queue is full: the core keeps the job.
+    core.turn(Some(Duration::ZERO)).unwrap();
+    drop(release);
+    // Nothing else happens on this core: it has to ask again by itself.
+    core.run_until(|| answered.get().is_some()).unwrap();
+    assert_eq!(answered.get(), Some(true), "the job was forgotten");
+    assert_eq!(core.panics(), 0);
+    assert!(core.shut_down());
+}

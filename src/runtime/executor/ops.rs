@@ -13,7 +13,7 @@ use crate::runtime::scope::ScopeId;
 use crate::runtime::slot::{SlotKey, State};
 
 impl Core {
-    /// Submits an op with one completion.
+    /// Submits an op with one completion. For tasks alone: elsewhere nobody is there to take it.
     pub fn once(&self, op: Op) -> Once {
         self.submit_once(op, None)
     }
@@ -24,6 +24,10 @@ impl Core {
     }
 
     pub(crate) fn submit_once(&self, op: Op, scope: Option<ScopeId>) -> Once {
+        debug_assert!(
+            self.0.current.get().is_some(),
+            "an op of no task is an orphan: its result would be thrown away"
+        );
         Once::new(self.clone(), self.submit(op, scope))
     }
 

@@ -158,6 +158,10 @@ impl Sim {
         self.kernel.borrow_mut().finished_job()
     }
 
+    pub(crate) fn accept_now(&mut self, listener: &Fd) -> Result<u32, Errno> {
+        self.kernel.borrow_mut().accept_now(number(listener))
+    }
+
     pub(crate) fn send_now(&mut self, socket: &Fd, bytes: &[u8]) -> Result<usize, Errno> {
         self.kernel.borrow_mut().send_now(number(socket), bytes)
     }

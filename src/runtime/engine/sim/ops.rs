@@ -226,6 +226,23 @@ impl Kernel {
         self.schedule(key, delay);
     }
 
+    /// A plain accept(2), which takes what waits or nothing.
+    pub(super) fn accept_now(&mut self, number: u32) -> Result<u32, Errno> {
+        let Object::Listener { backlog } = &mut self.descriptor(number).object else {
+            return Err(Errno::INVAL);
+        };
+        let connection = backlog.front().copied().ok_or(Errno::AGAIN)?;
+        if self.random.chance(self.faults.no_descriptors) {
+            return Err(Errno::MFILE);
+        }
+        if let Object::Listener { backlog } = &mut self.descriptor(number).object {
+            backlog.pop_front();
+        }
+        let socket = self.open(Object::Socket(connection));
+        self.connections[connection].server = Some(socket);
+        Ok(socket)
+    }
+
     fn receive(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
         let Object::Socket(connection) = self.descriptor(number).object else {
             return self.post(key, failed(Errno::NOTSOCK), false, None);
