@@ -30,7 +30,7 @@ use crate::observability::access_log::Format;
 use crate::observability::control_log::{self, Colour, ControlLog, Level};
 use crate::observability::sink::{Sink, SinkHandle, Target};
 use crate::runtime::affinity;
-use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, check_openat2};
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, check_openat2, explain};
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
 
@@ -360,7 +360,7 @@ impl Worker {
             });
         }
         drop((sender, sockets));
-        worker.wait_for_start()?;
+        worker.wait_for_start(server.engine == Engine::Uring)?;
         Ok(worker)
     }
 
@@ -415,8 +415,8 @@ impl Worker {
         Some((format, self.sink.as_ref()?.handle()))
     }
 
-    /// Waits until each core serves; each says so or ends.
-    fn wait_for_start(&mut self) -> Result<(), StartError> {
+    /// Waits until each core serves; each says so or ends. `uring`: io_uring was demanded.
+    fn wait_for_start(&mut self, uring: bool) -> Result<(), StartError> {
         let mut waiting = self.cores.len();
         while waiting > 0 {
             let report = self
@@ -430,6 +430,8 @@ impl Worker {
                 }
                 Event::Ended(end) => {
                     let why = match end {
+                        // Without a ring there is epoll, unless the ring was demanded.
+                        End::Refused(error) if uring => explain(&error),
                         End::Refused(error) => error.to_string(),
                         End::Broken(why) => why,
                         End::Told { .. } => "it ended".to_owned(),

@@ -241,7 +241,7 @@ pub fn check_openat2() -> Result<(), String> {
 }
 
 /// Says why io_uring failed, and what would mend it.
-fn explain(error: &io::Error) -> String {
+pub fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has none (ENOSYS)".to_owned(),
         Some(libc::EPERM | libc::EACCES) => {
