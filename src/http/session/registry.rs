@@ -1,6 +1,6 @@
 //! All connections of a core, so that idle ones can be closed when room is needed or the core drains.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,6 @@ const FIRST_REQUEST_EXPECTED: Duration = Duration::from_secs(1);
 pub struct Registry {
     entries: RefCell<Slab<Entry>>,
     population: Rc<Population>,
-    shed: Cell<u64>,
     limits: LimitCounters,
 }
 
@@ -38,11 +37,6 @@ impl Registry {
     /// The count of connections that the listeners watch.
     pub fn population(&self) -> &Rc<Population> {
         &self.population
-    }
-
-    /// Connections that were closed to make room.
-    pub fn shed_total(&self) -> u64 {
-        self.shed.get()
     }
 
     /// How often each limit was reached on this core.
@@ -84,7 +78,6 @@ impl Registry {
         idle.sort_unstable();
         idle.truncate((entries.len() / 64).max(1));
         self.limits.reached("connections");
-        self.shed.set(self.shed.get() + idle.len() as u64);
         for (_, index) in idle {
             entries[index].shed = true;
             core.wake_task(entries[index].task);
