@@ -8,8 +8,10 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 use super::escape::{Style, escape};
-use super::stamp::Civil;
+use crate::http::semantics::date;
 use crate::http::types::{Status, Version};
 
 /// Most bytes that wait in one core's buffer.
@@ -214,16 +216,17 @@ impl Stamp {
             return;
         }
         self.second = Some(second);
-        self.text = stamp(second, format).into_bytes();
+        self.text.clear();
+        self.text.extend_from_slice(&stamp(second, format));
     }
 }
 
 /// The time as a format writes it.
-fn stamp(second: u64, format: Format) -> String {
-    let civil = Civil::from_unix(second);
+fn stamp(second: u64, format: Format) -> SmallVec<[u8; 26]> {
+    let second = i64::try_from(second).unwrap_or(i64::MAX);
     match format {
-        Format::Common | Format::Combined => civil.common_log().to_string(),
-        Format::Json => civil.rfc3339().to_string(),
+        Format::Common | Format::Combined => SmallVec::from_slice(&date::common_log(second)),
+        Format::Json => SmallVec::from_slice(&date::rfc3339(second)),
     }
 }
 

@@ -24,7 +24,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::escape::{Style, escape};
 use super::sink::{Sink, SinkHandle};
-use super::stamp::Civil;
+use crate::http::semantics::date;
 
 /// What is logged: this and everything worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,11 +153,9 @@ impl ControlLog {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         let mut batch = Vec::with_capacity(line.len());
         if dropped > 0 {
-            let stamp = Civil::from_unix(now_unix());
-            let report = format!(
-                "{} WARN lines of this log were dropped lines={dropped}\n",
-                stamp.rfc3339()
-            );
+            let stamp = date::rfc3339(now_unix());
+            let report = format!(" WARN lines of this log were dropped lines={dropped}\n");
+            batch.extend_from_slice(&stamp);
             batch.extend_from_slice(report.as_bytes());
         }
         batch.extend_from_slice(line);
@@ -182,10 +180,10 @@ impl Write for &ControlLog {
 }
 
 /// Seconds since 1970 by the wall clock; 0 before that.
-fn now_unix() -> u64 {
+fn now_unix() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+        .map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// Writes each event at one go, so that lines of threads don't mix.
@@ -213,7 +211,7 @@ where
 #[derive(Clone, Copy, Debug)]
 struct Line {
     coloured: bool,
-    now_unix: fn() -> u64,
+    now_unix: fn() -> i64,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -230,8 +228,12 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = *event.metadata().level();
-        let stamp = Civil::from_unix((self.now_unix)());
-        write!(writer, "{} ", stamp.rfc3339())?;
+        let stamp = date::rfc3339((self.now_unix)());
+        write!(
+            writer,
+            "{} ",
+            std::str::from_utf8(&stamp).unwrap_or_default()
+        )?;
         match colour_of(level) {
             code if self.coloured => write!(writer, "\x1b[{code}m{level}\x1b[0m")?,
             _ => write!(writer, "{level}")?,

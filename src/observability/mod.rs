@@ -6,4 +6,3 @@ pub mod control_log;
 pub mod core_log;
 pub mod escape;
 pub mod sink;
-pub mod stamp;

@@ -5,9 +5,9 @@
 //! own framing. Nothing is allocated beyond the room of the output buffer.
 
 use std::io::Write;
-use std::time::{Duration, UNIX_EPOCH};
 
 use super::is_token;
+use crate::http::semantics::date::imf_fixdate;
 use crate::http::types::{FieldName, FieldValue, ResponseHead, Status, Version};
 
 /// The interim response to `Expect: 100-continue` (RFC 9110 §15.2.1).
@@ -249,8 +249,6 @@ const DATE_PREFIX: &[u8] = b"Date: ";
 /// Length of an IMF-fixdate (RFC 9110 §5.6.7).
 const DATE_LENGTH: usize = 29;
 const DATE_LINE: usize = DATE_PREFIX.len() + DATE_LENGTH + 2;
-/// The last second that an IMF-fixdate can tell: the end of the year 9999.
-const DATE_MAX: u64 = 253_402_300_799;
 
 /// The Server and Date lines as they stand in a head:
 /// `Server: Beltway\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n`.
@@ -268,14 +266,15 @@ impl DateBlock {
     }
 
     fn format(unix_seconds: u64) -> Self {
-        let time = UNIX_EPOCH + Duration::from_secs(unix_seconds.min(DATE_MAX));
+        let date = imf_fixdate(i64::try_from(unix_seconds).unwrap_or(i64::MAX));
         let mut block = [0; SERVER_LINE.len() + DATE_LINE];
         let mut rest = &mut block[..];
-        let date = httpdate::HttpDate::from(time);
         // The block is exactly as long as what is written, which the test of its text asserts.
         let _ = rest
             .write_all(SERVER_LINE)
-            .and_then(|()| write!(rest, "Date: {date}\r\n"));
+            .and_then(|()| rest.write_all(DATE_PREFIX))
+            .and_then(|()| rest.write_all(&date))
+            .and_then(|()| rest.write_all(b"\r\n"));
         Self(block)
     }
 }
