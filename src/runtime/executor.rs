@@ -6,7 +6,7 @@
 
 mod ops;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::buf::BufPool;
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
+use super::heartbeat::Heartbeat;
 use super::mailbox::Wake;
 use super::offload::HelperPort;
 use super::op::Job;
@@ -91,6 +92,7 @@ pub(crate) struct Inner {
     wake: Arc<Wake>,
     wakes: Cell<u64>,
     panics: Cell<u64>,
+    heartbeat: OnceCell<Arc<Heartbeat>>,
     scratch: RefCell<Scratch>,
 }
 
@@ -161,6 +163,7 @@ impl Core {
             wake,
             wakes: Cell::new(0),
             panics: Cell::new(0),
+            heartbeat: OnceCell::new(),
             scratch: RefCell::default(),
         }))
     }
@@ -207,6 +210,12 @@ impl Core {
             timers: self.0.timers.borrow().len(),
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
         }
+    }
+
+    /// Tells from now on when a turn begins and when the core waits. The first call counts.
+    pub fn report_to(&self, heartbeat: Arc<Heartbeat>) {
+        heartbeat.runs(self.now());
+        let _ = self.0.heartbeat.set(heartbeat);
     }
 
     /// How many tasks have panicked.
@@ -416,8 +425,15 @@ impl Core {
         {
             let mut engine = self.0.engine.borrow_mut();
             let mut slots = self.0.slots.borrow_mut();
+            let heartbeat = self.0.heartbeat.get();
+            if let Some(heartbeat) = heartbeat {
+                heartbeat.waits();
+            }
             engine.turn(wait, &mut slots, &self.0.buffers, &mut scratch.events)?;
             self.0.now.set(engine.now());
+            if let Some(heartbeat) = heartbeat {
+                heartbeat.runs(self.now());
+            }
             if engine.take_woken() {
                 self.0.wake.drain();
                 self.0.wakes.set(self.0.wakes.get() + 1);

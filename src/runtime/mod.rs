@@ -7,6 +7,7 @@ pub mod engine;
 pub mod executor;
 pub mod fd;
 pub mod future;
+pub mod heartbeat;
 pub mod mailbox;
 pub mod offload;
 pub mod op;

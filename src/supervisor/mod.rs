@@ -2,6 +2,7 @@
 
 mod banner;
 pub mod bind;
+mod channel;
 mod core_thread;
 mod hook;
 mod limits;

@@ -1,0 +1,315 @@
+//! The wire between the master and one worker: whole messages with descriptors, over a pair of
+//! `SOCK_SEQPACKET` sockets.
+//!
+//! Packets keep their borders, so there is no half-read message to hand over when the master is
+//! replaced by a newer binary: what was sent waits in the socket. Each begins with a magic number and
+//! the version of the protocol; what is large (a configuration) travels as a sealed memory file beside
+//! it. It knows nothing of what the messages mean.
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
+pub(super) const VERSION: u16 = 1;
+
+/// First bytes of every packet.
+const MAGIC: [u8; 2] = *b"BW";
+
+/// Longest message in bytes, with its header. Beyond it, use a [`blob`].
+const MESSAGE_MAX: usize = 64 << 10;
+
+/// Most descriptors of one message: the kernel's `SCM_MAX_FD` is 253 (unix(7)).
+pub(super) const DESCRIPTORS_MAX: usize = 250;
+
+/// Most bytes of a blob.
+const BLOB_MAX: u64 = 256 << 20;
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: OwnedFd,
+}
+
+/// Why nothing could be sent or received.
+#[derive(Debug)]
+pub(super) enum ChannelError {
+    /// The other process has gone, or its end is closed.
+    Closed,
+    /// The other process takes nothing: its queue is full.
+    Full,
+    /// A packet is not a message of this version.
+    Unknown(String),
+    /// The kernel refused.
+    System(Errno),
+}
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the other process has closed the channel"),
+            Self::Full => f.write_str("the other process takes no messages"),
+            Self::Unknown(what) => write!(f, "not a message of this version: {what}"),
+            Self::System(errno) => errno.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ChannelError {}
+
+impl From<Errno> for ChannelError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN => Self::Closed,
+            Errno::AGAIN => Self::Full,
+            errno => Self::System(errno),
+        }
+    }
+}
+
+impl Channel {
+    /// Both ends: non-blocking, closed on exec.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE or ENOMEM.
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
+        Ok((Self { socket: one }, Self { socket: other }))
+    }
+
+    /// An end that another process has made.
+    ///
+    /// # Errors
+    /// ENOTSOCK for something else than a packet socket.
+    pub(super) fn of(socket: OwnedFd) -> io::Result<Self> {
+        let kind = rustix::net::sockopt::socket_type(&socket)?;
+        if kind != SocketType::SEQPACKET {
+            return Err(Errno::NOTSOCK.into());
+        }
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self { socket })
+    }
+
+    /// Gives the socket to another process.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// Sends a message and copies of these descriptors. Never waits.
+    ///
+    /// # Errors
+    /// [`ChannelError::Full`] when the other side doesn't take what was sent before.
+    ///
+    /// # Panics
+    /// If the message is longer than a packet may be: what can grow is a blob.
+    pub(super) fn send(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        assert!(descriptors.len() <= DESCRIPTORS_MAX, "split it");
+        let mut packet = Vec::with_capacity(512);
+        packet.extend_from_slice(&MAGIC);
+        packet.extend_from_slice(&VERSION.to_le_bytes());
+        serde_json::to_writer(&mut packet, message)
+            .map_err(|error| ChannelError::Unknown(error.to_string()))?;
+        assert!(packet.len() <= MESSAGE_MAX, "a message that can grow is a blob");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            let pushed = control.push(SendAncillaryMessage::ScmRights(descriptors));
+            debug_assert!(pushed, "there is space for as many");
+        }
+        loop {
+            let flags = SendFlags::NOSIGNAL;
+            let parts = [IoSlice::new(&packet)];
+            match rustix::net::sendmsg(&self.socket, &parts, &mut control, flags) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The next message and its descriptors, closed on exec; `None` when none has come yet.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`] after the last one, [`ChannelError::Unknown`] for anything that is
+    /// not a whole message of this version.
+    pub(super) fn receive<M: DeserializeOwned>(
+        &self,
+    ) -> Result<Option<(M, Vec<OwnedFd>)>, ChannelError> {
+        let mut packet = vec![0; MESSAGE_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut parts = [IoSliceMut::new(&mut packet)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            match rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags) {
+                Ok(received) => break received,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+        if received.flags.intersects(cut) {
+            return Err(ChannelError::Unknown("it was cut short".to_owned()));
+        }
+        if received.bytes == 0 {
+            // A packet of ours is never empty: this is the end.
+            return Err(ChannelError::Closed);
+        }
+        let Some(header) = packet[..received.bytes].first_chunk::<4>() else {
+            return Err(ChannelError::Unknown("it is too short".to_owned()));
+        };
+        let version = u16::from_le_bytes([header[2], header[3]]);
+        if header[..2] != MAGIC || version != VERSION {
+            return Err(ChannelError::Unknown(format!(
+                "it has version {version}, and this is {VERSION}"
+            )));
+        }
+        let message = serde_json::from_slice(&packet[4..received.bytes])
+            .map_err(|error| ChannelError::Unknown(error.to_string()))?;
+        Ok(Some((message, descriptors)))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Bytes that a message is too small for: a memory file that nobody can change any more.
+///
+/// # Errors
+/// EMFILE, ENFILE or ENOMEM.
+pub(super) fn blob(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create(name, flags)?);
+    file.write_all(bytes)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+/// Reads a blob whole, from its beginning.
+///
+/// # Errors
+/// From read(2), and EFBIG beyond 256 MiB.
+pub(super) fn read_blob(blob: impl AsFd) -> io::Result<Vec<u8>> {
+    let mut file = std::fs::File::from(blob.as_fd().try_clone_to_owned()?);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(BLOB_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > BLOB_MAX {
+        return Err(Errno::FBIG.into());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_keep_their_borders_and_bring_their_descriptors() {
+        let (master, worker) = Channel::pair().unwrap();
+        assert!(worker.receive::<String>().unwrap().is_none());
+        let content = blob("test", b"some bytes").unwrap();
+        master.send(&"first", &[]).unwrap();
+        master
+            .send(&"second", &[content.as_fd(), content.as_fd()])
+            .unwrap();
+        drop(content);
+        let (text, descriptors) = worker.receive::<String>().unwrap().unwrap();
+        assert_eq!((text.as_str(), descriptors.len()), ("first", 0));
+        let (text, descriptors) = worker.receive::<String>().unwrap().unwrap();
+        assert_eq!((text.as_str(), descriptors.len()), ("second", 2));
+        for descriptor in &descriptors {
+            // They share one offset, which must not matter.
+            assert_eq!(read_blob(descriptor).unwrap(), b"some bytes");
+            let flags = rustix::io::fcntl_getfd(descriptor).unwrap();
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        assert!(worker.receive::<String>().unwrap().is_none());
+        drop(master);
+        let end = worker.receive::<String>();
+        assert!(matches!(end, Err(ChannelError::Closed)), "{end:?}");
+    }
+
+    #[test]
+    fn a_full_set_of_descriptors_arrives() {
+        let (master, worker) = Channel::pair().unwrap();
+        let content = blob("test", b"").unwrap();
+        let many = vec![content.as_fd(); DESCRIPTORS_MAX];
+        master.send(&1, &many).unwrap();
+        let (_, descriptors) = worker.receive::<u8>().unwrap().unwrap();
+        assert_eq!(descriptors.len(), DESCRIPTORS_MAX);
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_and_the_next_one_is_read() {
+        let (master, worker) = Channel::pair().unwrap();
+        for packet in [
+            &b"x"[..],
+            b"BW\x02\x00\"text\"",
+            b"XX\x01\x00\"text\"",
+            b"BW\x01\x00{",
+            b"BW\x01\x00\xff",
+        ] {
+            rustix::net::send(&master, packet, SendFlags::empty()).unwrap();
+        }
+        master.send(&"good", &[]).unwrap();
+        for _ in 0..5 {
+            let read = worker.receive::<String>();
+            assert!(matches!(read, Err(ChannelError::Unknown(_))), "{read:?}");
+        }
+        assert_eq!(worker.receive::<String>().unwrap().unwrap().0, "good");
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_never_blocks_the_writer() {
+        let (master, _worker) = Channel::pair().unwrap();
+        let text = "x".repeat(32 << 10);
+        let refused = (0..1000).find_map(|_| master.send(&text, &[]).err());
+        assert!(matches!(refused, Some(ChannelError::Full)), "{refused:?}");
+    }
+
+    #[test]
+    fn a_blob_can_not_be_changed() {
+        let content = blob("test", b"fixed").unwrap();
+        assert!(rustix::io::write(&content, b"more").is_err());
+        assert!(rustix::fs::ftruncate(&content, 0).is_err());
+    }
+
+    #[test]
+    fn only_a_packet_socket_is_a_channel() {
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(Channel::of(stream.into()).is_err());
+        let (packets, _other) = Channel::pair().unwrap();
+        assert!(Channel::of(packets.into_socket()).is_ok());
+    }
+}
