@@ -1,182 +1,19 @@
-//! Starts the worker, and says why it did not start: what, where, and what to do.
+//! Starts a server without a master, and says why it did not start.
 
-use std::fmt::Write as _;
-use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::config::model::{ListenAddr, Model, Place};
-use crate::net::owner::{Owner, listener_owner};
-use crate::supervisor::bind::ListenError;
-use crate::supervisor::worker::{self, Origin, StartError};
+use crate::config::model::Model;
+use crate::supervisor::refusal;
+use crate::supervisor::worker::{self, Origin};
 
 /// Serves until a signal ends it.
 pub(super) fn start(model: Arc<Model>, origin: Origin) -> ExitCode {
-    let text = match worker::run(model, origin) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(StartError::Listen(errors)) => {
-            let texts = errors.iter().map(|error| not_bound(error, origin));
-            texts.collect()
+    match worker::run(model, origin) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            super::complain(&refusal::start_refused(&error, origin));
+            ExitCode::from(super::exit::FAILED)
         }
-        Err(StartError::Other { what, help }) => message(&what, None, &[help]),
-    };
-    super::complain(&text);
-    ExitCode::from(super::exit::FAILED)
-}
-
-/// Why one address can't be listened on, and who is there where that is known.
-fn not_bound(error: &ListenError, origin: Origin) -> String {
-    let ListenError {
-        address,
-        place,
-        error,
-    } = error;
-    let owner = match address {
-        ListenAddr::Tcp { address, .. } if error.kind() == io::ErrorKind::AddrInUse => {
-            listener_owner(*address)
-        }
-        _ => None,
-    };
-    refused(address, place, error, owner.as_ref(), origin)
-}
-
-fn message(what: &str, place: Option<&Place>, help: &[String]) -> String {
-    let mut text = format!("error: {what}\n");
-    if let Some(place) = place.filter(|place| place.line > 0) {
-        let _ = writeln!(
-            text,
-            " --> {}:{}:{}",
-            place.source, place.line, place.column
-        );
-    }
-    for help in help.iter().filter(|help| !help.is_empty()) {
-        let _ = writeln!(text, "  = help: {help}");
-    }
-    text
-}
-
-/// Why the kernel would not listen on an address.
-fn refused(
-    address: &ListenAddr,
-    place: &Place,
-    error: &io::Error,
-    owner: Option<&Owner>,
-    origin: Origin,
-) -> String {
-    let elsewhere = match (origin, address) {
-        (Origin::Serve, ListenAddr::Tcp { address, .. }) => {
-            let mut other = *address;
-            other.set_port(address.port().checked_add(1).unwrap_or(8080));
-            format!(
-                "listen elsewhere: -l {other}, or -l {}:0 for any free port",
-                host(address)
-            )
-        }
-        (Origin::Serve, ListenAddr::Unix(_)) => "listen elsewhere with -l".to_owned(),
-        (Origin::Run, _) => "or change the address in the configuration".to_owned(),
-    };
-    let port = match address {
-        ListenAddr::Tcp { address, .. } => Some(address.port()),
-        ListenAddr::Unix(_) => None,
-    };
-    let (what, help) = match (error.kind(), port) {
-        (io::ErrorKind::AddrInUse, Some(port)) => match owner {
-            Some(Owner { pid, name }) => (
-                format!("{address} is in use by {name} (process {pid})"),
-                vec![format!("stop it with `kill {pid}`"), elsewhere],
-            ),
-            None => (
-                format!("{address} is in use by another process"),
-                vec![
-                    format!("find it with `sudo ss -ltnp 'sport = :{port}'`"),
-                    elsewhere,
-                ],
-            ),
-        },
-        (io::ErrorKind::AddrInUse, None) => (
-            format!("another server listens on {address}"),
-            vec!["stop it, or use another path".to_owned()],
-        ),
-        (io::ErrorKind::PermissionDenied, Some(port)) if port < 1024 => (
-            format!("this user may not listen on port {port}"),
-            vec![
-                "start as root, or allow the program: \
-                 `sudo setcap cap_net_bind_service=+ep \"$(command -v beltway)\"`"
-                    .to_owned(),
-                elsewhere,
-            ],
-        ),
-        (io::ErrorKind::AddrNotAvailable, Some(_)) => (
-            format!("{address} is not an address of this machine"),
-            vec!["`ip address` shows which are; :PORT is all of them".to_owned()],
-        ),
-        (io::ErrorKind::NotFound, None) => (
-            format!("the directory of {address} doesn't exist"),
-            vec!["create it, or use another path".to_owned()],
-        ),
-        _ => (
-            format!("can't listen on {address}: {error}"),
-            vec![elsewhere],
-        ),
-    };
-    message(&what, Some(place), &help)
-}
-
-fn host(address: &std::net::SocketAddr) -> String {
-    match address.ip() {
-        std::net::IpAddr::V4(ip) => ip.to_string(),
-        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(address: &str, kind: io::ErrorKind, owner: Option<&Owner>, origin: Origin) -> String {
-        let address = match address.strip_prefix("unix:") {
-            Some(path) => ListenAddr::Unix(path.into()),
-            None => ListenAddr::Tcp {
-                address: address.parse().unwrap(),
-                companion: false,
-            },
-        };
-        let place = Place {
-            source: "beltway.toml".into(),
-            line: u32::from(origin == Origin::Run) * 7,
-            column: 11,
-        };
-        refused(&address, &place, &kind.into(), owner, origin)
-    }
-
-    #[test]
-    fn an_address_in_use_names_the_process() {
-        let owner = Owner {
-            pid: 42,
-            name: "nginx".into(),
-        };
-        let in_use = io::ErrorKind::AddrInUse;
-        insta::assert_snapshot!(text("127.0.0.1:8080", in_use, Some(&owner), Origin::Serve), @r#"
-        error: 127.0.0.1:8080 is in use by nginx (process 42)
-          = help: stop it with `kill 42`
-          = help: listen elsewhere: -l 127.0.0.1:8081, or -l 127.0.0.1:0 for any free port
-        "#);
-        insta::assert_snapshot!(text("0.0.0.0:80", in_use, None, Origin::Run), @r#"
-        error: 0.0.0.0:80 is in use by another process
-         --> beltway.toml:7:11
-          = help: find it with `sudo ss -ltnp 'sport = :80'`
-          = help: or change the address in the configuration
-        "#);
-    }
-
-    #[test]
-    fn other_refusals_say_what_to_do() {
-        let denied = io::ErrorKind::PermissionDenied;
-        assert!(text("0.0.0.0:80", denied, None, Origin::Run).contains("setcap"));
-        assert!(!text("0.0.0.0:8080", denied, None, Origin::Run).contains("setcap"));
-        let missing = io::ErrorKind::AddrNotAvailable;
-        assert!(text("10.9.8.7:80", missing, None, Origin::Run).contains("ip address"));
-        let directory = io::ErrorKind::NotFound;
-        assert!(text("unix:/no/a", directory, None, Origin::Run).contains("directory"));
     }
 }

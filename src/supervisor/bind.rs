@@ -67,9 +67,23 @@ impl fmt::Display for ListenError {
 /// Every address that failed; the sockets of the others are closed again. A second address that
 /// fails for the same reason as the one that it belongs to is not repeated.
 pub fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, Vec<ListenError>> {
+    bind_missing(listeners, |_| false)
+}
+
+/// Binds every listener that isn't `held` already, as a reload does.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_missing(
+    listeners: &[Listener],
+    held: impl Fn(&ListenAddr) -> bool,
+) -> Result<Vec<BoundListener>, Vec<ListenError>> {
     let mut bound: Vec<BoundListener> = Vec::with_capacity(listeners.len());
     let mut failed: Vec<ListenError> = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
+        if held(&listener.address) {
+            continue;
+        }
         let result = match &listener.address {
             ListenAddr::Unix(path) => socket::unix(path).map(|(socket, file)| {
                 Some(BoundListener {

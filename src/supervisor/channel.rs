@@ -128,7 +128,10 @@ impl Channel {
         packet.extend_from_slice(&VERSION.to_le_bytes());
         serde_json::to_writer(&mut packet, message)
             .map_err(|error| ChannelError::Unknown(error.to_string()))?;
-        assert!(packet.len() <= MESSAGE_MAX, "a message that can grow is a blob");
+        assert!(
+            packet.len() <= MESSAGE_MAX,
+            "a message that can grow is a blob"
+        );
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {

@@ -8,6 +8,7 @@ mod hook;
 mod limits;
 #[cfg(test)]
 mod ok_service;
+pub mod refusal;
 mod signals;
 mod sys;
 pub mod worker;
