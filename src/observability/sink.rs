@@ -6,6 +6,7 @@
 //! (a full disk, a pipe whose reader is gone) costs lines, which are counted and reported to the
 //! control log once a minute at most; the server goes on.
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,6 +37,36 @@ pub enum Target {
     File(PathBuf),
 }
 
+impl Target {
+    /// Opens it, for a sink here or in a process that may not open it itself.
+    ///
+    /// # Errors
+    /// From open(2), among them ENXIO for a FIFO that nobody reads.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        // Non-blocking matters for a FIFO alone, which would wait here for a reader.
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::CLOEXEC
+            | OFlags::NOCTTY
+            | OFlags::NONBLOCK;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+        match self {
+            Self::Stdout => io::stdout().as_fd().try_clone_to_owned(),
+            Self::File(path) => Ok(rustix::fs::open(path, flags, mode)?),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Owns the writer thread. Dropping it closes it, and waits two seconds at most.
 #[derive(Debug)]
 pub struct Sink {
@@ -58,27 +89,7 @@ impl Sink {
     /// From open(2), among them ENXIO for a FIFO that nobody reads; EAGAIN when the system refuses
     /// another thread.
     pub fn start(target: &Target) -> io::Result<Self> {
-        let (fd, name) = match target {
-            Target::Stdout => (
-                io::stdout().as_fd().try_clone_to_owned()?,
-                "standard output".to_owned(),
-            ),
-            // Non-blocking matters for a FIFO alone, which would wait here for a reader.
-            Target::File(path) => (
-                rustix::fs::open(
-                    path,
-                    OFlags::WRONLY
-                        | OFlags::APPEND
-                        | OFlags::CREATE
-                        | OFlags::CLOEXEC
-                        | OFlags::NOCTTY
-                        | OFlags::NONBLOCK,
-                    Mode::RUSR | Mode::WUSR | Mode::RGRP,
-                )?,
-                path.display().to_string(),
-            ),
-        };
-        Self::start_on(fd, name)
+        Self::start_on(target.open()?, target.to_string())
     }
 
     /// Starts a writer thread on an open descriptor, blocking or not; `name` is for reports.
@@ -118,6 +129,26 @@ impl Sink {
     /// Lines that the target didn't take, since the start.
     pub fn lines_lost(&self) -> u64 {
         self.shared.lines_lost.load(Ordering::Relaxed)
+    }
+
+    /// Writes to this descriptor from the next batch on: a rotated file is left to whoever renamed it,
+    /// with every line that was written before, and no line is lost between the two.
+    pub fn reopen(&self, fd: OwnedFd) {
+        self.shared.lock().next = Some(fd);
+        // The old file is let go of at once, not with the next line.
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits up to `timeout` until everything that was submitted before is written, or lost and
+    /// reported. Says whether it is.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let busy = |queue: &mut Queue| queue.is_writing || !queue.batches.is_empty();
+        let waited = self
+            .shared
+            .idle
+            .wait_timeout_while(self.shared.lock(), timeout, busy);
+        let waited = waited.unwrap_or_else(PoisonError::into_inner);
+        !waited.1.timed_out()
     }
 
     /// Takes no more batches, and waits up to `timeout` until those in the queue are written. True
@@ -186,6 +217,8 @@ impl SinkHandle {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// The writer has nothing to write.
+    idle: Condvar,
     lines_lost: AtomicU64,
 }
 
@@ -195,6 +228,10 @@ struct Queue {
     batches: Vec<Vec<u8>>,
     bytes: usize,
     is_closing: bool,
+    /// The writer is at batches that it has taken.
+    is_writing: bool,
+    /// What the writer is to write to from now on.
+    next: Option<OwnedFd>,
 }
 
 impl Shared {
@@ -226,19 +263,29 @@ impl Writer {
     }
 
     /// Waits for batches; none when the sink closes and the queue is empty.
-    fn next(&self) -> Option<Vec<Vec<u8>>> {
-        let mut queue = self.shared.lock();
-        while queue.batches.is_empty() {
+    fn next(&mut self) -> Option<Vec<Vec<u8>>> {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.lock();
+        queue.is_writing = false;
+        shared.idle.notify_all();
+        loop {
+            if let Some(fd) = queue.next.take() {
+                // A line that was torn in the old file is whole there or not at all.
+                (self.fd, self.is_torn) = (fd, false);
+            }
+            if !queue.batches.is_empty() {
+                break;
+            }
             if queue.is_closing {
                 return None;
             }
-            queue = self
-                .shared
+            queue = shared
                 .changed
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         queue.bytes = 0;
+        queue.is_writing = true;
         Some(mem::take(&mut queue.batches))
     }
 
@@ -327,6 +374,7 @@ mod tests {
     use std::fs;
     use std::io::Read as _;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     use super::*;
 
@@ -373,6 +421,48 @@ mod tests {
                 .chunks(20)
                 .all(|batch| batch.iter().all(|line| *line == batch[0]))
         );
+    }
+
+    #[test]
+    fn a_rotated_file_keeps_its_lines_and_the_new_one_gets_all_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let target = Target::File(path.clone());
+        let mut sink = Sink::start(&target).unwrap();
+        let lines_of = |path: &Path| fs::read_to_string(path).unwrap().lines().count();
+        let mut kept = 0;
+        for turn in 0..20 {
+            for line in 0..50 {
+                submit(&sink.handle(), format!("{turn} {line}\n").as_bytes());
+            }
+            let rotated = directory.path().join("access.log.1");
+            fs::rename(&path, &rotated).unwrap();
+            sink.reopen(target.open().unwrap());
+            submit(&sink.handle(), b"after\n");
+            assert!(sink.flush(PATIENCE));
+            assert!(lines_of(&path) >= 1, "the new file is written to");
+            kept += lines_of(&rotated);
+        }
+        assert!(sink.close(PATIENCE));
+        assert_eq!(kept + lines_of(&path), 20 * 51);
+    }
+
+    #[test]
+    fn a_flush_waits_for_the_target_and_no_longer_than_it_may() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let mut sink = Sink::start_on(write, "a pipe".to_owned()).unwrap();
+        assert!(sink.flush(PATIENCE), "nothing waits");
+        submit(&sink.handle(), &vec![b'x'; QUEUE_MAX / 2]);
+        assert!(!sink.flush(Duration::from_millis(1)), "nobody reads");
+        let reader = thread::spawn(move || {
+            let mut all = Vec::new();
+            fs::File::from(read).read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        assert!(sink.flush(PATIENCE));
+        assert!(sink.close(PATIENCE));
+        drop(sink);
+        assert_eq!(reader.join().unwrap(), QUEUE_MAX / 2);
     }
 
     #[test]

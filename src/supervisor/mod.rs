@@ -11,4 +11,5 @@ mod ok_service;
 pub mod refusal;
 mod signals;
 mod sys;
+mod sys_process;
 pub mod worker;

@@ -11,6 +11,9 @@ use super::sys;
 /// Bytes of a `signalfd_siginfo` (signalfd(2)); the number of the signal is its first 32 bits.
 const SIGINFO_BYTES: usize = 128;
 
+/// Where its `ssi_code` begins: who sent it (sigaction(2)).
+const CODE_OFFSET: usize = 8;
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
@@ -22,15 +25,22 @@ pub(super) enum Signal {
     Hangup,
     /// SIGUSR1.
     User1,
+    /// SIGUSR2.
+    User2,
+    /// SIGWINCH from a process. The kernel's own, which says that the terminal's window was resized,
+    /// is none.
+    WindowChange,
 }
 
 impl Signal {
-    const ALL: [(libc::c_int, Self); 5] = [
+    const ALL: [(libc::c_int, Self); 7] = [
         (libc::SIGINT, Self::Interrupt),
         (libc::SIGTERM, Self::Terminate),
         (libc::SIGQUIT, Self::Terminate),
         (libc::SIGHUP, Self::Hangup),
         (libc::SIGUSR1, Self::User1),
+        (libc::SIGUSR2, Self::User2),
+        (libc::SIGWINCH, Self::WindowChange),
     ];
 }
 
@@ -61,12 +71,17 @@ impl Signals {
                 Err(Errno::INTR) => continue,
                 Ok(_) | Err(_) => return None,
             }
-            let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+            let word = |at: usize| [info[at], info[at + 1], info[at + 2], info[at + 3]];
+            let number = u32::from_ne_bytes(word(0));
+            // SI_USER, SI_QUEUE and SI_TKILL aren't positive; SI_KERNEL is.
+            let from_kernel = i32::from_ne_bytes(word(CODE_OFFSET)) > 0;
             let known = Signal::ALL
                 .into_iter()
                 .find(|(of, _)| u32::try_from(*of) == Ok(number));
-            if let Some((_, signal)) = known {
-                return Some(signal);
+            match known {
+                Some((_, Signal::WindowChange)) if from_kernel => {}
+                Some((_, signal)) => return Some(signal),
+                None => {}
             }
         }
     }
@@ -90,9 +105,11 @@ mod tests {
             assert_eq!(signals.next(), None);
             sys::raise(libc::SIGTERM);
             sys::raise(libc::SIGHUP);
-            let mut read = [signals.next(), signals.next()];
-            read.sort_by_key(|signal| *signal == Some(Signal::Terminate));
-            assert_eq!(read, [Some(Signal::Hangup), Some(Signal::Terminate)]);
+            sys::raise(libc::SIGWINCH);
+            let mut read: Vec<Signal> = std::iter::from_fn(|| signals.next()).collect();
+            read.sort_by_key(|signal| format!("{signal:?}"));
+            let sent = [Signal::Hangup, Signal::Terminate, Signal::WindowChange];
+            assert_eq!(read, sent);
             assert_eq!(signals.next(), None);
         })
         .join()

@@ -194,8 +194,12 @@ fn supervise(
                 (Signal::Hangup, _) => {
                     tracing::info!("SIGHUP: there is nothing to reload without a master");
                 }
-                (Signal::User1, _) => {
-                    tracing::info!("SIGUSR1: the access log is not reopened without a master");
+                (Signal::User1, _) => worker.reopen(model),
+                (Signal::User2, _) => {
+                    tracing::info!("SIGUSR2: there is no upgrade without a master");
+                }
+                (Signal::WindowChange, _) => {
+                    tracing::info!("SIGWINCH: there is nothing to drain without a master");
                 }
                 (signal, Phase::Serving) => {
                     phase = Phase::Draining;
@@ -372,11 +376,7 @@ impl Worker {
         let sink = match &model.server.access_log {
             None => None,
             Some(log) => {
-                let target = match &log.target {
-                    LogTarget::Stdout => Target::Stdout,
-                    LogTarget::File(path) => Target::File(path.clone()),
-                };
-                let sink = Sink::start(&target).map_err(|error| match &log.target {
+                let sink = Sink::start(&target(&log.target)).map_err(|error| match &log.target {
                     LogTarget::Stdout => failed("the access log on standard output", &error),
                     LogTarget::File(path) => StartError::other(
                         format!("can't open the access log {}: {error}", path.display()),
@@ -413,6 +413,19 @@ impl Worker {
             LogFormat::Json => Format::Json,
         };
         Some((format, self.sink.as_ref()?.handle()))
+    }
+
+    /// Opens the access log again, for one that was rotated.
+    fn reopen(&self, model: &Model) {
+        let (Some(sink), Some(log)) = (&self.sink, &model.server.access_log) else {
+            return;
+        };
+        match target(&log.target).open() {
+            Ok(fd) => sink.reopen(fd),
+            Err(error) => {
+                tracing::error!(%error, "the access log can't be reopened; the old one goes on")
+            }
+        }
     }
 
     /// Waits until each core serves; each says so or ends. `uring`: io_uring was demanded.
@@ -562,6 +575,13 @@ impl Drop for Worker {
 
 fn failed(what: &str, error: &io::Error) -> StartError {
     StartError::other(format!("can't set up {what}: {error}"), "")
+}
+
+fn target(target: &LogTarget) -> Target {
+    match target {
+        LogTarget::Stdout => Target::Stdout,
+        LogTarget::File(path) => Target::File(path.clone()),
+    }
 }
 
 fn engine(engine: Engine) -> EngineChoice {
