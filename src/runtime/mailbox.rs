@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -18,6 +18,8 @@ use rustix::event::{EventfdFlags, eventfd};
 #[derive(Debug)]
 pub struct Wake {
     coalesced: Coalesced<AtomicBool, Eventfd>,
+    /// How often the owner has drained.
+    drains: AtomicU64,
 }
 
 impl Wake {
@@ -32,6 +34,7 @@ impl Wake {
                 flag: AtomicBool::new(false),
                 signal: Eventfd(fd),
             },
+            drains: AtomicU64::new(0),
         }))
     }
 
@@ -43,7 +46,18 @@ impl Wake {
 
     /// Forgets the wakes so far. The owner calls it before it looks for what it was woken for.
     pub fn drain(&self) {
+        self.drains.fetch_add(1, Ordering::Relaxed);
         self.coalesced.drain();
+    }
+
+    /// While the owner hasn't answered a wake: how often it had answered before. The same number seen
+    /// twice is the same silence.
+    pub fn unanswered(&self) -> Option<u64> {
+        let drains = self.drains.load(Ordering::Relaxed);
+        self.coalesced
+            .flag
+            .load(Ordering::Relaxed)
+            .then_some(drains)
     }
 
     /// The eventfd to poll for reading: non-blocking, closed on exec.
@@ -230,7 +244,9 @@ mod tests {
         let mut count = [0u8; 8];
         rustix::io::read(wake.fd(), &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
+        assert_eq!(wake.unanswered(), Some(0));
         wake.drain();
+        assert_eq!(wake.unanswered(), None);
         let received: Vec<_> = std::iter::from_fn(|| receiver.pop()).collect();
         assert_eq!(received, [0, 1, 2, 3, 4]);
         assert!(!is_readable(&wake, Duration::ZERO));

@@ -10,6 +10,7 @@ mod limits;
 mod ok_service;
 pub mod refusal;
 mod signals;
+mod stall;
 mod sys;
 mod sys_process;
 pub mod worker;
