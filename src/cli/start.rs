@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use crate::config::model::Model;
 use crate::supervisor::refusal;
-use crate::supervisor::worker::{self, Origin};
+use crate::supervisor::standalone;
+use crate::supervisor::worker::Origin;
 
 /// Serves until a signal ends it.
 pub(super) fn start(model: Arc<Model>, origin: Origin) -> ExitCode {
-    match worker::run(model, origin) {
+    match standalone::run(model, origin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             super::complain(&refusal::start_refused(&error, origin));

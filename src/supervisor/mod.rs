@@ -11,6 +11,7 @@ mod ok_service;
 pub mod refusal;
 mod signals;
 mod stall;
+pub mod standalone;
 mod sys;
 mod sys_process;
 pub mod worker;

@@ -6,31 +6,25 @@
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
-use super::bind::{self, BoundAddr, BoundListener, ListenError};
+use super::bind::{BoundAddr, BoundListener, ListenError};
 use super::core_thread::{self, End, Event, MakeService, Message, Parts, Report, Reporter, Setup};
 use super::limits::{Budget, Means, raise_descriptors};
-use super::signals::{Signal, Signals};
-use super::{banner, hook};
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
 use crate::handlers::app::{App, LogRecord};
 use crate::http::session::{Counts, Service, count_limit};
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
-use crate::observability::control_log::{self, Colour, ControlLog, Level};
+use crate::observability::control_log::Level;
 use crate::observability::sink::{Sink, SinkHandle, Target};
 use crate::runtime::affinity;
-use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, check_openat2, explain};
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, explain};
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
 
@@ -41,7 +35,7 @@ const HELPER_QUEUE: usize = 256;
 const MAILBOX: usize = 4;
 
 /// How long a core may take to end beyond its deadline before it is left behind.
-const GRACE: Duration = Duration::from_secs(8);
+pub(super) const GRACE: Duration = Duration::from_secs(8);
 
 /// How long the last lines of the access log may take.
 const LOG_CLOSE: Duration = Duration::from_secs(2);
@@ -73,7 +67,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn other(what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(super) fn other(what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Other {
             what: what.into(),
             help: help.into(),
@@ -96,67 +90,8 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Serves until a signal ends it and the drain is over.
-///
-/// # Errors
-/// When it can't start, or when no core is left to serve.
-pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
-    // Whoever embeds the server may have a log already.
-    let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
-    check_openat2().map_err(|what| {
-        StartError::other(
-            what,
-            "Linux 5.6 or later is needed; in a container, a current runtime",
-        )
-    })?;
-    let listeners = bind(&model)?;
-    run_logged(model, listeners, origin, log.as_deref())
-}
-
-/// Binds every address of the configuration.
-///
-/// # Errors
-/// [`StartError::Listen`] with every address that failed.
-pub fn bind(model: &Model) -> Result<Vec<BoundListener>, StartError> {
-    bind::bind(&model.listeners).map_err(StartError::Listen)
-}
-
-/// Serves on sockets that listen already. To be called before the process has other threads: signals
-/// are blocked in this one and in those that it starts.
-///
-/// # Errors
-/// As [`run`], but for the sockets.
-pub fn run_with(
-    model: Arc<Model>,
-    listeners: Vec<BoundListener>,
-    origin: Origin,
-) -> Result<(), StartError> {
-    run_logged(model, listeners, origin, None)
-}
-
-fn run_logged(
-    model: Arc<Model>,
-    listeners: Vec<BoundListener>,
-    origin: Origin,
-    log: Option<&ControlLog>,
-) -> Result<(), StartError> {
-    let signals = Signals::block()
-        .map_err(|error| StartError::other(format!("can't read signals: {error}"), ""))?;
-    // After the signals were blocked, so that they are in its thread, too; dropped after all who log.
-    let _log = log
-        .map(ControlLog::detach)
-        .transpose()
-        .map_err(|error| failed("the control log", &error))?;
-    hook::log_panics();
-    let mut worker = Worker::start(&model, listeners, app)?;
-    worker.announce(&model, origin);
-    let result = supervise(&mut worker, &signals, &model, origin);
-    worker.close();
-    result
-}
-
 /// The handlers of a core.
-fn app(parts: Parts<'_>) -> Rc<App> {
+pub(super) fn app(parts: Parts<'_>) -> Rc<App> {
     let bounds = Bounds {
         entries_max: parts.files_max.min(Bounds::default().entries_max),
         ..Bounds::default()
@@ -170,124 +105,31 @@ fn app(parts: Parts<'_>) -> Rc<App> {
     App::new(parts.core, parts.model, parts.registry, bounds, seed, log)
 }
 
-/// How far the end has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    Draining,
-    Stopping,
-}
-
-/// Sleeps until a signal comes or a core ends, until no core is left.
-fn supervise(
-    worker: &mut Worker,
-    signals: &Signals,
-    model: &Model,
-    origin: Origin,
-) -> Result<(), StartError> {
-    let mut phase = Phase::Serving;
-    let mut give_up = None;
-    while worker.alive() > 0 {
-        wait(signals, &worker.told, give_up);
-        while let Some(signal) = signals.next() {
-            match (signal, phase) {
-                (Signal::Hangup, _) => {
-                    tracing::info!("SIGHUP: there is nothing to reload without a master");
-                }
-                (Signal::User1, _) => worker.reopen(model),
-                (Signal::User2, _) => {
-                    tracing::info!("SIGUSR2: there is no upgrade without a master");
-                }
-                (Signal::WindowChange, _) => {
-                    tracing::info!("SIGWINCH: there is nothing to drain without a master");
-                }
-                (signal, Phase::Serving) => {
-                    phase = Phase::Draining;
-                    let drain = model.server.drain_timeout;
-                    if origin == Origin::Serve && signal == Signal::Interrupt {
-                        banner::Stream::of(model).say(&banner::stopping(drain));
-                    }
-                    tracing::info!(timeout = ?drain, "draining");
-                    let deadline = Instant::now() + drain;
-                    worker.tell(Message::Drain { deadline });
-                    give_up = Some(deadline + GRACE);
-                }
-                (_, Phase::Draining) => {
-                    phase = Phase::Stopping;
-                    tracing::info!("ending at once");
-                    worker.tell(Message::Stop);
-                    give_up = Some(Instant::now() + GRACE);
-                }
-                (_, Phase::Stopping) => give_up = Some(Instant::now()),
-            }
-        }
-        worker.collect();
-        if give_up.is_some_and(|at| at <= Instant::now()) && worker.alive() > 0 {
-            let cores = worker.alive();
-            tracing::error!(cores, "cores that don't end are left behind");
-            worker.abandoned = true;
-            return Ok(());
-        }
-    }
-    match phase {
-        Phase::Serving => Err(StartError::other("no core is left to serve", "see the log")),
-        Phase::Draining | Phase::Stopping => {
-            for (limit, times) in &worker.limits {
-                tracing::info!(limit, times, "limit reached");
-            }
-            let cut = worker.cut;
-            if cut > 0 {
-                tracing::warn!(connections = cut, "stopped; connections were cut");
-            } else {
-                tracing::info!("stopped");
-            }
-            Ok(())
-        }
-    }
-}
-
-/// Sleeps until a signal or a report has come, or until then.
-fn wait(signals: &Signals, told: &Wake, until: Option<Instant>) {
-    let timeout = until.and_then(|until| {
-        let left = until.saturating_duration_since(Instant::now());
-        Timespec::try_from(left).ok()
-    });
-    let mut fds = [
-        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(told.as_fd(), PollFlags::IN),
-    ];
-    match poll(&mut fds, timeout.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
-        // Out of memory for a moment: the caller looks for what there is and comes back.
-        Err(errno) => tracing::error!(%errno, "waiting for signals failed"),
-    }
-}
-
 /// The cores of a process and what they share.
-struct Worker {
-    cores: Vec<CoreHandle>,
+pub(super) struct Worker {
+    pub(super) cores: Vec<CoreHandle>,
     reports: Receiver<Report>,
     /// Wakes the main thread for reports.
-    told: Arc<Wake>,
+    pub(super) told: Arc<Wake>,
     helpers: Helpers,
     sink: Option<Sink>,
     /// Socket files, which are removed with the worker.
     files: Vec<SocketFile>,
-    addresses: Vec<BoundAddr>,
+    pub(super) addresses: Vec<BoundAddr>,
     /// Connections that were cut when their cores ended.
-    cut: usize,
+    pub(super) cut: usize,
     /// How often each limit was reached on cores that have ended.
-    limits: Counts,
+    pub(super) limits: Counts,
     /// Cores that live are left behind: they were given all the time there is.
-    abandoned: bool,
+    pub(super) abandoned: bool,
 }
 
 /// A core as the main thread sees it.
-struct CoreHandle {
+pub(super) struct CoreHandle {
     mailbox: Sender<Message>,
     /// Taken when the core has ended.
     thread: Option<JoinHandle<()>>,
-    engine: Option<(EngineKind, String)>,
+    pub(super) engine: Option<(EngineKind, String)>,
 }
 
 impl Worker {
@@ -295,7 +137,7 @@ impl Worker {
     ///
     /// # Errors
     /// When one of the parts can't be had; those that were started end again.
-    fn start<S: Service>(
+    pub(super) fn start<S: Service>(
         model: &Arc<Model>,
         listeners: Vec<BoundListener>,
         make: impl MakeService<S>,
@@ -416,7 +258,7 @@ impl Worker {
     }
 
     /// Opens the access log again, for one that was rotated.
-    fn reopen(&self, model: &Model) {
+    pub(super) fn reopen(&self, model: &Model) {
         let (Some(sink), Some(log)) = (&self.sink, &model.server.access_log) else {
             return;
         };
@@ -460,40 +302,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Says what runs and where it listens.
-    fn announce(&self, model: &Model, origin: Origin) {
-        let mut engines: Vec<(&(EngineKind, String), usize)> = Vec::new();
-        for engine in self.cores.iter().filter_map(|core| core.engine.as_ref()) {
-            match engines.iter_mut().find(|(known, _)| *known == engine) {
-                Some((_, cores)) => *cores += 1,
-                None => engines.push((engine, 1)),
-            }
-        }
-        for ((kind, reason), cores) in &engines {
-            tracing::info!(engine = %kind, reason, cores, "engine");
-        }
-        for address in &self.addresses {
-            tracing::info!("listening on {address}");
-        }
-        if origin == Origin::Serve {
-            let kinds: Vec<String> = engines
-                .iter()
-                .map(|((kind, reason), _)| format!("{kind} ({reason})"))
-                .collect();
-            let engine = kinds.join(" and ");
-            let text = banner::started(model, &self.addresses, &engine, self.cores.len());
-            banner::Stream::of(model).say(&text);
-        }
-    }
-
     /// Cores that have not ended.
-    fn alive(&self) -> usize {
+    pub(super) fn alive(&self) -> usize {
         let alive = |core: &&CoreHandle| core.thread.is_some();
         self.cores.iter().filter(alive).count()
     }
 
     /// Sends a message to every core.
-    fn tell(&mut self, message: Message) {
+    pub(super) fn tell(&mut self, message: Message) {
         for core in &mut self.cores {
             // A core that has ended hears nothing, and one that lives has room.
             let _ = core.mailbox.try_send(message);
@@ -501,7 +317,7 @@ impl Worker {
     }
 
     /// Takes the reports that have come.
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         self.told.drain();
         while let Ok(Report { core, event }) = self.reports.try_recv() {
             if let Event::Ended(end) = event {
@@ -541,7 +357,7 @@ impl Worker {
     }
 
     /// Ends what the cores shared, after them. Cores that are left are told to stop.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         if self.alive() > 0 && !self.abandoned {
             self.tell(Message::Stop);
             let deadline = Instant::now() + GRACE;
@@ -573,7 +389,7 @@ impl Drop for Worker {
     }
 }
 
-fn failed(what: &str, error: &io::Error) -> StartError {
+pub(super) fn failed(what: &str, error: &io::Error) -> StartError {
     StartError::other(format!("can't set up {what}: {error}"), "")
 }
 
@@ -592,7 +408,7 @@ fn engine(engine: Engine) -> EngineChoice {
     }
 }
 
-fn level(level: LogLevel) -> Level {
+pub(super) fn level(level: LogLevel) -> Level {
     match level {
         LogLevel::Error => Level::Error,
         LogLevel::Warn => Level::Warn,
@@ -607,9 +423,12 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
     use std::path::Path;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
     use crate::config;
     use crate::config::sources::{Input, Setting};
+    use crate::supervisor::bind;
     use crate::supervisor::ok_service::OkService;
 
     /// Longest that anything here may take.
@@ -633,7 +452,7 @@ mod tests {
 
     fn start(settings: &[&str]) -> (Worker, SocketAddr) {
         let model = model(settings);
-        let listeners = bind(&model).unwrap();
+        let listeners = bind::bind(&model.listeners).unwrap();
         let worker = Worker::start(&model, listeners, OkService::new).unwrap();
         let BoundAddr::Tcp(address) = worker.addresses[0] else {
             panic!("it listens on TCP");
@@ -792,7 +611,7 @@ mod tests {
     #[test]
     fn a_core_that_panics_at_its_start_ends_the_others_in_order() {
         let model = model(&["server.workers=2"]);
-        let listeners = bind(&model).unwrap();
+        let listeners = bind::bind(&model.listeners).unwrap();
         let started = Worker::start(&model, listeners, |parts| {
             let name = thread::current().name().unwrap_or_default().to_owned();
             assert_ne!(name, "beltway-core-1", "for this test");
@@ -824,7 +643,7 @@ mod tests {
         let path = directory.path().join("site.sock");
         let listen = format!(r#"site.*.listen=["unix:{}"]"#, path.display());
         let model = model(&[&listen]);
-        let listeners = bind(&model).unwrap();
+        let listeners = bind::bind(&model.listeners).unwrap();
         let worker = Worker::start(&model, listeners, OkService::new).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop(worker);
