@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::buf::BufPool;
+use super::buf::{BUFFER_SIZE, BufPool};
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
 use super::heartbeat::Heartbeat;
@@ -216,6 +216,17 @@ impl Core {
     pub fn report_to(&self, heartbeat: Arc<Heartbeat>) {
         heartbeat.runs(self.now());
         let _ = self.0.heartbeat.set(heartbeat);
+    }
+
+    /// Bytes of user memory that the core holds for its connections: tasks, their busy parts, slots and
+    /// buffers. What a cache or a handler holds isn't in it, nor what the kernel holds for sockets.
+    pub fn memory(&self) -> usize {
+        let kept: usize = self.0.send_buffers.borrow().iter().map(Vec::capacity).sum();
+        self.0.tasks.borrow().bytes()
+            + self.0.futures.bytes()
+            + self.0.slots.borrow().bytes()
+            + kept
+            + usize::from(self.0.buffers.count()) * BUFFER_SIZE
     }
 
     /// How many tasks have panicked.

@@ -158,6 +158,11 @@ impl SlotTable {
         self.slots.len()
     }
 
+    /// Bytes of the table.
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>()
+    }
+
     /// The keys of all slots whose terminal completion has not come.
     pub(crate) fn unfinished(&self) -> Vec<SlotKey> {
         self.slots

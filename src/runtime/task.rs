@@ -105,6 +105,16 @@ impl TaskTable {
         self.tasks.len()
     }
 
+    /// Bytes of all futures that wait, and of the table.
+    pub(crate) fn bytes(&self) -> usize {
+        let futures = self
+            .tasks
+            .iter()
+            .filter_map(|(_, entry)| entry.future.as_ref());
+        let futures: usize = futures.map(|future| size_of_val(&**future)).sum();
+        futures + self.tasks.capacity() * size_of::<Entry>()
+    }
+
     /// All tasks.
     pub(crate) fn ids(&self) -> Vec<TaskId> {
         self.tasks
@@ -123,6 +133,8 @@ const FREE_MAX: usize = 256;
 #[derive(Default)]
 struct Blocks {
     free: Vec<(Layout, Vec<NonNull<u8>>)>,
+    /// Bytes of all blocks, free or not.
+    bytes: usize,
 }
 
 impl Drop for Blocks {
@@ -157,12 +169,18 @@ impl FuturePool {
         }
     }
 
+    /// Bytes of all blocks, free or not.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.borrow().bytes
+    }
+
     fn block(&self, layout: Layout) -> NonNull<u8> {
         let mut blocks = self.0.borrow_mut();
         let found = blocks.free.iter_mut().find(|(of, _)| *of == layout);
         if let Some(block) = found.and_then(|(_, free)| free.pop()) {
             return block;
         }
+        blocks.bytes += layout.size();
         // SAFETY: `boxed` refuses futures of size zero.
         let block = unsafe { alloc(layout) };
         NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
@@ -181,6 +199,7 @@ impl FuturePool {
         if free.len() < FREE_MAX {
             free.push(block);
         } else {
+            blocks.bytes -= layout.size();
             // SAFETY: allocated by `block` with this layout; its future was dropped.
             unsafe { dealloc(block.as_ptr(), layout) }
         }

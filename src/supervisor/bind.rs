@@ -67,24 +67,29 @@ impl fmt::Display for ListenError {
 /// Every address that failed; the sockets of the others are closed again. A second address that
 /// fails for the same reason as the one that it belongs to is not repeated.
 pub fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, Vec<ListenError>> {
-    bind_missing(listeners, |_| false)
+    let wanted: Vec<_> = listeners
+        .iter()
+        .map(|listener| (listener.address.clone(), listener.place.clone()))
+        .collect();
+    bind_missing(&wanted, |_| false)
 }
 
-/// Binds every listener that isn't `held` already, as a reload does.
+/// Binds every address that isn't `held` already, as a reload does. Each comes with the place where it
+/// was asked for.
 ///
 /// # Errors
 /// As [`bind`].
 pub fn bind_missing(
-    listeners: &[Listener],
+    listeners: &[(ListenAddr, Place)],
     held: impl Fn(&ListenAddr) -> bool,
 ) -> Result<Vec<BoundListener>, Vec<ListenError>> {
     let mut bound: Vec<BoundListener> = Vec::with_capacity(listeners.len());
     let mut failed: Vec<ListenError> = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        if held(&listener.address) {
+    for (index, (wanted, place)) in listeners.iter().enumerate() {
+        if held(wanted) {
             continue;
         }
-        let result = match &listener.address {
+        let result = match wanted {
             ListenAddr::Unix(path) => socket::unix(path).map(|(socket, file)| {
                 Some(BoundListener {
                     listener: index,
@@ -105,15 +110,15 @@ pub fn bind_missing(
                 }
                 let first = bound
                     .iter_mut()
-                    .find(|other| is_partner(&listeners[other.listener].address));
+                    .find(|other| is_partner(&listeners[other.listener].0));
                 companion(index, *address, first)
             }
         };
         match result {
             Ok(socket) => bound.extend(socket),
             Err(error) => failed.push(ListenError {
-                address: listener.address.clone(),
-                place: listener.place.clone(),
+                address: wanted.clone(),
+                place: place.clone(),
                 error,
             }),
         }
