@@ -278,6 +278,7 @@ fn absolute_file(table: &mut Table, name: &str, sources: &Sources) {
 fn absolute_secret(table: &mut Table, name: &str, sources: &Sources) {
     if let Some((text, at)) = string_mut(table, name)
         && let Some(file) = text.strip_prefix("file:")
+        && !file.starts_with("${")
     {
         *text = format!("file:{}", joined(sources, at, file));
     }
