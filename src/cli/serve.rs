@@ -160,6 +160,29 @@ mod tests {
     }
 
     #[test]
+    fn rights_are_flags_too() {
+        use crate::config::model::Sandbox;
+        for (line, user, group, sandbox) in [
+            ("", None, None, Sandbox::Auto),
+            (
+                "--user=www --group 33",
+                Some("www"),
+                Some("33"),
+                Sandbox::Auto,
+            ),
+            ("--user=1000 --sandbox", Some("1000"), None, Sandbox::Auto),
+            ("--sandbox=strict", None, None, Sandbox::Strict),
+            ("--sandbox=strict --no-sandbox", None, None, Sandbox::Off),
+            ("--no-sandbox --sandbox=auto", None, None, Sandbox::Auto),
+        ] {
+            let server = &model(line).server;
+            assert_eq!(server.user.as_deref(), user, "{line}");
+            assert_eq!(server.group.as_deref(), group, "{line}");
+            assert_eq!(server.sandbox, sandbox, "{line}");
+        }
+    }
+
+    #[test]
     fn flags_are_keys() {
         let model = model(
             "dist --spa --cors --no-etag --no-range --no-precompressed --hidden-files \

@@ -40,6 +40,19 @@ pub struct Server {
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the
     /// descriptor limit.
     pub max_conns: Option<NonZeroUsize>,
+    /// Worker processes of a generation, 1 to 64. Each has all the threads of `workers`.
+    pub processes: NonZeroUsize,
+    /// The user that a worker becomes, a name or a number; `None` leaves the choice to the master.
+    pub user: Option<String>,
+    /// The group that a worker becomes, a name or a number; `None` is the user's own.
+    pub group: Option<String>,
+    /// What is taken from a worker before it serves.
+    pub sandbox: Sandbox,
+    /// What a sandboxed worker may read besides the roots: absolute paths of files or directories.
+    pub sandbox_read: Vec<PathBuf>,
+    /// How long a worker may take to be ready, and a new binary to check the configuration. At
+    /// least 100 ms.
+    pub start_timeout: Duration,
     /// How long exchanges may go on after the first SIGTERM or SIGINT. Zero ends at once.
     pub drain_timeout: Duration,
     /// Sizes and counts that a client can't exceed.
@@ -70,6 +83,17 @@ pub enum Engine {
     Uring,
     /// epoll.
     Epoll,
+}
+
+/// What is taken from a worker before it serves: files, system calls, ring operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Nothing.
+    Off,
+    /// What the kernel can enforce; what it can't is said.
+    Auto,
+    /// Everything, or the start fails.
+    Strict,
 }
 
 /// Sizes and counts that a client can't exceed: the table `[server.limits]`.

@@ -348,6 +348,58 @@ fn every_example_of_the_list_is_right() {
     assert_eq!(case(&text).model().server, Server::default());
 }
 
+#[test]
+fn what_the_supervisor_needs() {
+    let case = case(&format!(
+        "[server]\nprocesses = 2\nuser = \"www-data\"\ngroup = 33\nsandbox = \"strict\"\n\
+         sandbox_read = [\"www\", \"www/index.html\"]\nstart_timeout = \"100ms\"\n{SITE}"
+    ));
+    let server = &case.model().server;
+    assert_eq!(server.processes.get(), 2);
+    assert_eq!(server.user.as_deref(), Some("www-data"));
+    assert_eq!(server.group.as_deref(), Some("33"));
+    assert_eq!(server.sandbox, Sandbox::Strict);
+    assert_eq!(
+        server.sandbox_read,
+        [case.root(), case.root().join("index.html")]
+    );
+    assert_eq!(server.start_timeout, Duration::from_millis(100));
+    for (written, sandbox) in [
+        ("true", Sandbox::Auto),
+        ("\"auto\"", Sandbox::Auto),
+        ("false", Sandbox::Off),
+    ] {
+        let case = self::case(SITE).set(&format!("server.sandbox={written}"));
+        assert_eq!(case.model().server.sandbox, sandbox);
+    }
+}
+
+#[test]
+fn variables_set_users_and_paths_too() {
+    let case = case(SITE)
+        .variable("BELTWAY_SERVER_USER", "1000")
+        .variable("BELTWAY_SERVER_SANDBOX_READ", "www")
+        .variable("BELTWAY_SERVER_SANDBOX", "false");
+    let server = &case.model().server;
+    assert_eq!(server.user.as_deref(), Some("1000"));
+    assert_eq!(server.sandbox_read, [case.root()]);
+    assert_eq!(server.sandbox, Sandbox::Off);
+}
+
+#[test]
+fn a_secret_named_by_a_variable_prints_as_it_is_written() {
+    use super::print::{Defaults, to_toml};
+    let case = case("[site.\":1\"]\nrespond = 200\nbody = \"file:${DIR}/token\"\n")
+        .file("token", "secret");
+    let directory = case.input.directory.display().to_string();
+    let loaded = case.variable("DIR", &directory).loaded();
+    let printed = to_toml(&loaded.tree, &loaded.sources, Defaults::Hidden);
+    assert!(
+        printed.contains("body = \"file:${DIR}/token\""),
+        "{printed}"
+    );
+}
+
 /// A configuration with everything that can be written.
 const WHOLE: &str = r#"
 [server]

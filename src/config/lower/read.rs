@@ -340,6 +340,17 @@ impl Reader<'_> {
         )
     }
 
+    /// Reports a file or a directory that doesn't exist, unless files are not checked.
+    pub(super) fn check_exists(&mut self, item: &Item, path: &Path) {
+        if self.checks_files()
+            && let Err(error) = std::fs::metadata(path)
+        {
+            let message = format!("`{}` {}", path.display(), why(&error));
+            self.diagnostics
+                .push(Diagnostic::new(item.at, message, "").help("create it, or take it away"));
+        }
+    }
+
     /// Reports a directory that can't be read, unless files are not checked.
     pub(super) fn check_directory(&mut self, item: &Item, what: &str, path: &Path) {
         if !self.checks_files() {
