@@ -84,8 +84,8 @@ pub(super) const FLAGS: &[Flag] = &[
             Kind::Many("ADDR"),
             LISTENING,
             "Where to listen, such as :8080 (every address, IPv4 and IPv6), 127.0.0.1:8080, \
-             [::1]:8080 or unix:/run/web.sock; port 0 is any free one; may be given several \
-             times [default: 127.0.0.1:8080]",
+             [::1]:8080, unix:/run/web.sock or fd:NAME (a socket that systemd hands over); port 0 \
+             is any free one; may be given several times [default: 127.0.0.1:8080]",
         )
     },
     flag(

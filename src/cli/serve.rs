@@ -142,6 +142,7 @@ mod tests {
         for (line, list, listen) in [
             ("", true, vec!["127.0.0.1:8080"]),
             ("-l [::1]:1 -l unix:/a", true, vec!["[::1]:1", "unix:/a"]),
+            ("-l fd:web", false, vec!["fd:web"]),
             ("--no-list", false, vec!["127.0.0.1:8080"]),
             ("-l :80", false, vec!["0.0.0.0:80", "[::]:80"]),
             ("-l :80 --list", true, vec!["0.0.0.0:80", "[::]:80"]),

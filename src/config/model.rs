@@ -191,6 +191,19 @@ pub enum ListenAddr {
     },
     /// A unix stream socket at this absolute path.
     Unix(PathBuf),
+    /// A socket that the service manager hands over under this name (`FileDescriptorName=` of
+    /// systemd.socket(5)): 1 to 255 printable ASCII characters without `:`.
+    Inherited(String),
+}
+
+impl ListenAddr {
+    /// Whether one socket serves both: whether its absence is forgiven makes no other socket.
+    pub fn is_same_socket(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp { address: a, .. }, Self::Tcp { address: b, .. }) => a == b,
+            _ => self == other,
+        }
+    }
 }
 
 impl fmt::Display for ListenAddr {
@@ -199,6 +212,7 @@ impl fmt::Display for ListenAddr {
         match self {
             Self::Tcp { address, .. } => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }

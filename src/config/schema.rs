@@ -337,7 +337,8 @@ const SITE: &[Key] = &[
         "a list of addresses",
         "[\"0.0.0.0:8080\", \"[::]:8080\", \"unix:/run/site.sock\"]",
         "",
-        "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6.",
+        "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6;\n\
+         \"fd:NAME\" is the socket that systemd hands over with FileDescriptorName=NAME.",
     ),
     key(
         "routes",

@@ -387,6 +387,23 @@ fn variables_set_users_and_paths_too() {
 }
 
 #[test]
+fn a_socket_that_is_handed_over_serves_the_sites_that_name_it() {
+    let case = case(
+        "[site.\"a.example\"]\nrespond = 200\nlisten = [\"fd:web\"]\n\
+         [site.\"b.example\"]\nrespond = 404\nlisten = [\"fd:web\", \"fd:my socket\"]\n",
+    );
+    let model = case.model();
+    let names: Vec<_> = model
+        .listeners
+        .iter()
+        .map(|listener| listener.address.to_string())
+        .collect();
+    assert_eq!(names, ["fd:web", "fd:my socket"]);
+    assert_eq!(model.listeners[0].sites.find("a.example"), Some(&0));
+    assert_eq!(model.listeners[0].sites.find("b.example"), Some(&1));
+}
+
+#[test]
 fn a_secret_named_by_a_variable_prints_as_it_is_written() {
     use super::print::{Defaults, to_toml};
     let case = case("[site.\":1\"]\nrespond = 200\nbody = \"file:${DIR}/token\"\n")

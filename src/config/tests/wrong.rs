@@ -553,7 +553,8 @@ group = 4294967295
 sandbox = "strickt"
 sandbox_read = ["missing", 1]
 start_timeout = "99ms"
-{SITE}"#)).errors(), @r#"
+{SITE}listen = ["fd:", "fd:a:b"]
+"#)).errors(), @r#"
     error: `processes` needs a number from 1 to 64
      --> beltway.toml:2:13
       |
@@ -610,6 +611,22 @@ start_timeout = "99ms"
       |
       = help: it has to be at least "100ms"
 
-    7 errors in the configuration
+    error: `fd:` is not the name of a socket that is handed over
+      --> beltway.toml:10:11
+       |
+    10 | listen = ["fd:", "fd:a:b"]
+       |           ^^^^^
+       |
+       = help: write the FileDescriptorName= of the socket unit, such as "fd:web": 1 to 255 printable ASCII characters without a colon
+
+    error: `fd:a:b` is not the name of a socket that is handed over
+      --> beltway.toml:10:18
+       |
+    10 | listen = ["fd:", "fd:a:b"]
+       |                  ^^^^^^^^
+       |
+       = help: write the FileDescriptorName= of the socket unit, such as "fd:web": 1 to 255 printable ASCII characters without a colon
+
+    9 errors in the configuration
     "#);
 }
