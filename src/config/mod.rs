@@ -3,8 +3,10 @@
 //! One tree is made of every source (`sources`): files, environment, `--set` and flags, each value
 //! with its place. `lower` walks the tree once, reports everything that is wrong, and builds the
 //! [`model::Model`] that the cores share. `schema` is the one list of keys: unknown names,
-//! suggestions, defaults and the reference file all come from it.
+//! suggestions, defaults and the reference file all come from it. `bundle` carries a configuration
+//! to another process.
 
+pub mod bundle;
 pub mod diagnostics;
 mod glob;
 mod lower;

@@ -13,12 +13,12 @@ use super::{Loaded, load};
 use crate::http::types::Status;
 
 /// A configuration in a directory of its own, with `www` as a directory to serve.
-struct Case {
+pub(super) struct Case {
     directory: tempfile::TempDir,
-    input: Input,
+    pub(super) input: Input,
 }
 
-fn case(text: &str) -> Case {
+pub(super) fn case(text: &str) -> Case {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("beltway.toml"), text).unwrap();
     fs::create_dir_all(directory.path().join("www/errors")).unwrap();
@@ -36,14 +36,14 @@ fn case(text: &str) -> Case {
 }
 
 impl Case {
-    fn file(self, name: &str, text: &str) -> Self {
+    pub(super) fn file(self, name: &str, text: &str) -> Self {
         let path = self.directory.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
         self
     }
 
-    fn set(mut self, text: &str) -> Self {
+    pub(super) fn set(mut self, text: &str) -> Self {
         self.input.settings.push(Setting::Set(text.into()));
         self
     }
@@ -57,12 +57,12 @@ impl Case {
         self
     }
 
-    fn variable(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn variable(mut self, name: &str, value: &str) -> Self {
         self.input.environment.insert(name.into(), value.into());
         self
     }
 
-    fn loaded(&self) -> Loaded {
+    pub(super) fn loaded(&self) -> Loaded {
         match load(&self.input) {
             Ok(loaded) => loaded,
             Err(diagnostics) => panic!("{}", diagnostics.render(false)),
@@ -418,7 +418,7 @@ fn a_secret_named_by_a_variable_prints_as_it_is_written() {
 }
 
 /// A configuration with everything that can be written.
-const WHOLE: &str = r#"
+pub(super) const WHOLE: &str = r#"
 [server]
 workers = 2
 access_log = "access.log"
@@ -440,7 +440,7 @@ headers = { "X-A" = "quote \" and \\ and \t", X-Token = "file:token", X-B = "${B
 "#;
 
 /// What a model says, without places and without the order of hash tables.
-fn without_maps(model: &Model) -> String {
+pub(super) fn without_maps(model: &Model) -> String {
     use std::fmt::Write as _;
     let mut out = format!("{:?}", model.server);
     for listener in &model.listeners {
