@@ -4,10 +4,11 @@
 //! with its place. `lower` walks the tree once, reports everything that is wrong, and builds the
 //! [`model::Model`] that the cores share. `schema` is the one list of keys: unknown names,
 //! suggestions, defaults and the reference file all come from it. `bundle` carries a configuration
-//! to another process.
+//! to another process, `diff` says what another one would change.
 
 pub mod bundle;
 pub mod diagnostics;
+pub mod diff;
 mod glob;
 mod lower;
 pub mod model;

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::http::router::{HostMap, Router, Template, When};
 use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
@@ -179,7 +181,8 @@ pub struct Listener {
 }
 
 /// Where a listener listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ListenAddr {
     /// TCP. An IPv6 socket always sets `IPV6_V6ONLY`, so that `0.0.0.0` and `[::]` are two sockets.
     Tcp {

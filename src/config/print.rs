@@ -171,7 +171,7 @@ fn write_table<'t>(
 }
 
 /// Writes a value in one line.
-fn write_value(out: &mut String, value: &Value) {
+pub(super) fn write_value(out: &mut String, value: &Value) {
     match value {
         Value::String(text) => string(out, text),
         Value::Integer(number) => {
@@ -202,7 +202,7 @@ fn write_value(out: &mut String, value: &Value) {
 }
 
 /// A key as TOML writes it: bare where that is possible.
-fn key(name: &str) -> String {
+pub(super) fn key(name: &str) -> String {
     let bare = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !name.is_empty() && name.bytes().all(bare) {
         return name.to_owned();
@@ -232,7 +232,7 @@ fn string(out: &mut String, text: &str) {
 }
 
 /// The tree with the names of files made absolute.
-fn absolute(tree: &Table, sources: &Sources) -> Table {
+pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
     let mut tree = tree.clone();
     if let Some(server) = inner_mut(&mut tree, "server") {
         absolute_file(server, "access_log", sources);

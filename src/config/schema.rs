@@ -99,8 +99,10 @@ const fn key(
 }
 
 const BOOLEAN: &str = "true or false";
-const DURATION: &str = "a duration such as \"10s\"";
-const SIZE: &str = "a size such as \"8KiB\"";
+/// What a key takes whose value is a duration.
+pub(super) const DURATION: &str = "a duration such as \"10s\"";
+/// What a key takes whose value is a size.
+pub(super) const SIZE: &str = "a size such as \"8KiB\"";
 
 const TOP: &[Key] = &[
     key(
