@@ -50,6 +50,7 @@ pub(super) struct Flag {
 
 const ANSWERS: &str = "What is served";
 const LISTENING: &str = "Where and how many";
+const RIGHTS: &str = "What workers may do";
 const LOGS: &str = "Logs";
 const OTHER: &str = "Configuration";
 
@@ -83,8 +84,8 @@ pub(super) const FLAGS: &[Flag] = &[
             Kind::Many("ADDR"),
             LISTENING,
             "Where to listen, such as :8080 (every address, IPv4 and IPv6), 127.0.0.1:8080, \
-             [::1]:8080 or unix:/run/web.sock; port 0 is any free one; may be given several \
-             times [default: 127.0.0.1:8080]",
+             [::1]:8080, unix:/run/web.sock or fd:NAME (a socket that systemd hands over); port 0 \
+             is any free one; may be given several times [default: 127.0.0.1:8080]",
         )
     },
     flag(
@@ -194,6 +195,31 @@ pub(super) const FLAGS: &[Flag] = &[
         "How long running requests may take to end after SIGTERM or Ctrl-C [default: 30s]",
     ),
     flag(
+        "user",
+        Table::Server,
+        "user",
+        Kind::Value("NAME"),
+        RIGHTS,
+        "The user that the workers become, a name or a number",
+    ),
+    flag(
+        "group",
+        Table::Server,
+        "group",
+        Kind::Value("NAME"),
+        RIGHTS,
+        "The group that the workers become [default: the user's own]",
+    ),
+    flag(
+        "sandbox",
+        Table::Server,
+        "sandbox",
+        Kind::Optional("auto|strict"),
+        RIGHTS,
+        "Take from the workers what they don't need: what the kernel can enforce, or with strict \
+         all of it or no start; --no-sandbox: nothing [default: auto]",
+    ),
+    flag(
         "access-log",
         Table::Server,
         "access_log",
@@ -273,6 +299,7 @@ impl Flag {
             "hidden-files" => "no-hidden-files",
             "pin" => "no-pin",
             "access-log" => "no-access-log",
+            "sandbox" => "no-sandbox",
             other => other,
         }
     }

@@ -142,6 +142,7 @@ mod tests {
         for (line, list, listen) in [
             ("", true, vec!["127.0.0.1:8080"]),
             ("-l [::1]:1 -l unix:/a", true, vec!["[::1]:1", "unix:/a"]),
+            ("-l fd:web", false, vec!["fd:web"]),
             ("--no-list", false, vec!["127.0.0.1:8080"]),
             ("-l :80", false, vec!["0.0.0.0:80", "[::]:80"]),
             ("-l :80 --list", true, vec!["0.0.0.0:80", "[::]:80"]),
@@ -156,6 +157,29 @@ mod tests {
             assert_eq!(addresses(&model), listen, "{line}");
             assert_eq!(files(&model).root.to_str(), Some("/srv"));
             assert!(!files(&model).hidden_files);
+        }
+    }
+
+    #[test]
+    fn rights_are_flags_too() {
+        use crate::config::model::Sandbox;
+        for (line, user, group, sandbox) in [
+            ("", None, None, Sandbox::Auto),
+            (
+                "--user=www --group 33",
+                Some("www"),
+                Some("33"),
+                Sandbox::Auto,
+            ),
+            ("--user=1000 --sandbox", Some("1000"), None, Sandbox::Auto),
+            ("--sandbox=strict", None, None, Sandbox::Strict),
+            ("--sandbox=strict --no-sandbox", None, None, Sandbox::Off),
+            ("--no-sandbox --sandbox=auto", None, None, Sandbox::Auto),
+        ] {
+            let server = &model(line).server;
+            assert_eq!(server.user.as_deref(), user, "{line}");
+            assert_eq!(server.group.as_deref(), group, "{line}");
+            assert_eq!(server.sandbox, sandbox, "{line}");
         }
     }
 

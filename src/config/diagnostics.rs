@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use serde::{Deserialize, Serialize};
 
 use super::model::Place;
 
 /// Where something is written: a range of bytes in one source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u32, u32)", into = "(u32, u32, u32)")]
 pub struct At {
     /// Index into [`Sources`].
     pub source: u32,
@@ -27,8 +29,20 @@ impl At {
     }
 }
 
+impl From<(u32, u32, u32)> for At {
+    fn from((source, start, end): (u32, u32, u32)) -> Self {
+        Self { source, start, end }
+    }
+}
+
+impl From<At> for (u32, u32, u32) {
+    fn from(at: At) -> Self {
+        (at.source, at.start, at.end)
+    }
+}
+
 /// What kind of source a setting came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceKind {
     /// A configuration file: places have a line and a column.
     File,

@@ -3,15 +3,19 @@
 //! One tree is made of every source (`sources`): files, environment, `--set` and flags, each value
 //! with its place. `lower` walks the tree once, reports everything that is wrong, and builds the
 //! [`model::Model`] that the cores share. `schema` is the one list of keys: unknown names,
-//! suggestions, defaults and the reference file all come from it.
+//! suggestions, defaults and the reference file all come from it. `bundle` carries a configuration
+//! to another process, `diff` says what another one would change.
 
+pub mod bundle;
 pub mod diagnostics;
+pub mod diff;
 mod glob;
 mod lower;
 pub mod model;
 pub mod nearest;
 pub mod print;
 pub mod raw;
+pub mod references;
 pub mod schema;
 pub mod sources;
 pub mod units;
@@ -19,8 +23,10 @@ pub mod units;
 use std::sync::Arc;
 
 use self::diagnostics::{Diagnostics, Sources};
+use self::lower::Outside;
 use self::model::Model;
 use self::raw::Table;
+use self::references::References;
 use self::sources::Input;
 
 /// A configuration that was read and checked.
@@ -32,6 +38,8 @@ pub struct Loaded {
     pub tree: Table,
     /// The sources.
     pub sources: Sources,
+    /// What the strings of the tree refer to.
+    pub references: References,
 }
 
 /// Reads and checks a configuration.
@@ -43,12 +51,26 @@ pub fn load(input: &Input) -> Result<Loaded, Diagnostics> {
     let Some(tree) = sources::read(input, &mut diagnostics) else {
         return Err(diagnostics);
     };
-    let model = lower::lower(&tree, input, &mut diagnostics);
+    let outside = Outside::Machine {
+        environment: &input.environment,
+        check_files: input.check_files,
+    };
+    finish(tree, outside, diagnostics)
+}
+
+/// Checks a tree that was read, and makes the model of it.
+fn finish(
+    tree: Table,
+    outside: Outside<'_>,
+    mut diagnostics: Diagnostics,
+) -> Result<Loaded, Diagnostics> {
+    let (model, references) = lower::lower(&tree, outside, &mut diagnostics);
     if diagnostics.is_empty() {
         Ok(Loaded {
             model: Arc::new(model),
             tree,
             sources: diagnostics.sources,
+            references,
         })
     } else {
         Err(diagnostics)

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::http::router::{HostMap, Router, Template, When};
 use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
@@ -40,6 +42,19 @@ pub struct Server {
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the
     /// descriptor limit.
     pub max_conns: Option<NonZeroUsize>,
+    /// Worker processes of a generation, 1 to 64. Each has all the threads of `workers`.
+    pub processes: NonZeroUsize,
+    /// The user that a worker becomes, a name or a number; `None` leaves the choice to the master.
+    pub user: Option<String>,
+    /// The group that a worker becomes, a name or a number; `None` is the user's own.
+    pub group: Option<String>,
+    /// What is taken from a worker before it serves.
+    pub sandbox: Sandbox,
+    /// What a sandboxed worker may read besides the roots: absolute paths of files or directories.
+    pub sandbox_read: Vec<PathBuf>,
+    /// How long a worker may take to be ready, and a new binary to check the configuration. At
+    /// least 100 ms.
+    pub start_timeout: Duration,
     /// How long exchanges may go on after the first SIGTERM or SIGINT. Zero ends at once.
     pub drain_timeout: Duration,
     /// Sizes and counts that a client can't exceed.
@@ -70,6 +85,17 @@ pub enum Engine {
     Uring,
     /// epoll.
     Epoll,
+}
+
+/// What is taken from a worker before it serves: files, system calls, ring operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Nothing.
+    Off,
+    /// What the kernel can enforce; what it can't is said.
+    Auto,
+    /// Everything, or the start fails.
+    Strict,
 }
 
 /// Sizes and counts that a client can't exceed: the table `[server.limits]`.
@@ -155,7 +181,8 @@ pub struct Listener {
 }
 
 /// Where a listener listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ListenAddr {
     /// TCP. An IPv6 socket always sets `IPV6_V6ONLY`, so that `0.0.0.0` and `[::]` are two sockets.
     Tcp {
@@ -167,6 +194,19 @@ pub enum ListenAddr {
     },
     /// A unix stream socket at this absolute path.
     Unix(PathBuf),
+    /// A socket that the service manager hands over under this name (`FileDescriptorName=` of
+    /// systemd.socket(5)): 1 to 255 printable ASCII characters without `:`.
+    Inherited(String),
+}
+
+impl ListenAddr {
+    /// Whether one socket serves both: whether its absence is forgiven makes no other socket.
+    pub fn is_same_socket(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp { address: a, .. }, Self::Tcp { address: b, .. }) => a == b,
+            _ => self == other,
+        }
+    }
 }
 
 impl fmt::Display for ListenAddr {
@@ -175,6 +215,7 @@ impl fmt::Display for ListenAddr {
         match self {
             Self::Tcp { address, .. } => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }

@@ -170,7 +170,8 @@ fn write_table<'t>(
     rest
 }
 
-fn write_value(out: &mut String, value: &Value) {
+/// Writes a value in one line.
+pub(super) fn write_value(out: &mut String, value: &Value) {
     match value {
         Value::String(text) => string(out, text),
         Value::Integer(number) => {
@@ -200,7 +201,8 @@ fn write_value(out: &mut String, value: &Value) {
     }
 }
 
-fn key(name: &str) -> String {
+/// A key as TOML writes it: bare where that is possible.
+pub(super) fn key(name: &str) -> String {
     let bare = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !name.is_empty() && name.bytes().all(bare) {
         return name.to_owned();
@@ -230,10 +232,11 @@ fn string(out: &mut String, text: &str) {
 }
 
 /// The tree with the names of files made absolute.
-fn absolute(tree: &Table, sources: &Sources) -> Table {
+pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
     let mut tree = tree.clone();
     if let Some(server) = inner_mut(&mut tree, "server") {
         absolute_file(server, "access_log", sources);
+        absolute_file(server, "sandbox_read", sources);
     }
     for entry in inner_mut(&mut tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {
         if let Value::Table(site) = &mut entry.item.value {
@@ -266,11 +269,23 @@ fn absolute_answer(table: &mut Table, sources: &Sources) {
     }
 }
 
+/// The name of a file, or each of a list.
 fn absolute_file(table: &mut Table, name: &str, sources: &Sources) {
-    if let Some((text, at)) = string_mut(table, name) {
+    let Some(entry) = table.entries.iter_mut().find(|entry| entry.key == name) else {
+        return;
+    };
+    let items = match &mut entry.item.value {
+        Value::Array(items) => items.as_mut_slice(),
+        _ => std::slice::from_mut(&mut entry.item),
+    };
+    for item in items {
         // What begins with a variable may be absolute: only its value says so.
-        if text != "-" && !text.is_empty() && !text.starts_with("${") {
-            *text = joined(sources, at, text);
+        if let Value::String(text) = &mut item.value
+            && text != "-"
+            && !text.is_empty()
+            && !text.starts_with("${")
+        {
+            *text = joined(sources, item.at, text);
         }
     }
 }
@@ -278,6 +293,7 @@ fn absolute_file(table: &mut Table, name: &str, sources: &Sources) {
 fn absolute_secret(table: &mut Table, name: &str, sources: &Sources) {
     if let Some((text, at)) = string_mut(table, name)
         && let Some(file) = text.strip_prefix("file:")
+        && !file.starts_with("${")
     {
         *text = format!("file:{}", joined(sources, at, file));
     }

@@ -4,13 +4,14 @@
 //! loses the positions as soon as several sources are merged. Here an override keeps the place it
 //! came from, so that an error in `--set` names `--set`, and everything wrong is found in one run.
 
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{At, Diagnostic, Diagnostics};
 
 /// A value and where it is written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Item {
     /// The value.
     pub value: Value,
@@ -19,7 +20,7 @@ pub struct Item {
 }
 
 /// A value.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Value {
     /// A string, before `${…}` is filled in.
     String(String),
@@ -62,14 +63,15 @@ impl Value {
 }
 
 /// A table, its entries in the order in which they are written. Keys are unique.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Table {
     /// The entries.
     pub entries: Vec<Entry>,
 }
 
 /// One key and its value.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// The key.
     pub key: String,

@@ -99,8 +99,10 @@ const fn key(
 }
 
 const BOOLEAN: &str = "true or false";
-const DURATION: &str = "a duration such as \"10s\"";
-const SIZE: &str = "a size such as \"8KiB\"";
+/// What a key takes whose value is a duration.
+pub(super) const DURATION: &str = "a duration such as \"10s\"";
+/// What a key takes whose value is a size.
+pub(super) const SIZE: &str = "a size such as \"8KiB\"";
 
 const TOP: &[Key] = &[
     key(
@@ -170,6 +172,50 @@ const SERVER: &[Key] = &[
         "\"30s\"",
         "\"30s\"",
         "How long running requests may take to end after SIGTERM or SIGINT.",
+    ),
+    key(
+        "processes",
+        "a number from 1 to 64",
+        "2",
+        "1",
+        "Worker processes, each with all the threads of `workers`. They share the sockets.",
+    ),
+    key(
+        "user",
+        "the name or the number of a user",
+        "\"www-data\"",
+        "",
+        "The user that the workers become when the server is started as root.",
+    ),
+    key(
+        "group",
+        "the name or the number of a group",
+        "\"www-data\"",
+        "",
+        "The group that the workers become. Without it, the user's own.",
+    ),
+    key(
+        "sandbox",
+        "\"auto\", \"strict\", true or false",
+        "\"strict\"",
+        "\"auto\"",
+        "Whether the workers give up what they don't need: other files, programs, new sockets.\n\
+         \"auto\" and true take what the kernel can enforce, \"strict\" all of it or no start.",
+    ),
+    key(
+        "sandbox_read",
+        "a path or a list of paths",
+        "[\"/srv/shared\"]",
+        "",
+        "Further files and directories that sandboxed workers may read, such as what symbolic\n\
+         links lead to.",
+    ),
+    key(
+        "start_timeout",
+        DURATION,
+        "\"30s\"",
+        "\"30s\"",
+        "How long a worker may take until it serves, and a new version to check the configuration.",
     ),
     key(
         "access_log",
@@ -293,7 +339,8 @@ const SITE: &[Key] = &[
         "a list of addresses",
         "[\"0.0.0.0:8080\", \"[::]:8080\", \"unix:/run/site.sock\"]",
         "",
-        "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6.",
+        "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6;\n\
+         \"fd:NAME\" is the socket that systemd hands over with FileDescriptorName=NAME.",
     ),
     key(
         "routes",

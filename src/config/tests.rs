@@ -13,12 +13,12 @@ use super::{Loaded, load};
 use crate::http::types::Status;
 
 /// A configuration in a directory of its own, with `www` as a directory to serve.
-struct Case {
+pub(super) struct Case {
     directory: tempfile::TempDir,
-    input: Input,
+    pub(super) input: Input,
 }
 
-fn case(text: &str) -> Case {
+pub(super) fn case(text: &str) -> Case {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("beltway.toml"), text).unwrap();
     fs::create_dir_all(directory.path().join("www/errors")).unwrap();
@@ -36,14 +36,14 @@ fn case(text: &str) -> Case {
 }
 
 impl Case {
-    fn file(self, name: &str, text: &str) -> Self {
+    pub(super) fn file(self, name: &str, text: &str) -> Self {
         let path = self.directory.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
         self
     }
 
-    fn set(mut self, text: &str) -> Self {
+    pub(super) fn set(mut self, text: &str) -> Self {
         self.input.settings.push(Setting::Set(text.into()));
         self
     }
@@ -57,12 +57,12 @@ impl Case {
         self
     }
 
-    fn variable(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn variable(mut self, name: &str, value: &str) -> Self {
         self.input.environment.insert(name.into(), value.into());
         self
     }
 
-    fn loaded(&self) -> Loaded {
+    pub(super) fn loaded(&self) -> Loaded {
         match load(&self.input) {
             Ok(loaded) => loaded,
             Err(diagnostics) => panic!("{}", diagnostics.render(false)),
@@ -348,8 +348,77 @@ fn every_example_of_the_list_is_right() {
     assert_eq!(case(&text).model().server, Server::default());
 }
 
+#[test]
+fn what_the_supervisor_needs() {
+    let case = case(&format!(
+        "[server]\nprocesses = 2\nuser = \"www-data\"\ngroup = 33\nsandbox = \"strict\"\n\
+         sandbox_read = [\"www\", \"www/index.html\"]\nstart_timeout = \"100ms\"\n{SITE}"
+    ));
+    let server = &case.model().server;
+    assert_eq!(server.processes.get(), 2);
+    assert_eq!(server.user.as_deref(), Some("www-data"));
+    assert_eq!(server.group.as_deref(), Some("33"));
+    assert_eq!(server.sandbox, Sandbox::Strict);
+    assert_eq!(
+        server.sandbox_read,
+        [case.root(), case.root().join("index.html")]
+    );
+    assert_eq!(server.start_timeout, Duration::from_millis(100));
+    for (written, sandbox) in [
+        ("true", Sandbox::Auto),
+        ("\"auto\"", Sandbox::Auto),
+        ("false", Sandbox::Off),
+    ] {
+        let case = self::case(SITE).set(&format!("server.sandbox={written}"));
+        assert_eq!(case.model().server.sandbox, sandbox);
+    }
+}
+
+#[test]
+fn variables_set_users_and_paths_too() {
+    let case = case(SITE)
+        .variable("BELTWAY_SERVER_USER", "1000")
+        .variable("BELTWAY_SERVER_SANDBOX_READ", "www")
+        .variable("BELTWAY_SERVER_SANDBOX", "false");
+    let server = &case.model().server;
+    assert_eq!(server.user.as_deref(), Some("1000"));
+    assert_eq!(server.sandbox_read, [case.root()]);
+    assert_eq!(server.sandbox, Sandbox::Off);
+}
+
+#[test]
+fn a_socket_that_is_handed_over_serves_the_sites_that_name_it() {
+    let case = case(
+        "[site.\"a.example\"]\nrespond = 200\nlisten = [\"fd:web\"]\n\
+         [site.\"b.example\"]\nrespond = 404\nlisten = [\"fd:web\", \"fd:my socket\"]\n",
+    );
+    let model = case.model();
+    let names: Vec<_> = model
+        .listeners
+        .iter()
+        .map(|listener| listener.address.to_string())
+        .collect();
+    assert_eq!(names, ["fd:web", "fd:my socket"]);
+    assert_eq!(model.listeners[0].sites.find("a.example"), Some(&0));
+    assert_eq!(model.listeners[0].sites.find("b.example"), Some(&1));
+}
+
+#[test]
+fn a_secret_named_by_a_variable_prints_as_it_is_written() {
+    use super::print::{Defaults, to_toml};
+    let case = case("[site.\":1\"]\nrespond = 200\nbody = \"file:${DIR}/token\"\n")
+        .file("token", "secret");
+    let directory = case.input.directory.display().to_string();
+    let loaded = case.variable("DIR", &directory).loaded();
+    let printed = to_toml(&loaded.tree, &loaded.sources, Defaults::Hidden);
+    assert!(
+        printed.contains("body = \"file:${DIR}/token\""),
+        "{printed}"
+    );
+}
+
 /// A configuration with everything that can be written.
-const WHOLE: &str = r#"
+pub(super) const WHOLE: &str = r#"
 [server]
 workers = 2
 access_log = "access.log"
@@ -371,7 +440,7 @@ headers = { "X-A" = "quote \" and \\ and \t", X-Token = "file:token", X-B = "${B
 "#;
 
 /// What a model says, without places and without the order of hash tables.
-fn without_maps(model: &Model) -> String {
+pub(super) fn without_maps(model: &Model) -> String {
     use std::fmt::Write as _;
     let mut out = format!("{:?}", model.server);
     for listener in &model.listeners {

@@ -98,6 +98,10 @@ pub fn bind_missing(
                     file: Some(file),
                 })
             }),
+            ListenAddr::Inherited(_) => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no socket of this name was handed over",
+            )),
             ListenAddr::Tcp {
                 address,
                 companion: false,
@@ -254,13 +258,18 @@ mod tests {
             on(&format!("[::1]:{port}"), true),
             on("127.0.0.1:0", false),
             listener(ListenAddr::Unix("/nonexistent/site.sock".into())),
+            listener(ListenAddr::Inherited("web".into())),
         ])
         .unwrap_err();
         let told: Vec<String> = errors.iter().map(|e| e.address.to_string()).collect();
         let first = format!("127.0.0.1:{port}");
-        assert_eq!(told, [first.as_str(), "unix:/nonexistent/site.sock"]);
+        assert_eq!(
+            told,
+            [first.as_str(), "unix:/nonexistent/site.sock", "fd:web"]
+        );
         assert_eq!(errors[0].error.kind(), io::ErrorKind::AddrInUse);
         assert_eq!(errors[1].error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(errors[2].error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

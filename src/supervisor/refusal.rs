@@ -68,12 +68,20 @@ fn refused(
                 host(address)
             )
         }
-        (Origin::Serve, ListenAddr::Unix(_)) => "listen elsewhere with -l".to_owned(),
+        (Origin::Serve, ListenAddr::Unix(_) | ListenAddr::Inherited(_)) => {
+            "listen elsewhere with -l".to_owned()
+        }
         (Origin::Run, _) => "or change the address in the configuration".to_owned(),
     };
     let port = match address {
         ListenAddr::Tcp { address, .. } => Some(address.port()),
         ListenAddr::Unix(_) => None,
+        ListenAddr::Inherited(name) => {
+            let help =
+                format!("write FileDescriptorName={name} into the socket unit, and start it");
+            let what = format!("can't listen on {address}: {error}");
+            return message(&what, Some(place), &[help, elsewhere]);
+        }
     };
     let (what, help) = match (error.kind(), port) {
         (io::ErrorKind::AddrInUse, Some(_)) if owner.is_some_and(is_this_process) => (
@@ -143,9 +151,10 @@ mod tests {
     use super::*;
 
     fn text(address: &str, kind: io::ErrorKind, owner: Option<&Owner>, origin: Origin) -> String {
-        let address = match address.strip_prefix("unix:") {
-            Some(path) => ListenAddr::Unix(path.into()),
-            None => ListenAddr::Tcp {
+        let address = match address.split_once(':') {
+            Some(("unix", path)) => ListenAddr::Unix(path.into()),
+            Some(("fd", name)) => ListenAddr::Inherited(name.into()),
+            _ => ListenAddr::Tcp {
                 address: address.parse().unwrap(),
                 companion: false,
             },
@@ -187,5 +196,7 @@ mod tests {
         assert!(text("10.9.8.7:80", missing, None, Origin::Run).contains("ip address"));
         let directory = io::ErrorKind::NotFound;
         assert!(text("unix:/no/a", directory, None, Origin::Run).contains("directory"));
+        let unit = text("fd:web", directory, None, Origin::Run);
+        assert!(unit.contains("FileDescriptorName=web"), "{unit}");
     }
 }

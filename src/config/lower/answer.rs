@@ -346,7 +346,7 @@ impl Reader<'_> {
             return None;
         }
         let path = root.join(name);
-        if self.check_files && root.is_dir() && !path.is_file() {
+        if self.checks_files() && root.is_dir() && !path.is_file() {
             let message = format!("the file `{}` doesn't exist", path.display());
             self.diagnostics
                 .push(Diagnostic::new(item.at, message, "").help("create it, or name another one"));

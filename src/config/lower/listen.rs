@@ -10,6 +10,9 @@ use crate::http::router::{HostMap, HostPattern, PatternError};
 /// Longest path of a unix socket in bytes (`sun_path` without its final NUL, unix(7)).
 const UNIX_PATH_MAX: usize = 107;
 
+/// Longest name of a socket that is handed over, in bytes (systemd.socket(5), `FileDescriptorName=`).
+const FD_NAME_MAX: usize = 255;
+
 /// The port of a site whose name has none. Until TLS exists, plain HTTP.
 const DEFAULT_PORT: u16 = 80;
 
@@ -85,7 +88,7 @@ fn both(v4: Ipv4Addr, v6: Ipv6Addr, port: u16) -> Vec<ListenAddr> {
 }
 
 /// Reads one address of `listen`: `:8080` and `*:8080` (IPv4 and IPv6), `localhost:8080` (both
-/// loopback addresses), `0.0.0.0:8080`, `[::1]:8080`, `unix:/path`.
+/// loopback addresses), `0.0.0.0:8080`, `[::1]:8080`, `unix:/path`, `fd:NAME`.
 fn listen_address(text: &str) -> Result<Vec<ListenAddr>, (String, String)> {
     const FORMS: &str =
         "write it such as \":8080\", \"127.0.0.1:8080\", \"[::1]:8080\" or \"unix:/run/site.sock\"";
@@ -103,6 +106,19 @@ fn listen_address(text: &str) -> Result<Vec<ListenAddr>, (String, String)> {
             ));
         }
         return Ok(vec![ListenAddr::Unix(path.into())]);
+    }
+    if let Some(name) = text.strip_prefix("fd:") {
+        let printable = |byte: u8| matches!(byte, b' '..=b'~') && byte != b':';
+        if name.is_empty() || name.len() > FD_NAME_MAX || !name.bytes().all(printable) {
+            return Err((
+                format!("`{text}` is not the name of a socket that is handed over"),
+                format!(
+                    "write the FileDescriptorName= of the socket unit, such as \"fd:web\": 1 to \
+                     {FD_NAME_MAX} printable ASCII characters without a colon"
+                ),
+            ));
+        }
+        return Ok(vec![ListenAddr::Inherited(name.into())]);
     }
     if let Ok(address) = text.parse() {
         return Ok(vec![tcp(address, false)]);
@@ -174,7 +190,7 @@ impl Listeners {
         let known = self
             .list
             .iter_mut()
-            .find(|known| same(&known.address, &address));
+            .find(|known| known.address.is_same_socket(&address));
         let collected = match known {
             Some(known) => known,
             None => {
@@ -264,14 +280,6 @@ fn build_one(collected: Collected, reader: &mut Reader<'_>) -> Option<Listener> 
     }
 }
 
-fn same(a: &ListenAddr, b: &ListenAddr) -> bool {
-    match (a, b) {
-        (ListenAddr::Tcp { address: a, .. }, ListenAddr::Tcp { address: b, .. }) => a == b,
-        (ListenAddr::Unix(a), ListenAddr::Unix(b)) => a == b,
-        _ => false,
-    }
-}
-
 /// Whether one of two different addresses includes the other, so that the kernel would refuse the
 /// second (`EADDRINUSE`).
 fn overlap(a: &ListenAddr, b: &ListenAddr) -> bool {
@@ -357,5 +365,10 @@ mod tests {
             assert!(listen_address(written).is_err(), "{written}");
         }
         assert!(listen_address(&format!("unix:/{}", "a".repeat(107))).is_err());
+        let long = |length| listen_address(&format!("fd:{}", "a".repeat(length)));
+        assert!(long(255).is_ok() && long(256).is_err());
+        for name in ["", "a:b", "\u{e9}", "a\n"] {
+            assert!(listen_address(&format!("fd:{name}")).is_err(), "{name:?}");
+        }
     }
 }

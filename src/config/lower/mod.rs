@@ -11,6 +11,7 @@ mod read;
 mod routes;
 mod server;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::answer::Answer;
@@ -19,17 +20,35 @@ use self::read::Reader;
 use super::diagnostics::{At, Diagnostic, Diagnostics};
 use super::model::{Action, Model, Server, Site};
 use super::raw::{Entry, Table, Value};
+use super::references::References;
 use super::schema::Section;
-use super::sources::Input;
 use crate::http::router::{HostPattern, Pattern};
 
-/// Checks the tree and makes the model of it. What is wrong goes to `diagnostics`; the model is
-/// whole only when that is empty.
-pub(super) fn lower(tree: &Table, input: &Input, diagnostics: &mut Diagnostics) -> Model {
+/// What the sources refer to, and where it is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outside<'a> {
+    /// In this environment, and in the files of this machine.
+    Machine {
+        /// The variables.
+        environment: &'a BTreeMap<String, String>,
+        /// Whether directories and files that are named must exist; else no file is opened.
+        check_files: bool,
+    },
+    /// Here: nothing is asked of the machine, and no file is opened.
+    Known(&'a References),
+}
+
+/// Checks the tree and makes the model of it, and gives what it refers to. What is wrong goes to
+/// `diagnostics`; the model is whole only when that is empty.
+pub(super) fn lower(
+    tree: &Table,
+    outside: Outside<'_>,
+    diagnostics: &mut Diagnostics,
+) -> (Model, References) {
     let mut reader = Reader {
         diagnostics,
-        environment: &input.environment,
-        check_files: input.check_files,
+        outside,
+        references: References::default(),
     };
     reader.unknown_keys(tree, Section::Top);
     let server = match reader.table(tree, Section::Top, "server") {
@@ -53,11 +72,12 @@ pub(super) fn lower(tree: &Table, input: &Input, diagnostics: &mut Diagnostics) 
                 .help("`beltway serve DIR` serves a directory without a file"),
         );
     }
-    Model {
+    let model = Model {
         server,
         listeners,
         sites,
-    }
+    };
+    (model, reader.references)
 }
 
 impl Reader<'_> {

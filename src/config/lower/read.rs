@@ -1,13 +1,14 @@
 //! Reads single values of the tree: each method checks one type and says what is wrong with it.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::diagnostics::{At, Diagnostic, Diagnostics, SourceKind};
+use crate::config::lower::Outside;
 use crate::config::nearest::nearest;
 use crate::config::raw::{Entry, Item, Table, Value};
+use crate::config::references::{self, References, Unfilled};
 use crate::config::schema::Section;
 use crate::config::sources::{read_text, why};
 use crate::config::units;
@@ -16,8 +17,10 @@ use crate::http::router::PatternError;
 /// What is common to the reading of every table.
 pub(super) struct Reader<'a> {
     pub(super) diagnostics: &'a mut Diagnostics,
-    pub(super) environment: &'a BTreeMap<String, String>,
-    pub(super) check_files: bool,
+    /// The world outside of the sources.
+    pub(super) outside: Outside<'a>,
+    /// What was referred to, and what it stands for.
+    pub(super) references: References,
 }
 
 impl Reader<'_> {
@@ -267,12 +270,22 @@ impl Reader<'_> {
             return Some(text);
         };
         let path = self.path(item.at, name);
-        if !self.check_files {
-            return Some(String::new());
-        }
-        match read_text(&path) {
-            Ok(mut text) => {
+        let read = match self.outside {
+            Outside::Machine {
+                check_files: false, ..
+            } => Ok(String::new()),
+            Outside::Machine { .. } => read_text(&path).map(|mut text| {
                 text.truncate(text.trim_end_matches(['\r', '\n']).len());
+                text
+            }),
+            Outside::Known(known) => known.files.get(&path).cloned().ok_or_else(|| {
+                let help = "the text of every file that is referred to has to come along";
+                ("is not known here".to_owned(), help.to_owned())
+            }),
+        };
+        match read {
+            Ok(text) => {
+                self.references.files.insert(path, text.clone());
                 Some(text)
             }
             Err((message, help)) => {
@@ -286,40 +299,27 @@ impl Reader<'_> {
 
     /// Fills `${NAME}` and `${NAME:-default}` in; `$${` is `${`.
     pub(super) fn filled(&mut self, at: At, text: &str) -> Option<String> {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(start) = rest.find("${") {
-            let (before, from) = rest.split_at(start);
-            out.push_str(before);
-            if before.ends_with('$') {
-                out.push('{');
-                rest = &from[2..];
-                continue;
+        let environment = match self.outside {
+            Outside::Machine { environment, .. } => environment,
+            Outside::Known(known) => &known.variables,
+        };
+        let used = &mut self.references.variables;
+        let result = references::fill(text, |name| {
+            let value = environment.get(name)?;
+            used.insert(name.to_owned(), value.clone());
+            Some(value.clone())
+        });
+        let diagnostic = match result {
+            Ok(filled) => return Some(filled),
+            Err(Unfilled::NotClosed) => Diagnostic::new(at, "`${` is not closed", "")
+                .help("write ${NAME} for a variable, or $${ for the characters ${"),
+            Err(Unfilled::NotSet(name)) => {
+                Diagnostic::new(at, format!("the variable `{name}` is not set"), "used here")
+                    .help(format!("set it, or write ${{{name}:-default}}"))
             }
-            let Some(end) = from.find('}') else {
-                self.diagnostics.push(
-                    Diagnostic::new(at, "`${` is not closed", "")
-                        .help("write ${NAME} for a variable, or $${ for the characters ${"),
-                );
-                return None;
-            };
-            let inner = &from[2..end];
-            let (name, default) = match inner.split_once(":-") {
-                Some((name, default)) => (name, Some(default)),
-                None => (inner, None),
-            };
-            let Some(value) = self.environment.get(name).map(String::as_str).or(default) else {
-                self.diagnostics.push(
-                    Diagnostic::new(at, format!("the variable `{name}` is not set"), "used here")
-                        .help(format!("set it, or write ${{{name}:-default}}")),
-                );
-                return None;
-            };
-            out.push_str(value);
-            rest = &from[end + 1..];
-        }
-        out.push_str(rest);
-        Some(out)
+        };
+        self.diagnostics.push(diagnostic);
+        None
     }
 
     /// The absolute path of a name that is written at this place.
@@ -329,9 +329,31 @@ impl Reader<'_> {
         path.components().collect()
     }
 
+    /// Whether directories and files that are named must exist.
+    pub(super) fn checks_files(&self) -> bool {
+        matches!(
+            self.outside,
+            Outside::Machine {
+                check_files: true,
+                ..
+            }
+        )
+    }
+
+    /// Reports a file or a directory that doesn't exist, unless files are not checked.
+    pub(super) fn check_exists(&mut self, item: &Item, path: &Path) {
+        if self.checks_files()
+            && let Err(error) = std::fs::metadata(path)
+        {
+            let message = format!("`{}` {}", path.display(), why(&error));
+            self.diagnostics
+                .push(Diagnostic::new(item.at, message, "").help("create it, or take it away"));
+        }
+    }
+
     /// Reports a directory that can't be read, unless files are not checked.
     pub(super) fn check_directory(&mut self, item: &Item, what: &str, path: &Path) {
-        if !self.check_files {
+        if !self.checks_files() {
             return;
         }
         let error = match std::fs::read_dir(path) {

@@ -1,17 +1,25 @@
 //! `[server]`, `[server.limits]` and `[server.timeouts]`.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::read::Reader;
+use crate::config::diagnostics::Diagnostic;
 use crate::config::model::{
-    AccessLog, Engine, Limits, LogFormat, LogLevel, LogTarget, Server, Timeouts, Workers,
+    AccessLog, Engine, Limits, LogFormat, LogLevel, LogTarget, Sandbox, Server, Timeouts, Workers,
 };
-use crate::config::raw::{Table, Value};
+use crate::config::raw::{Item, Table, Value};
 use crate::config::schema::Section;
 
 /// Most threads: beyond it a number is a slip.
 const WORKERS_MAX: u64 = 1024;
+/// Most worker processes: each has all the threads, and its own memory.
+const PROCESSES_MAX: u64 = 64;
+/// In less time than this no worker gets ready.
+const START_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Longest name of a user or a group in bytes (`LOGIN_NAME_MAX` of Linux).
+const ACCOUNT_NAME_MAX: usize = 256;
 /// Range of the request line and of the header section, in bytes. Below, no browser gets through;
 /// above, a connection's buffer would be a weapon.
 const HEAD_BYTES: std::ops::RangeInclusive<u64> = 256..=1 << 20;
@@ -28,6 +36,12 @@ impl Default for Server {
             engine: Engine::Auto,
             memory_limit: None,
             max_conns: None,
+            processes: NonZeroUsize::MIN,
+            user: None,
+            group: None,
+            sandbox: Sandbox::Auto,
+            sandbox_read: Vec::new(),
+            start_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -87,6 +101,17 @@ impl Reader<'_> {
             max_conns: self
                 .integer(table, AT, "max_conns", 1..=u64::MAX)
                 .and_then(count),
+            processes: self
+                .integer(table, AT, "processes", 1..=PROCESSES_MAX)
+                .and_then(count)
+                .unwrap_or(default.processes),
+            user: self.account(table, "user"),
+            group: self.account(table, "group"),
+            sandbox: self.sandbox(table).unwrap_or(default.sandbox),
+            sandbox_read: self.sandbox_read(table),
+            start_timeout: self
+                .duration(table, AT, "start_timeout", START_TIMEOUT_MIN)
+                .unwrap_or(default.start_timeout),
             drain_timeout: self
                 .duration(table, AT, "drain_timeout", Duration::ZERO)
                 .unwrap_or(default.drain_timeout),
@@ -120,6 +145,82 @@ impl Reader<'_> {
             Value::String(text) if text == "auto" => None,
             _ => self.boolean(table, Section::Server, "pin"),
         }
+    }
+
+    /// A user or a group. Whether it exists is asked where the worker is started: the
+    /// configuration may be checked on another machine.
+    fn account(&mut self, table: &Table, name: &str) -> Option<String> {
+        const AT: Section = Section::Server;
+        let entry = table.get(name)?;
+        let text = match &entry.item.value {
+            // A flag or a variable has no quotes, and a number needs none in a file.
+            Value::Integer(number) => number.to_string(),
+            _ => self.string_of(AT, entry, &entry.item)?,
+        };
+        let digits = text.strip_prefix('-').unwrap_or(&text);
+        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            // The highest means "leave it as it is" to setresuid(2).
+            return match text.parse::<u32>() {
+                Ok(number) if number != u32::MAX => Some(text),
+                _ => {
+                    self.diagnostics.push(
+                        Diagnostic::new(
+                            entry.item.at,
+                            format!("`{name}` is out of range"),
+                            "out of range",
+                        )
+                        .help(format!("it has to be from 0 to {}", u32::MAX - 1)),
+                    );
+                    None
+                }
+            };
+        }
+        // What separates the fields of passwd(5), and what no program takes in a name.
+        let odd = |c: char| c.is_control() || matches!(c, ':' | '/');
+        if text.is_empty() || text.len() > ACCOUNT_NAME_MAX || text.contains(odd) {
+            self.wrong(AT, entry, &entry.item);
+            return None;
+        }
+        Some(text)
+    }
+
+    fn sandbox(&mut self, table: &Table) -> Option<Sandbox> {
+        let words = [("auto", Sandbox::Auto), ("strict", Sandbox::Strict)];
+        let entry = table.get("sandbox")?;
+        match &entry.item.value {
+            Value::Boolean(false) => Some(Sandbox::Off),
+            Value::Boolean(true) => Some(Sandbox::Auto),
+            Value::String(_) => self.word(table, Section::Server, "sandbox", &words),
+            _ => {
+                self.wrong(Section::Server, entry, &entry.item);
+                None
+            }
+        }
+    }
+
+    fn sandbox_read(&mut self, table: &Table) -> Vec<PathBuf> {
+        const AT: Section = Section::Server;
+        let Some(entry) = table.get("sandbox_read") else {
+            return Vec::new();
+        };
+        let items: &[Item] = match &entry.item.value {
+            Value::Array(items) => items,
+            _ => std::slice::from_ref(&entry.item),
+        };
+        let mut paths = Vec::with_capacity(items.len());
+        for item in items {
+            let Some(text) = self.string_of(AT, entry, item) else {
+                continue;
+            };
+            if text.is_empty() {
+                self.wrong(AT, entry, item);
+                continue;
+            }
+            let path = self.path(item.at, &text);
+            self.check_exists(item, &path);
+            paths.push(path);
+        }
+        paths
     }
 
     fn access_log(&mut self, table: &Table) -> Option<AccessLog> {

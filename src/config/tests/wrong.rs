@@ -543,3 +543,90 @@ fn no_site() {
     1 error in the configuration
     "#);
 }
+
+#[test]
+fn what_the_supervisor_can_not_use() {
+    insta::assert_snapshot!(case(&format!(r#"[server]
+processes = 65
+user = ""
+group = 4294967295
+sandbox = "strickt"
+sandbox_read = ["missing", 1]
+start_timeout = "99ms"
+{SITE}listen = ["fd:", "fd:a:b"]
+"#)).errors(), @r#"
+    error: `processes` needs a number from 1 to 64
+     --> beltway.toml:2:13
+      |
+    2 | processes = 65
+      |             ^^ not this
+      |
+      = help: write it such as processes = 2
+
+    error: `user` needs the name or the number of a user
+     --> beltway.toml:3:8
+      |
+    3 | user = ""
+      |        ^^ not this
+      |
+      = help: write it such as user = "www-data"
+
+    error: `group` is out of range
+     --> beltway.toml:4:9
+      |
+    4 | group = 4294967295
+      |         ^^^^^^^^^^ out of range
+      |
+      = help: it has to be from 0 to 4294967294
+
+    error: `sandbox` can't be "strickt"
+     --> beltway.toml:5:11
+      |
+    5 | sandbox = "strickt"
+      |           ^^^^^^^^^ unknown value
+      |
+      = help: did you mean "strict"?
+
+    error: `DIR/missing` doesn't exist
+     --> beltway.toml:6:17
+      |
+    6 | sandbox_read = ["missing", 1]
+      |                 ^^^^^^^^^
+      |
+      = help: create it, or take it away
+
+    error: `sandbox_read` needs a path or a list of paths
+     --> beltway.toml:6:28
+      |
+    6 | sandbox_read = ["missing", 1]
+      |                            ^ this is an integer
+      |
+      = help: write it such as sandbox_read = ["/srv/shared"]
+
+    error: `start_timeout` is out of range
+     --> beltway.toml:7:17
+      |
+    7 | start_timeout = "99ms"
+      |                 ^^^^^^ out of range
+      |
+      = help: it has to be at least "100ms"
+
+    error: `fd:` is not the name of a socket that is handed over
+      --> beltway.toml:10:11
+       |
+    10 | listen = ["fd:", "fd:a:b"]
+       |           ^^^^^
+       |
+       = help: write the FileDescriptorName= of the socket unit, such as "fd:web": 1 to 255 printable ASCII characters without a colon
+
+    error: `fd:a:b` is not the name of a socket that is handed over
+      --> beltway.toml:10:18
+       |
+    10 | listen = ["fd:", "fd:a:b"]
+       |                  ^^^^^^^^
+       |
+       = help: write the FileDescriptorName= of the socket unit, such as "fd:web": 1 to 255 printable ASCII characters without a colon
+
+    9 errors in the configuration
+    "#);
+}

@@ -28,6 +28,7 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     targets::body::TARGET,
+    targets::bundle::TARGET,
     targets::config::TARGET,
     targets::date::TARGET,
     targets::range::TARGET,
@@ -115,6 +116,11 @@ mod tests {
     #[test]
     fn body() {
         smoke("body");
+    }
+
+    #[test]
+    fn bundle() {
+        run_bounded(find("bundle").expect("a target of that name"), 0, 20_000);
     }
 
     #[test]

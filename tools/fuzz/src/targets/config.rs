@@ -3,6 +3,8 @@
 //! The input is a file. Nothing else is read: no included file, no secret, no directory.
 
 use crate::Target;
+use beltway::config::bundle::{pack, unpack};
+use beltway::config::diff::diff;
 use beltway::config::print::{Defaults, to_json, to_toml};
 use beltway::config::sources::Input;
 use beltway::config::{Loaded, load};
@@ -42,7 +44,7 @@ const CORPUS: &[&[u8]] = &[
 ];
 
 /// Everything wrong is shown, in text and as JSON, and every place is inside its source; what is
-/// right prints as TOML that reads back and prints the same.
+/// right prints as TOML that reads back and prints the same, and is the same in another process.
 fn run(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
@@ -51,6 +53,9 @@ fn run(input: &[u8]) {
         Ok(loaded) => loaded,
         Err(()) => return,
     };
+    let packed = pack(&first).expect("an input is small");
+    let again = unpack(&packed).expect("what was accepted is accepted in another process");
+    assert!(diff(&first, &again).is_empty());
     for defaults in [Defaults::Hidden, Defaults::Shown] {
         let printed = to_toml(&first.tree, &first.sources, defaults);
         let Ok(second) = read(&printed) else {

@@ -1,6 +1,7 @@
 //! One file per target. A new one is listed in `TARGETS` and gets its line in the tests there.
 
 pub mod body;
+pub mod bundle;
 pub mod config;
 pub mod date;
 pub mod range;

@@ -1,0 +1,101 @@
+//! What the strings of a configuration refer to: `${NAME}` is a variable, `file:NAME` the text of a
+//! file.
+//!
+//! What was found is kept beside the tree, which holds the references as they are written: so
+//! nothing that prints the tree prints a secret, and whoever has both needs neither the environment
+//! nor the files.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What the references of one configuration stand for. Only what is referred to is in it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct References {
+    /// Variables that are set, by name.
+    pub variables: BTreeMap<String, String>,
+    /// Texts of files without the line end at their end, by absolute path.
+    pub files: BTreeMap<PathBuf, String>,
+}
+
+impl fmt::Debug for References {
+    /// Names without what they stand for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("References")
+            .field("variables", &self.variables.keys())
+            .field("files", &self.files.keys())
+            .finish()
+    }
+}
+
+/// Why a text can't be filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unfilled {
+    /// `${` without `}`.
+    NotClosed,
+    /// A variable of this name is not set, and the text has no default.
+    NotSet(String),
+}
+
+/// Fills `${NAME}` and `${NAME:-default}` in; `$${` is `${`.
+pub(super) fn fill(
+    text: &str,
+    mut variable: impl FnMut(&str) -> Option<String>,
+) -> Result<String, Unfilled> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let (before, from) = rest.split_at(start);
+        out.push_str(before);
+        if before.ends_with('$') {
+            out.push('{');
+            rest = &from[2..];
+            continue;
+        }
+        let end = from.find('}').ok_or(Unfilled::NotClosed)?;
+        let inner = &from[2..end];
+        let (name, default) = match inner.split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (inner, None),
+        };
+        match (variable(name), default) {
+            (Some(value), _) => out.push_str(&value),
+            (None, Some(default)) => out.push_str(default),
+            (None, None) => return Err(Unfilled::NotSet(name.to_owned())),
+        }
+        rest = &from[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_filled_in_and_dollars_escaped() {
+        let variable = |name: &str| (name == "A").then(|| "x${A}".to_owned());
+        for (text, filled) in [
+            ("a", Ok("a")),
+            ("${A}-${B:-b}", Ok("x${A}-b")),
+            ("${A:-b}", Ok("x${A}")),
+            ("$${A}", Ok("${A}")),
+            ("${A", Err(Unfilled::NotClosed)),
+            ("${B}", Err(Unfilled::NotSet("B".into()))),
+        ] {
+            assert_eq!(fill(text, variable), filled.map(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_for_developers_has_no_secret() {
+        let references = References {
+            variables: [("TOKEN".to_owned(), "hunter2".to_owned())].into(),
+            files: [("/run/key".into(), "hunter3".to_owned())].into(),
+        };
+        let shown = format!("{references:?}");
+        assert!(shown.contains("TOKEN") && shown.contains("/run/key"));
+        assert!(!shown.contains("hunter"), "{shown}");
+    }
+}
