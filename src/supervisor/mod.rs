@@ -2,6 +2,7 @@
 
 mod banner;
 pub mod bind;
+pub mod control;
 mod core_thread;
 mod hook;
 mod limits;
