@@ -6,8 +6,10 @@ pub mod control;
 mod core_thread;
 mod hook;
 mod limits;
+pub mod listen_fds;
 #[cfg(test)]
 mod ok_service;
 mod signals;
 mod sys;
+mod sys_fds;
 pub mod worker;
