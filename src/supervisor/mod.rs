@@ -7,6 +7,7 @@ mod core_thread;
 mod hook;
 mod limits;
 pub mod listen_fds;
+pub mod notify;
 #[cfg(test)]
 mod ok_service;
 mod signals;
