@@ -14,3 +14,5 @@ mod signals;
 mod sys;
 mod sys_fds;
 pub mod worker;
+
+pub use limits::connections_for;
