@@ -181,7 +181,7 @@ fn send(request: protocol::Command, matches: &ArgMatches) -> ExitCode {
         }
         Err(text) => {
             if json {
-                let report = serde_json::json!({ "ok": false, "error": text.trim_end() });
+                let report = serde_json::json!({ "ok": false, "error": error_of(&text) });
                 super::say(&format!("{report:#}\n"));
             } else {
                 super::complain(&text);
@@ -189,6 +189,12 @@ fn send(request: protocol::Command, matches: &ArgMatches) -> ExitCode {
             ExitCode::from(super::exit::FAILED)
         }
     }
+}
+
+/// What went wrong, without what is there for people alone.
+pub(super) fn error_of(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line)
 }
 
 /// The data of a reply; the text in its place where there is none.
@@ -332,5 +338,9 @@ mod tests {
         assert_eq!(reply_json(&reply)["text"], "x");
         let reply = reply.with_data(serde_json::json!({"pid": 7}));
         assert_eq!(reply_json(&reply)["pid"], 7);
+        assert_eq!(
+            error_of("error: nothing runs\n  = help: x\n"),
+            "nothing runs"
+        );
     }
 }

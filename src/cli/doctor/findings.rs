@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::super::control::error_of;
 use super::facts::{Facts, Sysctls};
 use crate::runtime::engine::caps::EngineKind;
 use crate::supervisor::connections_for;
@@ -109,14 +110,9 @@ pub(super) fn server(status: Result<&Reply, &str>) -> Finding {
             let text = format!("process {pid} runs version {version}, this program is {own}");
             finding(Level::Warn, "server", text, &["beltway upgrade"])
         }
-        Ok(reply) => finding(Level::Bad, "server", first_line(&reply.text), &[]),
-        Err(text) => finding(Level::Warn, "server", first_line(text), &[]),
+        Ok(reply) => finding(Level::Bad, "server", error_of(&reply.text), &[]),
+        Err(text) => finding(Level::Warn, "server", error_of(text), &[]),
     }
-}
-
-fn first_line(text: &str) -> &str {
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line)
 }
 
 fn kernel(facts: &Facts) -> Finding {
