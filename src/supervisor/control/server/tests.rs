@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 
 use super::*;
+use crate::supervisor::control::client;
 use crate::supervisor::control::protocol::{Command, REPLY_BYTES_MAX};
 
 /// How long a test waits for something that has to happen.
@@ -325,4 +326,57 @@ fn an_upgrade_that_fails_leaves_all_as_it_was() {
     assert_eq!(reply(waits).exit, 1);
     let _again = world.send(Command::Status);
     world.request();
+}
+
+/// The master's loop in small: polls what the server names, for as long as it says, until a request
+/// has come.
+fn serve_one(server: &mut ControlServer) -> (RequestId, Request) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let now = Instant::now();
+        assert!(now < until, "no request came");
+        let wake = server
+            .deadline()
+            .map_or(until, |deadline| deadline.min(until));
+        let wait = Timespec::try_from(wake.saturating_duration_since(now)).unwrap();
+        let mut polled: Vec<PollFd<'_>> = server
+            .fds()
+            .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+            .collect();
+        poll(&mut polled, Some(&wait)).unwrap();
+        drop(polled);
+        if let Some(request) = server.ready(Instant::now()).pop() {
+            return request;
+        }
+    }
+}
+
+#[test]
+fn the_command_line_gets_its_answer_from_a_polled_server() {
+    let mut world = World::new();
+    let paths = [world.path()];
+    let caller = std::thread::spawn(move || client::ask(&paths, Command::Status));
+    let (id, request) = serve_one(&mut world.server);
+    assert_eq!(request.command, Command::Status);
+    let long = Reply::done("y".repeat(1 << 20));
+    world.answer(id, &long);
+    let until = Instant::now() + PATIENCE;
+    while world.connections() > 0 {
+        assert!(Instant::now() < until, "the answer isn't taken");
+        world.ready();
+        std::thread::yield_now();
+    }
+    assert_eq!(caller.join().unwrap().unwrap(), long);
+}
+
+#[test]
+fn the_end_of_the_server_is_the_answer_to_stop() {
+    for command in [Command::Stop, Command::Quit] {
+        let mut world = World::new();
+        let paths = [world.path()];
+        let caller = std::thread::spawn(move || client::ask(&paths, command));
+        serve_one(&mut world.server);
+        drop(world.server);
+        assert_eq!(caller.join().unwrap().unwrap().exit, 0);
+    }
 }
