@@ -129,3 +129,60 @@ fn a_one_liner_grows_into_a_file() {
     assert_eq!(run(&["show"]), printed);
     assert!(run(&["check"]).starts_with("ok: beltway.toml: 1 site, 1 listener, 0 routes\n"));
 }
+
+/// The unit with this program in the place of the installed one.
+fn unit(name: &str) -> String {
+    let path = conf().join("systemd").join(name);
+    let text = fs::read_to_string(path).expect("it is there");
+    text.replace("/usr/local/bin/beltway", env!("CARGO_BIN_EXE_beltway"))
+}
+
+#[test]
+fn the_commands_of_the_unit_are_understood() {
+    let unit = unit("beltway.service");
+    let commands = unit.lines().filter_map(|line| {
+        let (key, command) = line.split_once('=')?;
+        ["ExecStart", "ExecReload"]
+            .contains(&key)
+            .then_some(command)
+    });
+    let mut asked = 0;
+    for command in commands {
+        let mut words = command.split(' ');
+        let program = words.next().expect("a command has a program");
+        let output = Command::new(program)
+            .args(words)
+            .arg("--help")
+            .output()
+            .expect("the program starts");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{command}\n{errors}");
+        asked += 1;
+    }
+    assert_eq!(asked, 2);
+}
+
+/// On a machine without systemd there is nobody to ask.
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let units = ["beltway.service", "beltway.socket"].map(|name| {
+        let path = directory.path().join(name);
+        fs::write(&path, unit(name)).expect("it can be written");
+        path
+    });
+    let Ok(output) = Command::new("systemd-analyze")
+        .arg("verify")
+        .args(&units)
+        .output()
+    else {
+        return;
+    };
+    // What other units of the machine are wrong with is none of ours.
+    let ours: Vec<String> = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.contains("beltway"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(ours, [""; 0]);
+}

@@ -2,6 +2,8 @@
 //! there is one model whatever was typed.
 
 mod check;
+mod control;
+mod doctor;
 mod flags;
 mod run;
 mod serve;
@@ -28,7 +30,7 @@ mod exit {
     pub(super) const CONFIG: u8 = 78;
 }
 
-/// Where `run`, `check` and `show` look for a configuration file, in this order.
+/// Where `run`, `check`, `reload` and the others look for a configuration file, in this order.
 const DEFAULT_FILES: [&str; 2] = ["beltway.toml", "/etc/beltway/beltway.toml"];
 
 const EXAMPLES: &str = "\
@@ -39,6 +41,8 @@ Examples:
   beltway serve . --print-config > beltway.toml
   beltway check                        say what is wrong with beltway.toml
   beltway run -c /etc/beltway/beltway.toml
+  beltway reload -c /etc/beltway/beltway.toml
+  beltway doctor                       say what this machine lacks, and the command that mends it
 
 `beltway COMMAND --help` has the flags of a command. Each is a key of the configuration file.
 Variables such as BELTWAY_SERVER_WORKERS=2 set keys of [server] and the tables in it. --set wins
@@ -59,10 +63,13 @@ pub fn main() -> ExitCode {
         Some(("run", matches)) => run::main(matches),
         Some(("check", matches)) => check::main(matches),
         Some(("show", matches)) => show::main(matches),
+        Some(("doctor", matches)) => doctor::main(matches),
+        Some((name, matches)) if let Some(code) = control::main(name, matches) => code,
         // The familiar letters of nginx, and nothing at all.
+        _ if let Some(code) = control::signal(&matches) => code,
         _ if matches.get_flag("T") => show::main(&matches),
         _ if matches.get_flag("t") => check::main(&matches),
-        _ if matches.contains_id("config") => run::main(&matches),
+        _ if matches.contains_id("config") || matches.contains_id("control") => run::main(&matches),
         _ => serve::here(),
     }
 }
@@ -83,6 +90,8 @@ fn command() -> Command {
         .subcommand(run::command())
         .subcommand(check::command())
         .subcommand(show::command())
+        .subcommands(control::commands())
+        .subcommand(doctor::command())
         .arg(config_arg().help("Same as `beltway run -c FILE`"))
         .arg(
             Arg::new("t")
@@ -96,6 +105,8 @@ fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Same as `beltway show`"),
         )
+        .arg(control::signal_arg())
+        .arg(control::control_arg())
 }
 
 /// Prints a usage error, or the help or version that was asked for.
@@ -234,6 +245,10 @@ mod tests {
             "beltway -t -c x.toml",
             "beltway -T",
             "beltway -c x.toml",
+            "beltway run --control /run/x.sock",
+            "beltway -s reload -c x.toml",
+            "beltway doctor --json",
+            "beltway doctor --worker -c x.toml",
         ] {
             let result = command().try_get_matches_from(line.split(' '));
             assert!(result.is_ok(), "{line}: {}", result.unwrap_err());
@@ -243,7 +258,7 @@ mod tests {
             "beltway serve --tls",
             "beltway proxy localhost:3000",
             "beltway run --spa",
-            "beltway -s reload",
+            "beltway -s upgrade",
             "beltway serve a b",
         ] {
             let error = command()
@@ -261,6 +276,14 @@ mod tests {
                 .expect("it is understood");
             let settings = flags::settings(&matches, &[flags::Table::Server]);
             assert!(settings.is_empty(), "{line}: {settings:?}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{}", command.get_name());
         }
     }
 

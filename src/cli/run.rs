@@ -18,14 +18,16 @@ Examples:
   BELTWAY_SERVER_LOG_LEVEL=debug beltway run
   beltway run -c site.toml --access-log
 
-SIGTERM or Ctrl-C lets running requests end, a second one ends at once. There is no reload: a
-change of the file needs a restart.";
+SIGTERM or Ctrl-C lets running requests end, a second one ends at once. SIGHUP or `beltway reload`
+takes a changed file over, SIGUSR1 or `beltway reopen` opens log files again, SIGUSR2 or
+`beltway upgrade` changes the program, and SIGWINCH lets the workers end and keeps the sockets.";
 
 pub(super) fn command() -> Command {
     Command::new("run")
         .about("Serve what a configuration file says, in the foreground")
         .after_help(EXAMPLES)
         .arg(super::config_arg())
+        .arg(super::control::control_arg())
         .args(flags::args(&TABLES))
         .arg(super::print_config_arg())
 }

@@ -118,6 +118,20 @@ impl Budget {
     }
 }
 
+/// How many connections a process with this limit of descriptors (`None` for any number) may hold on
+/// all of its cores together, when nothing else limits them.
+pub fn connections_for(descriptors: Option<u64>, cores: usize) -> usize {
+    let cores = cores.max(1);
+    let means = Means {
+        cores,
+        listeners: 1,
+        descriptors,
+        memory: None,
+        max_conns: None,
+    };
+    Budget::of(means).connections_per_core * cores
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +165,13 @@ mod tests {
             let budget = budget(descriptors, memory, max_conns);
             assert_eq!((budget.connections_per_core, budget.bound), (each, bound));
         }
+    }
+
+    #[test]
+    fn descriptors_alone_say_how_many_connections() {
+        assert_eq!(connections_for(Some(1100), 2), 794);
+        assert_eq!(connections_for(None, 2), 1 << 20);
+        assert_eq!(connections_for(Some(0), 0), 1);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 mod banner;
 pub mod bind;
 mod channel;
+pub mod control;
 mod core_thread;
 mod hook;
 mod limits;
+pub mod listen_fds;
+pub mod notify;
 #[cfg(test)]
 mod ok_service;
 pub mod refusal;
@@ -14,4 +17,7 @@ mod stall;
 pub mod standalone;
 mod sys;
 mod sys_process;
+mod sys_fds;
 pub mod worker;
+
+pub use limits::connections_for;
