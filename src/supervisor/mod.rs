@@ -5,6 +5,7 @@ pub mod bind;
 mod core_thread;
 mod hook;
 mod limits;
+pub mod master;
 #[cfg(test)]
 mod ok_service;
 mod signals;
