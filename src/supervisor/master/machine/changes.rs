@@ -23,7 +23,8 @@ impl Turn<'_> {
             return;
         }
         if waiting.len() >= self.limits.changes_waiting_max {
-            let text = "too many changes wait: ask again when some have ended, see `beltway status`";
+            let text =
+                "too many changes wait: ask again when some have ended, see `beltway status`";
             return self.refuse(request, kind, text);
         }
         waiting.push_back(Waiting { kind, request });
@@ -76,8 +77,7 @@ impl Turn<'_> {
     /// The kind of this change, if it is the one being prepared.
     fn preparing(&self, change: ChangeId) -> Option<Kind> {
         let under_way = self.state.change.as_ref()?;
-        let is_it =
-            under_way.id == change && matches!(under_way.step, Step::Preparing { .. });
+        let is_it = under_way.id == change && matches!(under_way.step, Step::Preparing { .. });
         is_it.then_some(under_way.kind)
     }
 
@@ -187,10 +187,14 @@ impl Turn<'_> {
     }
 
     fn why_full(&self, why: &str) -> String {
-        let deadlines = self.state.generations.iter().filter_map(|it| match it.stage {
-            Stage::Draining { until } => Some(until),
-            _ => None,
-        });
+        let deadlines = self
+            .state
+            .generations
+            .iter()
+            .filter_map(|it| match it.stage {
+                Stage::Draining { until } => Some(until),
+                _ => None,
+            });
         // Seconds rounded up: whoever waits so long isn't refused again.
         let wait = deadlines.min().map_or(0, |until| {
             (until + self.limits.grace).since(self.now).as_secs() + 1
@@ -215,7 +219,8 @@ impl Turn<'_> {
             Kind::Reload => {
                 self.commit(force);
                 self.serve(generation);
-                let text = format!("reloaded by {generation}, since it could not be in place: {why}");
+                let text =
+                    format!("reloaded by {generation}, since it could not be in place: {why}");
                 self.end_change(Outcome::Done { text });
             }
             Kind::Upgrade => {

@@ -280,11 +280,7 @@ impl World {
     fn deliver(&mut self, mut event: Event) {
         let is_ready = matches!(event, Event::Ready { .. });
         match &mut event {
-            Event::Exited { worker, .. } => {
-                if self.processes.remove(worker).is_none() {
-                    return;
-                }
-            }
+            Event::Exited { worker, .. } if self.processes.remove(worker).is_none() => return,
             Event::Ready { worker }
             | Event::Drained { worker }
             | Event::Failed { worker, .. }
@@ -346,7 +342,11 @@ impl World {
         let batch: Vec<_> = actions.clone();
         let mut actions = actions.into_iter();
         while let Some(action) = actions.next() {
-            assert!(self.exit.is_none(), "seed {}: after the exit: {batch:?}", self.seed);
+            assert!(
+                self.exit.is_none(),
+                "seed {}: after the exit: {batch:?}",
+                self.seed
+            );
             match action {
                 Action::Execute => {
                     assert!(self.upgrading.is_some(), "seed {}: {batch:?}", self.seed);
@@ -361,7 +361,12 @@ impl World {
     fn execute(&mut self) {
         if self.random.hits(self.faults.exec_fails) {
             self.seen.exec_failures += 1;
-            self.at(self.now, Event::ExecFailed { why: "ENOEXEC".into() });
+            self.at(
+                self.now,
+                Event::ExecFailed {
+                    why: "ENOEXEC".into(),
+                },
+            );
         } else {
             self.seen.upgrades += 1;
             self.hand_over(true);
@@ -383,9 +388,14 @@ impl World {
                 image,
             } => self.spawn(worker, generation, config, image),
             Action::Apply { worker, config } => self.apply(worker, config),
-            Action::Drain { worker, deadline, .. } => {
+            Action::Drain {
+                worker, deadline, ..
+            } => {
                 assert!(deadline >= self.now, "seed {seed}: {batch:?}");
-                assert!(self.processes.contains_key(&worker), "seed {seed}: {batch:?}");
+                assert!(
+                    self.processes.contains_key(&worker),
+                    "seed {seed}: {batch:?}"
+                );
                 if !self.random.hits(self.faults.drain_hangs) {
                     self.says(worker, 6000 * MS, Event::Drained { worker });
                     if !self.random.hits(self.faults.drain_hangs / 4) {
@@ -414,13 +424,19 @@ impl World {
                 }
             }
             Action::Commit { config } => {
-                assert_eq!(self.configs.insert(config, Fate::Committed), Some(Fate::Open));
+                assert_eq!(
+                    self.configs.insert(config, Fate::Committed),
+                    Some(Fate::Open)
+                );
                 assert!(self.in_force < Some(config), "seed {seed}: {batch:?}");
                 self.in_force = Some(config);
                 self.upgrading = self.upgrading.filter(|it| *it != config);
             }
             Action::Abandon { config } => {
-                assert_eq!(self.configs.insert(config, Fate::Abandoned), Some(Fate::Open));
+                assert_eq!(
+                    self.configs.insert(config, Fate::Abandoned),
+                    Some(Fate::Open)
+                );
                 self.upgrading = self.upgrading.filter(|it| *it != config);
             }
             Action::Answer { request, outcome } => {
@@ -447,13 +463,24 @@ impl World {
 
     fn prepare(&mut self, change: ChangeId, kind: Kind) {
         assert_eq!(self.preparing, None, "seed {}: two changes", self.seed);
-        let open = self.configs.values().filter(|it| **it == Fate::Open).count();
+        let open = self
+            .configs
+            .values()
+            .filter(|it| **it == Fate::Open)
+            .count();
         assert_eq!(open, 0, "seed {}: two changes", self.seed);
         self.preparing = Some((change, kind));
         let when = self.now + self.random.up_to(50 * MS);
         if self.random.hits(self.faults.not_prepared) {
             let text = "line 1".to_owned();
-            return self.at(when, Event::NotPrepared { change, text, code: 78 });
+            return self.at(
+                when,
+                Event::NotPrepared {
+                    change,
+                    text,
+                    code: 78,
+                },
+            );
         }
         let mut when = when;
         if self.random.hits(self.faults.prepare_hangs) {
@@ -464,7 +491,10 @@ impl World {
             false => Placement::NewGeneration(vec!["the engine changes".into()]),
         };
         let processes = if self.random.hits(900) { 2 } else { 1 };
-        let policy = Policy { processes, ..POLICY };
+        let policy = Policy {
+            processes,
+            ..POLICY
+        };
         // The right one is given when it is delivered: the newest is the highest.
         let config = ConfigId(0);
         self.at(
@@ -486,25 +516,44 @@ impl World {
         image: Image,
     ) {
         let seed = self.seed;
-        assert!(!self.stopping, "seed {seed}: {worker} is started while stopping");
+        assert!(
+            !self.stopping,
+            "seed {seed}: {worker} is started while stopping"
+        );
         let fate = self.configs[&config];
-        assert!(fate != Fate::Abandoned, "seed {seed}: {worker} gets {config}");
+        assert!(
+            fate != Fate::Abandoned,
+            "seed {seed}: {worker} gets {config}"
+        );
         assert!(
             fate == Fate::Open || self.in_force == Some(config),
             "seed {seed}: {worker} gets an old {config}"
         );
-        assert!(image == Image::Own || self.upgrading == Some(config), "seed {seed}");
+        assert!(
+            image == Image::Own || self.upgrading == Some(config),
+            "seed {seed}"
+        );
         if self.serving == Some(generation) {
-            assert_eq!(self.spawned[&generation].1, Image::Own, "seed {seed}: {worker}");
+            assert_eq!(
+                self.spawned[&generation].1,
+                Image::Own,
+                "seed {seed}: {worker}"
+            );
             self.seen.respawns += 1;
             self.respawns.push_back(self.now);
             let window = limits().window;
             let now = self.now;
             self.respawns.retain(|at| *at + window > now);
-            assert!(self.respawns.len() <= limits().budget, "seed {seed}: too many respawns");
+            assert!(
+                self.respawns.len() <= limits().budget,
+                "seed {seed}: too many respawns"
+            );
         } else {
             let before = self.spawned.get(&generation).map_or(0, |it| it.0);
-            assert!(before < POLICY.processes, "seed {seed}: {worker} is one too many");
+            assert!(
+                before < POLICY.processes,
+                "seed {seed}: {worker} is one too many"
+            );
         }
         self.spawned.entry(generation).or_insert((0, image)).0 += 1;
         let process = Process {
@@ -513,7 +562,10 @@ impl World {
             ready: false,
             last_word: self.now,
         };
-        assert!(self.processes.insert(worker, process).is_none(), "seed {seed}");
+        assert!(
+            self.processes.insert(worker, process).is_none(),
+            "seed {seed}"
+        );
         self.plan_life(worker);
     }
 
@@ -559,7 +611,11 @@ impl World {
             "seed {}: {worker} is brought to {config}, which is {fate:?}",
             self.seed
         );
-        assert!(self.processes[&worker].ready, "seed {}: {worker}", self.seed);
+        assert!(
+            self.processes[&worker].ready,
+            "seed {}: {worker}",
+            self.seed
+        );
         let event = if self.random.hits(self.faults.refuses_apply) {
             let why = "root: permission denied".to_owned();
             Event::NotApplied {
@@ -587,12 +643,23 @@ impl World {
             return;
         }
         let deadline = self.machine.deadline();
-        assert!(deadline.is_none_or(|it| it > self.now), "seed {seed}: late deadline");
+        assert!(
+            deadline.is_none_or(|it| it > self.now),
+            "seed {seed}: late deadline"
+        );
         let bound = limits().draining_max + 2;
         assert!(view.generations.len() <= bound, "seed {seed}: {view:#?}");
         assert!(view.waiting <= limits().changes_waiting_max, "seed {seed}");
-        let in_state = |state: &str| view.generations.iter().filter(|it| it.state == state).count();
-        assert!(in_state("serving") <= 1 && in_state("starting") <= 1, "seed {seed}: {view:#?}");
+        let in_state = |state: &str| {
+            view.generations
+                .iter()
+                .filter(|it| it.state == state)
+                .count()
+        };
+        assert!(
+            in_state("serving") <= 1 && in_state("starting") <= 1,
+            "seed {seed}: {view:#?}"
+        );
         match view.phase {
             "running" => {
                 let first = self.in_force.is_none() && in_state("starting") == 1;
@@ -607,7 +674,10 @@ impl World {
             && let Some(id) = serving
         {
             let mut members = self.processes.values().filter(|it| it.generation == id);
-            assert!(members.all(|it| it.ready), "seed {seed}: {id} serves too early");
+            assert!(
+                members.all(|it| it.ready),
+                "seed {seed}: {id} serves too early"
+            );
         }
         self.serving = serving;
     }
@@ -633,20 +703,37 @@ impl World {
             let request = self.ask(self.now, true, Kind::Reload).unwrap();
             self.run_until(self.now + ORDER_WITHIN);
             let answer = &self.requests[&request];
-            assert!(matches!(answer, Some(Outcome::Done { .. })), "seed {seed}: {answer:?}");
+            assert!(
+                matches!(answer, Some(Outcome::Done { .. })),
+                "seed {seed}: {answer:?}"
+            );
             self.is_in_order();
             let request = Some(self.new_request());
-            self.at(self.now, Event::Stop { at_once: false, request });
+            self.at(
+                self.now,
+                Event::Stop {
+                    at_once: false,
+                    request,
+                },
+            );
             self.run_until(self.now + ORDER_WITHIN);
         }
-        assert!(self.exit.is_some(), "seed {seed}: {:#?}", self.machine.view());
+        assert!(
+            self.exit.is_some(),
+            "seed {seed}: {:#?}",
+            self.machine.view()
+        );
     }
 
     fn is_in_order(&self) {
         let seed = self.seed;
         let view = self.machine.view();
         assert_eq!((view.phase, view.waiting), ("running", 0), "seed {seed}");
-        assert_eq!((view.generations.len(), view.change), (1, None), "seed {seed}");
+        assert_eq!(
+            (view.generations.len(), view.change),
+            (1, None),
+            "seed {seed}"
+        );
         let generation = &view.generations[0];
         assert_eq!(Some(generation.config), self.in_force, "seed {seed}");
         for worker in &generation.workers {
@@ -655,7 +742,11 @@ impl World {
             assert_eq!(config, self.in_force, "seed {seed}: {:#?}", generation);
         }
         let left = self.processes.keys().filter(|it| !self.stuck.contains(it));
-        assert_eq!(left.count(), generation.workers.len(), "seed {seed}: workers are left");
+        assert_eq!(
+            left.count(),
+            generation.workers.len(),
+            "seed {seed}: workers are left"
+        );
     }
 }
 

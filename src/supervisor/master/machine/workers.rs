@@ -79,7 +79,10 @@ impl Turn<'_> {
         let Some((g, w)) = self.state.find(worker) else {
             return;
         };
-        let (id, stage) = (self.state.generations[g].id, self.state.generations[g].stage);
+        let (id, stage) = (
+            self.state.generations[g].id,
+            self.state.generations[g].stage,
+        );
         self.state.last_exit = Some((self.now, format!("{worker} ({id}): {cause}")));
         match stage {
             Stage::Starting(_) => {
@@ -217,9 +220,10 @@ impl Turn<'_> {
             return;
         }
         place.applying = None;
-        let is_change = self.state.change.as_ref().is_some_and(
-            |it| matches!(it.step, Step::Applying(force) if force.config == config),
-        );
+        let is_change =
+            self.state.change.as_ref().is_some_and(
+                |it| matches!(it.step, Step::Applying(force) if force.config == config),
+            );
         if silent || !is_change {
             // It neither runs with what it has to, nor can it be brought to.
             self.lost(g, w, text.clone());
@@ -308,7 +312,10 @@ impl Turn<'_> {
                 self.kill(g, w);
             }
             Life::Killed { .. } => {
-                self.exited(worker, "not even KILL ends it, the kernel holds it; left alone");
+                self.exited(
+                    worker,
+                    "not even KILL ends it, the kernel holds it; left alone",
+                );
             }
             Life::Waiting { .. } => self.respawn(g, w),
             Life::Ready | Life::Down => {}
