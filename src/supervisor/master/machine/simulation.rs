@@ -455,6 +455,9 @@ impl World {
                 self.exit = Some(code);
             }
             Action::Log { text, .. } => {
+                if text.contains("starts in place of") {
+                    self.costs_budget();
+                }
                 self.seen.repairs += usize::from(text.contains("serves with all its cores"));
             }
             Action::Execute => unreachable!("performed by the caller"),
@@ -540,14 +543,7 @@ impl World {
                 "seed {seed}: {worker}"
             );
             self.seen.respawns += 1;
-            self.respawns.push_back(self.now);
-            let window = limits().window;
-            let now = self.now;
-            self.respawns.retain(|at| *at + window > now);
-            assert!(
-                self.respawns.len() <= limits().budget,
-                "seed {seed}: too many respawns"
-            );
+            self.costs_budget();
         } else {
             let before = self.spawned.get(&generation).map_or(0, |it| it.0);
             assert!(
@@ -567,6 +563,15 @@ impl World {
             "seed {seed}"
         );
         self.plan_life(worker);
+    }
+
+    /// A respawn, or a generation in place of another.
+    fn costs_budget(&mut self) {
+        let (now, window) = (self.now, limits().window);
+        self.respawns.push_back(now);
+        self.respawns.retain(|at| *at + window > now);
+        let count = self.respawns.len();
+        assert!(count <= limits().budget, "seed {}: {count}", self.seed);
     }
 
     fn plan_life(&mut self, worker: WorkerId) {
@@ -700,6 +705,9 @@ impl World {
             return;
         }
         if !self.stopping {
+            if self.machine.view().phase == "running" {
+                self.is_in_order(true);
+            }
             let request = self.ask(self.now, true, Kind::Reload).unwrap();
             self.run_until(self.now + ORDER_WITHIN);
             let answer = &self.requests[&request];
@@ -707,7 +715,7 @@ impl World {
                 matches!(answer, Some(Outcome::Done { .. })),
                 "seed {seed}: {answer:?}"
             );
-            self.is_in_order();
+            self.is_in_order(false);
             let request = Some(self.new_request());
             self.at(
                 self.now,
@@ -725,7 +733,8 @@ impl World {
         );
     }
 
-    fn is_in_order(&self) {
+    /// `may_be_down`: a worker that said that it can never start waits for a reload.
+    fn is_in_order(&self, may_be_down: bool) {
         let seed = self.seed;
         let view = self.machine.view();
         assert_eq!((view.phase, view.waiting), ("running", 0), "seed {seed}");
@@ -736,7 +745,9 @@ impl World {
         );
         let generation = &view.generations[0];
         assert_eq!(Some(generation.config), self.in_force, "seed {seed}");
-        for worker in &generation.workers {
+        let is_down = |it: &&WorkerView| may_be_down && it.state == "down";
+        let down = generation.workers.iter().filter(is_down).count();
+        for worker in generation.workers.iter().filter(|it| !is_down(it)) {
             assert_eq!((worker.state, worker.lost), ("ready", false), "seed {seed}");
             let config = Some(self.processes[&worker.id].config);
             assert_eq!(config, self.in_force, "seed {seed}: {:#?}", generation);
@@ -744,7 +755,7 @@ impl World {
         let left = self.processes.keys().filter(|it| !self.stuck.contains(it));
         assert_eq!(
             left.count(),
-            generation.workers.len(),
+            generation.workers.len() - down,
             "seed {seed}: workers are left"
         );
     }

@@ -709,6 +709,47 @@ fn reloads_by_signal_that_wait_are_one() {
 }
 
 #[test]
+fn a_change_waits_until_the_workers_of_a_failed_one_are_gone() {
+    let mut master = Master::serving(1);
+    master.ask(1, Kind::Reload);
+    master.ask(2, Kind::Reload);
+    master.prepared(1, 2, because());
+    master.pass(START);
+    master.is_refused(1, 78, "wasn't ready");
+    let prepared = prepare(1, Kind::Reload);
+    master.did(&[prepared, spawn(2, 2, 2), kill(2), abandon(2)]);
+    master.dies(2);
+    master.did(&[prepare(2, Kind::Reload)]);
+}
+
+#[test]
+fn a_worker_that_can_not_be_brought_to_what_is_in_force_is_replaced() {
+    let mut master = Master::serving(2);
+    master.dies(1);
+    master.signal(Kind::Reload);
+    master.prepared(1, 2, Placement::InPlace);
+    master.applied(2, 2);
+    master.ready(3);
+    master.done.clear();
+    master.not_applied(3, 2);
+    master.did(&[spawn(4, 2, 2), spawn(5, 2, 2)]);
+}
+
+#[test]
+fn a_worker_that_takes_an_abandoned_configuration_late_is_brought_back() {
+    let mut master = Master::serving(1);
+    master.signal(Kind::Reload);
+    master.prepared(1, 2, Placement::InPlace);
+    master.pass(START);
+    master.done.clear();
+    master.dies(2);
+    // It may stall, so it is replaced as well.
+    master.did(&[abandon(2), spawn(3, 3, 1)]);
+    master.applied(1, 2);
+    master.did(&[apply(1, 1)]);
+}
+
+#[test]
 fn too_many_changes_are_refused() {
     let mut master = Master::serving(1);
     for request in 0..=16 {
