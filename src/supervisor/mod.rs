@@ -9,6 +9,7 @@ mod hook;
 mod limits;
 pub mod listen_fds;
 pub mod notify;
+pub mod master;
 #[cfg(test)]
 mod ok_service;
 pub mod refusal;
