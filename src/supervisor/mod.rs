@@ -1,5 +1,7 @@
 //! Processes: the worker that wires everything; the master comes above it.
 
+#[cfg(test)]
+mod alone;
 mod banner;
 pub mod bind;
 mod core_thread;
@@ -7,6 +9,7 @@ mod hook;
 mod limits;
 #[cfg(test)]
 mod ok_service;
+pub mod privileges;
 mod signals;
 mod sys;
 pub mod worker;

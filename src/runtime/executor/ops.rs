@@ -110,7 +110,7 @@ impl Core {
     }
 
     /// Asks the ring for what a restricted one refuses, each once, and tells what came of it; `None`
-    /// where there is no ring, or where it doesn't answer within [`FORBIDDEN_TURNS`] turns.
+    /// where there is no ring, or where it doesn't answer within 10 000 turns of the core.
     pub async fn try_forbidden(&self) -> Option<Vec<Forbidden>> {
         if !self.with_engine(Engine::try_forbidden) {
             return None;

@@ -1,6 +1,8 @@
 //! The few calls of the supervisor that need `unsafe`, each behind a safe signature with its reason.
 #![allow(unsafe_code)]
 
+pub(super) mod accounts;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
