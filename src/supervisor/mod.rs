@@ -10,6 +10,7 @@ mod limits;
 #[cfg(test)]
 mod ok_service;
 pub mod privileges;
+pub mod sandbox;
 mod signals;
 mod sys;
 pub mod worker;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub(super) mod accounts;
+pub(super) mod filter;
 
 use std::io;
 use std::mem::MaybeUninit;
