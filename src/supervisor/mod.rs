@@ -1,5 +1,7 @@
 //! Processes: the worker that wires everything; the master comes above it.
 
+#[cfg(test)]
+mod alone;
 mod banner;
 pub mod bind;
 mod channel;
@@ -13,6 +15,8 @@ pub mod master;
 #[cfg(test)]
 mod ok_service;
 pub mod refusal;
+pub mod privileges;
+pub mod sandbox;
 mod signals;
 mod stall;
 pub mod standalone;

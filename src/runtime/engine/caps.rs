@@ -59,6 +59,7 @@ pub struct RingFlags {
     single_issuer: bool,
     defer_taskrun: bool,
     no_sqarray: bool,
+    restricted: bool,
 }
 
 impl RingFlags {
@@ -68,6 +69,7 @@ impl RingFlags {
         single_issuer: true,
         defer_taskrun: true,
         no_sqarray: true,
+        restricted: false,
     };
 
     pub(crate) fn build(self, sq: u32, cq: u32) -> io::Result<IoUring> {
@@ -88,7 +90,15 @@ impl RingFlags {
         if self.no_sqarray {
             builder.setup_no_sqarray();
         }
+        if self.restricted {
+            builder.setup_r_disabled();
+        }
         builder.build(sq)
+    }
+
+    /// Whether the ring is to be restricted to what the engine uses before it is enabled.
+    pub(crate) fn restricted(self) -> bool {
+        self.restricted
     }
 
     /// Flags to try, the best first: each step gives up what came to the kernel last.
@@ -138,11 +148,27 @@ impl RingFlags {
     }
 }
 
+/// Whether rings take nothing but what the engine uses: no socket is made, bound or listened on
+/// through them, and no driver commanded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restriction {
+    /// There is no ring to restrict.
+    NoRing,
+    /// They were made disabled, restricted and then enabled (kernel 5.10).
+    Enforced,
+    /// They take everything, because of this.
+    Missing(String),
+    /// They take everything: nobody asked for less.
+    Off,
+}
+
 /// What to build each core's engine from, and why.
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// The flags of the ring, `None` for epoll.
     ring: Option<RingFlags>,
+    /// What its rings refuse.
+    restriction: Restriction,
     /// Why this engine, in words for the log.
     pub reason: String,
 }
@@ -157,19 +183,35 @@ impl Selection {
         }
     }
 
-    /// Chooses the engine for this process.
+    /// What the rings of this engine refuse.
+    pub fn restriction(&self) -> &Restriction {
+        &self.restriction
+    }
+
+    /// Chooses the engine for this process; its rings are restricted where the kernel can do that.
     ///
     /// # Errors
     /// When io_uring was demanded and can't be had; the text says why and what to do.
     pub fn choose(choice: EngineChoice) -> Result<Self, String> {
+        Self::choose_with(choice, true)
+    }
+
+    /// Chooses the engine for this process. `restrict`: its rings are to refuse what the engine does
+    /// not use; where that can't be had, [`Self::restriction`] says why, and the engine is chosen
+    /// without.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn choose_with(choice: EngineChoice, restrict: bool) -> Result<Self, String> {
         if choice == EngineChoice::Epoll {
             return Ok(Self {
                 ring: None,
+                restriction: Restriction::NoRing,
                 reason: "asked for".to_owned(),
             });
         }
-        match (probe(), choice) {
-            (Ok(flags), _) => {
+        match (probe(restrict), choice) {
+            (Ok((flags, restriction)), _) => {
                 let missing = flags.missing();
                 let reason = if missing.is_empty() {
                     "all setup flags, multishot accept and receive work".to_owned()
@@ -178,6 +220,7 @@ impl Selection {
                 };
                 Ok(Self {
                     ring: Some(flags),
+                    restriction,
                     reason,
                 })
             }
@@ -186,6 +229,7 @@ impl Selection {
             )),
             (Err(why), _) => Ok(Self {
                 ring: None,
+                restriction: Restriction::NoRing,
                 reason: format!("no io_uring: {why}"),
             }),
         }
@@ -217,6 +261,7 @@ impl Selection {
     pub fn degraded(&self, why: &io::Error) -> Self {
         Self {
             ring: None,
+            restriction: Restriction::NoRing,
             reason: format!("a ring could not be made: {}", explain(why)),
         }
     }
@@ -263,10 +308,25 @@ pub fn explain(error: &io::Error) -> String {
     }
 }
 
+/// Finds the flags, those of a restricted ring first where one is asked for.
+fn probe(restrict: bool) -> Result<(RingFlags, Restriction), String> {
+    if !restrict {
+        return find_flags(false).map(|flags| (flags, Restriction::Off));
+    }
+    match find_flags(true) {
+        Ok(flags) => Ok((flags, Restriction::Enforced)),
+        Err(why) => find_flags(false).map(|flags| (flags, Restriction::Missing(why))),
+    }
+}
+
 /// Finds the flags, then does a real multishot accept and receive.
-fn probe() -> Result<RingFlags, String> {
+fn find_flags(restricted: bool) -> Result<RingFlags, String> {
     let mut last = None;
     for flags in RingFlags::candidates() {
+        let flags = RingFlags {
+            restricted,
+            ..flags
+        };
         match flags.build(8, 32) {
             Ok(ring) => {
                 drop(ring);

@@ -45,6 +45,22 @@ impl Event {
     }
 }
 
+/// What became of an entry that a restricted ring refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forbidden {
+    /// What it would have done.
+    pub what: &'static str,
+    /// Its result: `-errno`, or what it gave.
+    pub result: i32,
+}
+
+impl Forbidden {
+    /// Whether the ring would not hear of it. A kernel that has no such operation says `EINVAL`.
+    pub fn refused(&self) -> bool {
+        matches!(-self.result, libc::EACCES | libc::EINVAL)
+    }
+}
+
 /// The engine of one core.
 pub(crate) enum Engine {
     /// io_uring.
@@ -155,6 +171,29 @@ impl Engine {
         match self {
             Self::Ring(_) | Self::Poll(_) => Handle::Os(sys::adopt(number)),
             Self::Sim(_) => Handle::Sim(number as u32),
+        }
+    }
+
+    /// Submits what a restricted ring refuses; says whether there is a ring.
+    pub(crate) fn try_forbidden(&mut self) -> bool {
+        let Self::Ring(ring) = self else { return false };
+        ring.try_forbidden();
+        true
+    }
+
+    /// What has become of that: `None` until all is known.
+    pub(crate) fn forbidden_results(&self) -> Option<Vec<Forbidden>> {
+        let Self::Ring(ring) = self else { return None };
+        let all = sqe::forbidden().into_iter().zip(ring.tried());
+        all.map(|((what, _), result)| result.map(|result| Forbidden { what, result }))
+            .collect()
+    }
+
+    /// How many entries the kernel has refused because the ring is restricted.
+    pub(crate) fn refused(&self) -> u64 {
+        match self {
+            Self::Ring(ring) => ring.refused,
+            Self::Poll(_) | Self::Sim(_) => 0,
         }
     }
 

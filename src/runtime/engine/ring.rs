@@ -23,6 +23,7 @@ use crate::runtime::fd::{Closing, Handle};
 use crate::runtime::mailbox::Wake;
 use crate::runtime::op::Op;
 use crate::runtime::slot::SlotKey;
+use crate::runtime::sys;
 
 /// Entries of the submission queue. The overflow queue takes what doesn't fit.
 pub(crate) const SQ_ENTRIES: u32 = 1024;
@@ -48,10 +49,16 @@ pub(crate) struct Ring {
     pub(crate) local: Vec<Event>,
     pub(crate) woken: bool,
     leaked: bool,
+    /// What became of the forbidden entries, while and after they are tried.
+    tried: Option<[Option<i32>; sqe::FORBIDDEN_COUNT]>,
+    /// Entries that the kernel refused because the ring is restricted.
+    pub(crate) refused: u64,
 }
 
 impl Ring {
-    /// A ring with these flags, its buffers registered and the wake eventfd watched.
+    /// A ring with these flags, its buffers registered and the wake eventfd watched. A restricted one
+    /// is made disabled and takes only what the engine uses before it is enabled, by this thread,
+    /// which from then on is the only one that it serves.
     ///
     /// # Errors
     /// What `io_uring_setup(2)` or a registration answers: `ENOMEM` beyond the memory lock limit,
@@ -76,6 +83,10 @@ impl Ring {
         let _ = submitter.register_ring_fd();
         // Blocking file ops go to kernel workers: a few are enough for a cold disk.
         let _ = submitter.register_iowq_max_workers(&mut [8, 2]);
+        if flags.restricted() {
+            submitter.register_restrictions(&mut sqe::restrictions())?;
+            submitter.register_enable_rings()?;
+        }
         let mut enter_flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         if borrowed.params().is_feature_no_iowait() {
             enter_flags |= EnterFlags::NO_IOWAIT;
@@ -91,6 +102,8 @@ impl Ring {
             local: Vec::new(),
             woken: false,
             leaked: false,
+            tried: None,
+            refused: 0,
         };
         engine.push(sqe::wake(wake.fd().as_raw_fd()));
         Ok((engine, buffers))
@@ -206,6 +219,16 @@ impl Ring {
                         rearm |= !more;
                     }
                     bits => {
+                        if let Some(index) = sqe::forbidden_index(bits) {
+                            let result = entry.result();
+                            self.refused += u64::from(result == -libc::EACCES);
+                            self.tried.get_or_insert_default()[index] = Some(result);
+                            if result > 0 {
+                                // Only the entries that make a socket give something: not restricted.
+                                drop(sys::adopt(result));
+                            }
+                            continue;
+                        }
                         let key = SlotKey::from_bits(bits);
                         let buffer = cqueue::buffer_select(entry.flags());
                         if !more && !self.hows.is_empty() {
@@ -224,6 +247,22 @@ impl Ring {
         if rearm {
             self.push(sqe::wake(self.wake.fd().as_raw_fd()));
         }
+    }
+
+    /// Submits every entry that a restricted ring refuses, unless that is being done.
+    pub(crate) fn try_forbidden(&mut self) {
+        if self.tried.is_some_and(|tried| tried.contains(&None)) {
+            return;
+        }
+        self.tried = Some([None; sqe::FORBIDDEN_COUNT]);
+        for (_, entry) in sqe::forbidden() {
+            self.push(entry);
+        }
+    }
+
+    /// What has become of the forbidden entries so far.
+    pub(crate) fn tried(&self) -> [Option<i32>; sqe::FORBIDDEN_COUNT] {
+        self.tried.unwrap_or_default()
     }
 
     /// Gives ring and buffers up without freeing them: an op is still in flight.

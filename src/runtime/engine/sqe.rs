@@ -1,8 +1,9 @@
-//! Ops as submission queue entries.
+//! Ops as submission queue entries, and the list of what a ring may be asked for at all.
 
 use std::os::fd::RawFd;
 
-use io_uring::squeue::Entry;
+use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::{opcode, types};
 use rustix::fs::{CWD, OFlags};
 
@@ -19,6 +20,76 @@ pub(crate) const IGNORED: u64 = u64::MAX;
 
 /// Completions of the poll on the wake eventfd.
 pub(crate) const WAKE: u64 = u64::MAX - 1;
+
+/// Completions of the entries that [`forbidden`] gives: this one, and as many below it as there are.
+const FORBIDDEN_LAST: u64 = u64::MAX - 2;
+
+/// How many entries [`forbidden`] gives.
+pub(crate) const FORBIDDEN_COUNT: usize = 5;
+
+/// Every opcode that the entries below have. A restricted ring refuses all others with `EACCES`.
+const OPCODES: [u8; 9] = [
+    opcode::Nop::CODE,
+    opcode::Accept::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::Close::CODE,
+    opcode::OpenAt2::CODE,
+    opcode::PollAdd::CODE,
+    opcode::Read::CODE,
+    opcode::Recv::CODE,
+    opcode::Send::CODE,
+];
+
+/// Every flag that the entries below have. A restricted ring refuses all others.
+const FLAGS: Flags = Flags::BUFFER_SELECT;
+
+/// `IORING_UNREGISTER_RING_FDS` and `IORING_UNREGISTER_PBUF_RING`: all that a ring registers or takes
+/// back once it runs.
+const REGISTER_OPCODES: [u8; 2] = [21, 23];
+
+/// What a ring may be asked for (`IORING_REGISTER_RESTRICTIONS`, kernel 5.10).
+pub(crate) fn restrictions() -> Vec<Restriction> {
+    let mut all = vec![Restriction::sqe_flags_allowed(FLAGS.bits())];
+    all.extend(OPCODES.map(Restriction::sqe_op));
+    all.extend(REGISTER_OPCODES.map(Restriction::register_op));
+    all
+}
+
+/// Entries that a restricted ring refuses, each with what it would do. Without a restriction they do
+/// no harm: what names a descriptor names none, and a socket that is made is closed at once.
+pub(crate) fn forbidden() -> [(&'static str, Entry); FORBIDDEN_COUNT] {
+    let nothing = types::Fd(-1);
+    let raw = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    let mut all = [
+        (
+            "make a packet socket",
+            opcode::Socket::new(libc::AF_PACKET, raw, 0).build(),
+        ),
+        (
+            "make a netlink socket",
+            opcode::Socket::new(libc::AF_NETLINK, raw, 0).build(),
+        ),
+        (
+            "bind a socket",
+            opcode::Bind::new(nothing, std::ptr::null(), 0).build(),
+        ),
+        ("listen", opcode::Listen::new(nothing, 1).build()),
+        (
+            "command a driver",
+            opcode::UringCmd16::new(nothing, 0).build(),
+        ),
+    ];
+    for (index, (_, entry)) in all.iter_mut().enumerate() {
+        *entry = entry.clone().user_data(FORBIDDEN_LAST - index as u64);
+    }
+    all
+}
+
+/// Which of the [`forbidden`] entries a completion belongs to.
+pub(crate) fn forbidden_index(user_data: u64) -> Option<usize> {
+    let index = usize::try_from(FORBIDDEN_LAST.checked_sub(user_data)?).ok()?;
+    (index < FORBIDDEN_COUNT).then_some(index)
+}
 
 /// What an `OPENAT2` points to besides the path. It lives in the op's box until the completion.
 pub(crate) fn open_how(op: &Op) -> Option<Box<types::OpenHow>> {
@@ -93,7 +164,15 @@ pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> En
         }
         Op::Offload(_) => opcode::Nop::new().build(),
     };
+    debug_assert!(may(&entry), "an op that a restricted ring refuses");
     entry.user_data(key.to_bits())
+}
+
+/// Whether a restricted ring takes this entry's opcode.
+fn may(entry: &Entry) -> bool {
+    OPCODES
+        .iter()
+        .any(|opcode| u32::from(*opcode) == entry.get_opcode())
 }
 
 /// The cancellation of an op; its own completion is ignored.
@@ -116,4 +195,95 @@ pub(crate) fn wake(number: RawFd) -> Entry {
         .multi(true)
         .build()
         .user_data(WAKE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::buf::BufPool;
+    use crate::runtime::engine::Engine;
+    use crate::runtime::engine::poll::Poll;
+    use crate::runtime::executor::Core;
+    use crate::runtime::mailbox::Wake;
+    use crate::runtime::op::OpenRequest;
+    use crate::runtime::slot::SlotTable;
+    use rustix::fs::ResolveFlags;
+
+    /// One of every op, with its variations.
+    fn ops(core: &Core) -> Vec<Op> {
+        let fd = || core.own(tempfile::tempfile().unwrap().into());
+        let ops = vec![
+            Op::Accept {
+                listener: fd(),
+                one: false,
+            },
+            Op::Accept {
+                listener: fd(),
+                one: true,
+            },
+            Op::Recv { socket: fd() },
+            Op::Send {
+                socket: fd(),
+                data: vec![1],
+                from: 0,
+                more: true,
+            },
+            Op::Ready {
+                fd: fd(),
+                interest: Interest::Readable,
+            },
+            Op::Open(Box::new(OpenRequest {
+                dir: None,
+                path: c"/".into(),
+                flags: OFlags::PATH,
+                resolve: ResolveFlags::empty(),
+            })),
+            Op::Read {
+                file: fd(),
+                data: Vec::new(),
+                len: 1,
+                offset: 0,
+            },
+            Op::Offload(Box::new(|| Box::new(()))),
+        ];
+        for op in &ops {
+            // No wildcard: whoever adds an op is led here, and adds it above.
+            match op {
+                Op::Accept { .. } | Op::Recv { .. } | Op::Send { .. } | Op::Ready { .. } => {}
+                Op::Open(_) | Op::Read { .. } | Op::Offload(_) => {}
+            }
+        }
+        ops
+    }
+
+    #[test]
+    fn every_entry_of_ours_may_pass_and_no_forbidden_one_does() {
+        let wake = Wake::new().unwrap();
+        let poll = Engine::Poll(Box::new(Poll::new(&wake).unwrap()));
+        let core = Core::new(poll, BufPool::software(4), wake, None);
+        let mut slots = SlotTable::default();
+        let key = slots.insert(ops(&core).remove(0), None, None).ok().unwrap();
+        for mut op in ops(&core) {
+            let how = open_how(&op);
+            let how = how
+                .as_ref()
+                .map_or(std::ptr::null(), |how| &raw const **how);
+            assert!(may(&entry(key, &mut op, how)));
+        }
+        for entry in [cancel(key), close(0), wake_entry()] {
+            assert!(may(&entry));
+        }
+        for (index, (what, entry)) in forbidden().into_iter().enumerate() {
+            assert!(!may(&entry), "{what} would pass");
+            assert_eq!(forbidden_index(entry.get_user_data()), Some(index));
+        }
+        for other in [IGNORED, WAKE, key.to_bits(), FORBIDDEN_LAST - 5] {
+            assert_eq!(forbidden_index(other), None);
+        }
+        assert!(core.shut_down());
+    }
+
+    fn wake_entry() -> Entry {
+        wake(0)
+    }
 }

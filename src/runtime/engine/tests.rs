@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::caps::{EngineChoice, Selection};
+use super::caps::{EngineChoice, EngineKind, Restriction, Selection};
 use crate::runtime::executor::{Core, Usage};
 use crate::runtime::future::Timer;
 use crate::runtime::mailbox::Wake;
@@ -451,4 +451,55 @@ fn a_job_that_found_the_helpers_busy_with_another_core_runs_when_they_are_free()
     assert_eq!(answered.get(), Some(true), "the job was forgotten");
     assert_eq!(core.panics(), 0);
     assert!(core.shut_down());
+}
+
+/// What comes of the forbidden entries on a core of this selection, and how many it counts as refused.
+fn try_forbidden(selection: &Selection) -> (Option<Vec<super::Forbidden>>, u64) {
+    let core = selection.core(Wake::new().unwrap(), None).unwrap();
+    let tried = Rc::new(RefCell::new(None));
+    let (inner, told) = (core.clone(), Rc::clone(&tried));
+    core.spawn(async move { *told.borrow_mut() = inner.try_forbidden().await });
+    run(&core);
+    let refused = core.ring_refused();
+    assert!(core.shut_down());
+    (tried.take(), refused)
+}
+
+#[test]
+fn a_restricted_ring_refuses_what_the_engine_does_not_use() {
+    let selection = Selection::choose(EngineChoice::Auto).unwrap();
+    if *selection.restriction() != Restriction::Enforced {
+        eprintln!("skipped: {:?}", selection.restriction());
+        return;
+    }
+    let (tried, refused) = try_forbidden(&selection);
+    let tried = tried.expect("a ring answers");
+    assert!(tried.iter().all(super::Forbidden::refused), "{tried:?}");
+    let by_ring = tried.iter().filter(|one| one.result == -libc::EACCES);
+    assert!(
+        refused >= 3 && refused == by_ring.count() as u64,
+        "{tried:?}"
+    );
+}
+
+#[test]
+fn a_ring_that_is_not_restricted_makes_sockets_and_keeps_none() {
+    let selection = Selection::choose_with(EngineChoice::Auto, false).unwrap();
+    if selection.kind() == EngineKind::Epoll {
+        eprintln!("skipped: {}", selection.reason);
+        return;
+    }
+    assert_eq!(*selection.restriction(), Restriction::Off);
+    let (tried, refused) = try_forbidden(&selection);
+    let tried = tried.expect("a ring answers");
+    let netlink = tried.iter().find(|one| one.what.contains("netlink"));
+    assert!(netlink.is_some_and(|one| one.result > 0), "{tried:?}");
+    assert_eq!(refused, 0);
+}
+
+#[test]
+fn without_a_ring_there_is_nothing_to_try() {
+    let selection = Selection::choose(EngineChoice::Epoll).unwrap();
+    assert_eq!(*selection.restriction(), Restriction::NoRing);
+    assert_eq!(try_forbidden(&selection), (None, 0));
 }

@@ -5,12 +5,15 @@ use std::any::Any;
 use rustix::io::Errno;
 
 use super::{COMPLETIONS_PER_SLOT, Core, SEND_BUFFER_KEPT_BYTES, SEND_BUFFERS_KEPT};
-use crate::runtime::engine::{Engine, Event, offload};
+use crate::runtime::engine::{Engine, Event, Forbidden, offload};
 use crate::runtime::fd::Fd;
 use crate::runtime::future::{Many, Once};
 use crate::runtime::op::{Completion, Op, Output};
 use crate::runtime::scope::ScopeId;
 use crate::runtime::slot::{SlotKey, State};
+
+/// Most turns that a refusal may take; the kernel refuses at the submission, in the first one.
+const FORBIDDEN_TURNS: usize = 10_000;
 
 impl Core {
     /// Submits an op with one completion. For tasks alone: elsewhere nobody is there to take it.
@@ -104,6 +107,27 @@ impl Core {
         }
         drop(reaped);
         self.cancel(key);
+    }
+
+    /// Asks the ring for what a restricted one refuses, each once, and tells what came of it; `None`
+    /// where there is no ring, or where it doesn't answer within 10 000 turns of the core.
+    pub async fn try_forbidden(&self) -> Option<Vec<Forbidden>> {
+        if !self.with_engine(Engine::try_forbidden) {
+            return None;
+        }
+        for _ in 0..FORBIDDEN_TURNS {
+            self.yield_turn().await;
+            let results = self.with_engine(|engine| engine.forbidden_results());
+            if results.is_some() {
+                return results;
+            }
+        }
+        None
+    }
+
+    /// How many entries the kernel has refused because this core's ring is restricted.
+    pub fn ring_refused(&self) -> u64 {
+        self.0.engine.borrow().refused()
     }
 
     /// A buffer to build a send in: empty, with room kept from its last use.

@@ -1,6 +1,9 @@
 //! The few calls of the supervisor that need `unsafe`, each behind a safe signature with its reason.
 #![allow(unsafe_code)]
 
+pub(super) mod accounts;
+pub(super) mod filter;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
