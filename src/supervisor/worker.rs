@@ -23,7 +23,8 @@ use super::signals::{Signal, Signals};
 use super::{banner, hook};
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
-use crate::handlers::app::{App, LogRecord};
+use crate::handlers::app::App;
+use crate::handlers::epoch::{LogRecord, NewEpoch};
 use crate::http::session::{Counts, Service, count_limit};
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
@@ -166,8 +167,14 @@ fn app(parts: Parts<'_>) -> Rc<App> {
     let seed = random() << 64 | random();
     let log = parts
         .log
-        .map(|log| -> Box<LogRecord> { Box::new(move |record| log.push(record)) });
-    App::new(parts.core, parts.model, parts.registry, bounds, seed, log)
+        .map(|log| -> Rc<LogRecord> { Rc::new(move |record| log.push(record)) });
+    let first = NewEpoch {
+        id: 1,
+        model: parts.model,
+        listeners: parts.listeners,
+        log,
+    };
+    App::new(parts.core, first, parts.registry, bounds, seed)
 }
 
 /// How far the end has come.
