@@ -342,7 +342,9 @@ impl<S: Service> Connection<S> {
         // The send may take long: shared buffers are not for waiting with.
         input.detach();
         let before = self.sender.taken() + batch.len() as u64;
+        self.unfinished = true;
         let result = self.send_large(batch, body, answer.framing).await;
+        self.unfinished = false;
         if let Some(pending) = answer.pending.take() {
             // What is still in the batch leaves with the next answer, or with the last one.
             let sent = self.sender.taken() + batch.len() as u64;

@@ -223,6 +223,18 @@ struct Connection<S> {
     sender: Sender,
     timer: Timer,
     requests: u64,
+    /// A part of a response has been sent, the rest not yet.
+    unfinished: bool,
+}
+
+impl<S> Drop for Connection<S> {
+    /// When its task is ended, or panics, in the middle of a response, the client has to see that the
+    /// response is not whole.
+    fn drop(&mut self) {
+        if self.unfinished {
+            self.core.reset_on_close(&self.peer.socket);
+        }
+    }
 }
 
 /// Longest time, and most bytes, that a client is listened to after our side of the connection ended.
@@ -251,6 +263,7 @@ pub fn serve<S: Service>(
         timer: Timer::new(&core),
         peer,
         requests: 0,
+        unfinished: false,
         service,
         core,
     };
