@@ -370,3 +370,112 @@ fn is_exhaustion(errno: Errno) -> bool {
         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::engine::caps::{EngineChoice, Selection};
+    use crate::runtime::mailbox::Wake;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// Clients that wait when this is done before anything was accepted, how many of them are served?
+    /// Gives that, and how many are left in the queue.
+    fn served_of_three(
+        choice: EngineChoice,
+        end: impl Fn(&Population, &Listening),
+    ) -> (usize, usize) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let selection = Selection::choose(choice).unwrap();
+        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let (population, listening) = (Rc::<Population>::default(), Listening::new(3));
+        let served = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&served);
+        let shared: Arc<OwnedFd> = Arc::new(socket.try_clone().unwrap().into());
+        core.spawn(accept_loop(
+            core.clone(),
+            core.share(shared),
+            Rc::clone(&population),
+            Rc::clone(&listening),
+            limits(100),
+            move |_, member| {
+                assert_eq!(member.listening().id(), 3);
+                counted.set(counted.get() + 1);
+            },
+            || {},
+        ));
+        let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        end(&population, &listening);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while core.usage().tasks > 0 {
+            assert!(Instant::now() < deadline, "the listener did not end");
+            core.turn(Some(Duration::from_millis(20))).unwrap();
+        }
+        assert!(core.shut_down());
+        let left = std::iter::from_fn(|| socket.accept().ok()).count();
+        (served.get(), left)
+    }
+
+    #[test]
+    fn the_queue_is_taken_at_the_end_or_left_to_another_process() {
+        for choice in [EngineChoice::Auto, EngineChoice::Epoll] {
+            let ends: [(fn(&Population, &Listening), _); 6] = [
+                (|all, _| all.close(Rest::Take), (3, 0)),
+                (|all, _| all.close(Rest::Leave), (0, 3)),
+                (|_, one| one.close(Rest::Take), (3, 0)),
+                (|_, one| one.close(Rest::Leave), (0, 3)),
+                // What was said of the socket itself goes first, and what was said first stays.
+                (
+                    |all, one| (all.close(Rest::Leave), one.close(Rest::Take)).0,
+                    (3, 0),
+                ),
+                (
+                    |_, one| (one.close(Rest::Leave), one.close(Rest::Take)).0,
+                    (0, 3),
+                ),
+            ];
+            for (index, (end, expected)) in ends.into_iter().enumerate() {
+                assert_eq!(served_of_three(choice, end), expected, "case {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_goes_on_and_never_back() {
+        let listening = Listening::new(0);
+        let stages = || {
+            (
+                listening.closed(),
+                listening.draining(),
+                listening.expired(),
+            )
+        };
+        assert_eq!(stages(), (false, false, false));
+        listening.close(Rest::Leave);
+        assert_eq!(stages(), (true, false, false));
+        listening.expire();
+        assert_eq!(stages(), (true, true, true));
+        listening.drain();
+        assert_eq!(stages(), (true, true, true));
+    }
+
+    #[test]
+    fn what_a_socket_keeps_goes_with_its_last_connection() {
+        let selection = Selection::choose(EngineChoice::Epoll).unwrap();
+        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let (population, listening) = (Rc::<Population>::default(), Listening::new(0));
+        let kept = Rc::new(5_u64);
+        listening.keep(Rc::clone(&kept) as Rc<dyn Any>);
+        let member = population.enter(&core, &listening);
+        assert_eq!((population.open(), listening.open()), (1, 1));
+        drop(listening);
+        assert_eq!(member.listening().kept::<u64>(), Some(Rc::clone(&kept)));
+        assert_eq!(member.listening().kept::<u32>(), None);
+        drop(member);
+        assert_eq!((population.open(), Rc::strong_count(&kept)), (0, 1));
+    }
+}

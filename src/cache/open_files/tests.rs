@@ -305,3 +305,35 @@ fn a_file_that_has_just_been_written_is_read_again() {
         }
     });
 }
+
+#[test]
+fn a_root_goes_with_its_last_holder_and_its_name_is_never_used_again() {
+    with_root(Bounds::default(), |_, files, root| async move {
+        let (one, two) = (root.join("one"), root.join("two"));
+        for dir in [&one, &two] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("f"), "content").unwrap();
+        }
+        let first = files.add_root(one.clone(), Links::Beneath);
+        let second = files.add_root(one.clone(), Links::Beneath);
+        let other = files.add_root(two, Links::Beneath);
+        let id = first.id();
+        assert_eq!(id, second.id());
+        files.look_up(id, "f", None).await;
+        files.look_up(other.id(), "f", None).await;
+        drop(first);
+        assert_eq!(files.usage().0, 2, "one holds it still");
+        drop(second);
+        assert_eq!(files.usage().0, 1, "that of the other root");
+        let again = files.add_root(one, Links::Beneath);
+        assert_ne!(again.id(), id);
+        assert!(matches!(files.look_up(id, "f", None).await, Found::Missing));
+        assert_eq!(
+            files.usage().0,
+            1,
+            "nothing is kept for a root that is gone"
+        );
+        let found = files.look_up(again.id(), "f", None).await;
+        assert_eq!(content(&found), Some(&b"content"[..]));
+    });
+}
