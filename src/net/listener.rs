@@ -381,6 +381,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
+    type End = fn(&Population, &Listening);
+
     /// Clients that wait when this is done before anything was accepted, how many of them are served?
     /// Gives that, and how many are left in the queue.
     fn served_of_three(
@@ -423,7 +425,7 @@ mod tests {
     #[test]
     fn the_queue_is_taken_at_the_end_or_left_to_another_process() {
         for choice in [EngineChoice::Auto, EngineChoice::Epoll] {
-            let ends: [(fn(&Population, &Listening), _); 6] = [
+            let ends: [(End, _); 6] = [
                 (|all, _| all.close(Rest::Take), (3, 0)),
                 (|all, _| all.close(Rest::Leave), (0, 3)),
                 (|_, one| one.close(Rest::Take), (3, 0)),
