@@ -17,7 +17,7 @@ use hashbrown::{Equivalent, HashMap};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::root::{Root, open_beneath, open_root};
+use super::root::{Roots, open_beneath, open_root};
 use crate::http::semantics::date;
 use crate::http::semantics::etag::EntityTag;
 use crate::http::semantics::mime;
@@ -28,7 +28,7 @@ use crate::runtime::fd::Fd;
 use crate::runtime::op::{Op, Output};
 use crate::util::clock::since_epoch;
 
-pub use super::root::Links;
+pub use super::root::{Links, RootHandle, RootId};
 
 /// How long an entry is believed: a change has to show within a second.
 const BELIEVED: Duration = Duration::from_millis(900);
@@ -61,10 +61,6 @@ impl Default for Bounds {
         }
     }
 }
-
-/// Names a root of this cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RootId(u32);
 
 /// An open regular file.
 #[derive(Debug)]
@@ -169,7 +165,7 @@ impl Equivalent<Rc<Key>> for KeyRef<'_> {
 pub struct OpenFiles {
     core: Core,
     bounds: Bounds,
-    roots: RefCell<Vec<Root>>,
+    roots: RefCell<Roots>,
     table: RefCell<Table>,
     /// When the control log was told last of a failure, and of how many it was not told since.
     complained: Cell<Option<(Instant, u64)>>,
@@ -187,23 +183,18 @@ impl OpenFiles {
         })
     }
 
-    /// Adds a root: an absolute directory path and the rule for links beneath it.
-    pub fn add_root(&self, path: PathBuf, links: Links) -> RootId {
-        let mut roots = self.roots.borrow_mut();
-        let known = roots
-            .iter()
-            .position(|root| root.path == path && root.links == links);
-        let index = known.unwrap_or_else(|| {
-            roots.push(Root {
-                path,
-                links,
-                dir: None,
-                identity: None,
-                checked: None,
-            });
-            roots.len() - 1
-        });
-        RootId(index as u32)
+    /// Holds a root: an absolute directory path and the rule for links beneath it. Whoever asks for the
+    /// same holds the same.
+    pub fn add_root(self: &Rc<Self>, path: PathBuf, links: Links) -> RootHandle {
+        let id = self.roots.borrow_mut().hold(path, links);
+        RootHandle::new(self, id)
+    }
+
+    /// One holder less of a root.
+    pub(super) fn let_go(&self, id: RootId) {
+        if self.roots.borrow_mut().let_go(id) {
+            self.forget(id);
+        }
     }
 
     /// What is known without asking the kernel; `None` when that is too old, or nothing.
@@ -324,7 +315,7 @@ impl OpenFiles {
         let now = self.core.now();
         let path = {
             let roots = self.roots.borrow();
-            let root = &roots[root.0 as usize];
+            let root = roots.get(root)?;
             if let (Some(at), Some(dir)) = (root.checked, &root.dir)
                 && now.saturating_duration_since(at) < BELIEVED
             {
@@ -335,7 +326,7 @@ impl OpenFiles {
         let opened = open_root(&self.core, &path).await;
         let opened = opened.and_then(|dir| self.core.stat(&dir).map(|stat| (dir, stat)));
         let mut roots = self.roots.borrow_mut();
-        let kept = &mut roots[root.0 as usize];
+        let kept = roots.get_mut(root)?;
         let (dir, stat) = match opened {
             Ok(opened) => opened,
             Err(errno) => {
@@ -365,7 +356,7 @@ impl OpenFiles {
     ) -> Result<Fd, Errno> {
         let (root_path, links) = {
             let roots = self.roots.borrow();
-            let root = &roots[root.0 as usize];
+            let root = roots.get(root)?;
             (root.path.clone(), root.links)
         };
         match coding {
@@ -497,6 +488,10 @@ impl OpenFiles {
         found: Found,
         checked: Instant,
     ) {
+        if self.roots.borrow().get(root).is_err() {
+            // It went while this was looked up, and everything beneath it.
+            return;
+        }
         let bytes = path.len()
             + match &found {
                 Found::File(file) => file.content.as_ref().map_or(0, |content| content.len()),
@@ -571,13 +566,13 @@ impl OpenFiles {
     }
 }
 
-/// Hashes a file of `size` bytes; `None` when it can't be read or is not what its size says.
 /// Whether a file's time lies so short before `now` that a change to come may have the same.
 /// One far in the future was set by hand.
 fn is_recent(time: (i64, u32), now: Duration) -> bool {
     u64::try_from(time.0).is_ok_and(|seconds| Duration::new(seconds, time.1).abs_diff(now) < TICK)
 }
 
+/// Hashes a file of `size` bytes; `None` when it can't be read or is not what its size says.
 fn hash_file(fd: &OwnedFd, size: u64) -> Option<u128> {
     let mut hasher = Xxh3::new();
     let mut block = vec![0; 64 << 10];

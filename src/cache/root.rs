@@ -4,11 +4,13 @@ use std::any::Any;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::open_files::OpenFiles;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::op::{Op, OpenRequest, Output};
@@ -34,13 +36,104 @@ impl Links {
     }
 }
 
+/// Names a root of a cache; none gets the number of one that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootId(u64);
+
+/// Holds a root. With the last holder the root goes, and everything that is known beneath it.
+pub struct RootHandle {
+    files: Rc<OpenFiles>,
+    id: RootId,
+}
+
+impl RootHandle {
+    pub(super) fn new(files: &Rc<OpenFiles>, id: RootId) -> Self {
+        let files = Rc::clone(files);
+        Self { files, id }
+    }
+
+    /// The root's name, which is good while it is held.
+    pub fn id(&self) -> RootId {
+        self.id
+    }
+}
+
+impl Drop for RootHandle {
+    fn drop(&mut self) {
+        self.files.let_go(self.id);
+    }
+}
+
 /// A directory by its path, and the descriptor that it had when it was last looked at.
 pub(super) struct Root {
+    id: RootId,
     pub(super) path: PathBuf,
     pub(super) links: Links,
     pub(super) dir: Option<Fd>,
     pub(super) identity: Option<(u64, u64)>,
     pub(super) checked: Option<Instant>,
+    holders: usize,
+}
+
+/// The roots of one cache: as many as the configurations that live have in all.
+#[derive(Default)]
+pub(super) struct Roots {
+    /// In the order of their numbers.
+    list: Vec<Root>,
+    last: u64,
+}
+
+impl Roots {
+    /// Adds a holder to the root with this path and this rule.
+    pub(super) fn hold(&mut self, path: PathBuf, links: Links) -> RootId {
+        let same = |root: &&mut Root| root.path == path && root.links == links;
+        if let Some(root) = self.list.iter_mut().find(same) {
+            root.holders += 1;
+            return root.id;
+        }
+        self.last += 1;
+        let id = RootId(self.last);
+        self.list.push(Root {
+            id,
+            path,
+            links,
+            dir: None,
+            identity: None,
+            checked: None,
+            holders: 1,
+        });
+        id
+    }
+
+    /// Takes a holder away; says whether the root went with it.
+    pub(super) fn let_go(&mut self, id: RootId) -> bool {
+        let Ok(index) = self.index(id) else {
+            return false;
+        };
+        self.list[index].holders -= 1;
+        let gone = self.list[index].holders == 0;
+        if gone {
+            self.list.remove(index);
+        }
+        gone
+    }
+
+    /// # Errors
+    /// `ENOENT` for a root that nobody holds any more.
+    pub(super) fn get(&self, id: RootId) -> Result<&Root, Errno> {
+        self.index(id).map(|index| &self.list[index])
+    }
+
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) fn get_mut(&mut self, id: RootId) -> Result<&mut Root, Errno> {
+        self.index(id).map(|index| &mut self.list[index])
+    }
+
+    fn index(&self, id: RootId) -> Result<usize, Errno> {
+        let found = self.list.binary_search_by_key(&id, |root| root.id);
+        found.map_err(|_| Errno::NOENT)
+    }
 }
 
 /// Flags for a file that is served: a FIFO must not block the open, a terminal not become ours.

@@ -1,41 +1,31 @@
 //! The dispatch: site by listener and host, route by path and conditions, then the action and what
-//! the route adds to every response.
+//! the route adds to every response. All of it in the configuration of the request ([`AppEpoch`]).
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use foldhash::HashMap;
-
+use super::epoch::{AppEpoch, Epochs, NewEpoch};
 use super::error_page;
-use crate::cache::open_files::{Bounds, Links, OpenFiles, RootId};
-use crate::config::model::{Action, Cors, Files, HeaderOp, Model, Route, Site, Symlinks};
-use crate::http::h1::HeadLimits;
+use crate::cache::open_files::{Bounds, OpenFiles};
+use crate::config::model::{Action, Cors, Files, HeaderOp, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache};
-use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Settings};
+use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
-use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
 use crate::runtime::executor::Core;
 use crate::util::clock::WallClock;
-
-/// Takes one record of the access log; never waits.
-pub type LogRecord = dyn Fn(&Record<'_>);
 
 /// All handlers of one core.
 pub struct App {
     pub(super) core: Core,
     pub(super) files: Rc<OpenFiles>,
-    model: Arc<Model>,
-    /// Roots in the cache, by the address of their settings in the model.
-    roots: HashMap<usize, RootId>,
+    epochs: RefCell<Epochs>,
     router_cache: RefCell<RouterCache>,
     clock: RefCell<WallClock>,
     dates: RefCell<DateCache>,
-    settings: Settings,
     registry: Rc<Registry>,
-    log: Option<Box<LogRecord>>,
     pub(super) random: Cell<u128>,
 }
 
@@ -47,48 +37,50 @@ enum Plan<'m> {
 }
 
 impl App {
-    /// The handlers of a configuration on this core. `seed` is secret and differs for each core.
+    /// The handlers of a core, with its first configuration. `seed` is secret and differs for each core.
     pub fn new(
         core: &Core,
-        model: &Arc<Model>,
+        first: NewEpoch<'_>,
         registry: Rc<Registry>,
         bounds: Bounds,
         seed: u128,
-        log: Option<Box<LogRecord>>,
     ) -> Rc<Self> {
         let files = OpenFiles::new(core, bounds);
-        let mut roots = HashMap::default();
-        for_each_files(model, |settings| {
-            let id = files.add_root(settings.root.clone(), links(settings.symlinks));
-            roots.insert(Arc::as_ptr(settings) as usize, id);
-        });
+        let epochs = Epochs::new(&files, first);
         let mut clock = WallClock::default();
         let now = clock.unix_seconds(core.now());
         Rc::new(Self {
             core: core.clone(),
             files,
-            roots,
+            epochs: RefCell::new(epochs),
             router_cache: RefCell::new(RouterCache::new()),
             clock: RefCell::new(clock),
             dates: RefCell::new(DateCache::new(now)),
-            settings: settings(model),
             registry,
-            log,
-            model: Arc::clone(model),
             random: Cell::new(seed | 1),
         })
+    }
+
+    /// Answers by another configuration from now on: every request that begins later, on whichever
+    /// connection, but for those from listening sockets that it does not have; these keep the last
+    /// configuration that had them. A request in flight ends by the one it began with.
+    pub fn swap(&self, next: NewEpoch<'_>) {
+        let replaced = self.epochs.borrow_mut().swap(&self.files, next);
+        self.router_cache.borrow_mut().clear();
+        // Its end closes files and may end a log: nothing is borrowed meanwhile.
+        drop(replaced);
+    }
+
+    /// The configurations that are alive, oldest first, each with the number of requests that it still
+    /// answers. The last is the current one; the others live by their requests, or by the connections
+    /// of a listening socket that was removed.
+    pub fn epochs(&self) -> Vec<(u64, usize)> {
+        self.epochs.borrow().alive()
     }
 
     /// Seconds since 1970-01-01T00:00:00Z.
     pub(super) fn unix_seconds(&self) -> u64 {
         self.clock.borrow_mut().unix_seconds(self.core.now())
-    }
-
-    pub(super) fn root_of(&self, files: &Arc<Files>) -> RootId {
-        *self
-            .roots
-            .get(&(Arc::as_ptr(files) as usize))
-            .expect("every root of the model is entered")
     }
 
     /// Numbers that a client can't foresee, for boundaries.
@@ -98,12 +90,6 @@ impl App {
         let low = std::hash::BuildHasher::hash_one(&hasher, (high, self.random.get()));
         self.random.set(u128::from(high) << 64 | u128::from(low));
         self.random.get()
-    }
-
-    fn site(&self, request: &Request<'_>, peer: &Peer) -> Option<&Site> {
-        let listener = self.model.listeners.get(peer.listener)?;
-        let index = *listener.sites.find(&request.host)?;
-        self.model.sites.get(index).map(|site| &**site)
     }
 
     /// The most specific route whose conditions hold, and what it leads to.
@@ -146,37 +132,40 @@ impl App {
         (route, plan)
     }
 
-    async fn dispatch(&self, request: &Request<'_>, peer: &Peer) -> Response {
+    async fn dispatch(&self, epoch: &AppEpoch, request: &Request<'_>, peer: &Peer) -> Response {
         if let Some(response) = without_site(request) {
             return response;
         }
-        let Some(site) = self.site(request, peer) else {
+        let Some(site) = epoch.site(request, peer) else {
             return error_page::plain(421);
         };
         let (route, plan) = self.plan(site, request);
         let mut response = match plan {
             _ if is_preflight(request, route) => preflight(),
-            Plan::Files(files) => self.serve_files(files, request).await,
+            Plan::Files(files) => self.serve_files(epoch, files, request).await,
             Plan::Redirect(status, location) => redirect(status, location),
             Plan::Respond(action) => respond(action),
         };
         if response.head.status.0 >= 400 {
-            response = self.with_error_page(route, response).await;
+            response = self.with_error_page(epoch, route, response).await;
         }
         decorate(&mut response.head, route, request);
         response
     }
 
     /// Puts the route's own page in the place of ours, if it has one for this status.
-    async fn with_error_page(&self, route: &Route, response: Response) -> Response {
+    async fn with_error_page(
+        &self,
+        epoch: &AppEpoch,
+        route: &Route,
+        response: Response,
+    ) -> Response {
         let Some(page) = route.error_pages.find(response.head.status) else {
             return response;
         };
         let path = page.path.trim_start_matches('/');
-        match self
-            .whole_file(&page.files, path, response.head.status)
-            .await
-        {
+        let root = epoch.root_of(&page.files);
+        match self.whole_file(root, path, response.head.status).await {
             Some(mut custom) => {
                 for name in ["Allow", "Content-Range", "Retry-After"] {
                     if let Some(value) = response.head.get(name) {
@@ -192,16 +181,18 @@ impl App {
 }
 
 impl Service for App {
-    async fn call(&self, request: &Request<'_>, peer: &Peer) -> Response {
-        self.dispatch(request, peer).await
+    type Epoch = AppEpoch;
+
+    fn epoch(&self, peer: &Peer) -> Rc<AppEpoch> {
+        self.epochs.borrow().of(&peer.listener)
+    }
+
+    async fn call(&self, epoch: &Rc<AppEpoch>, request: &Request<'_>, peer: &Peer) -> Response {
+        self.dispatch(epoch, request, peer).await
     }
 
     fn refusal(&self, status: u16) -> Response {
         error_page::plain(status)
-    }
-
-    fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     fn date(&self) -> DateBlock {
@@ -209,12 +200,12 @@ impl Service for App {
         self.dates.borrow_mut().at(now).clone()
     }
 
-    fn logs(&self) -> bool {
-        self.log.is_some()
+    fn logs(&self, epoch: &AppEpoch) -> bool {
+        epoch.logs()
     }
 
-    fn log(&self, peer: &Peer, exchange: &Exchange<'_>) {
-        let Some(log) = &self.log else { return };
+    fn log(&self, epoch: &AppEpoch, peer: &Peer, exchange: &Exchange<'_>) {
+        let Some(log) = epoch.log() else { return };
         let duration = self.core.now().saturating_duration_since(exchange.started);
         log(&Record {
             remote: peer
@@ -235,50 +226,6 @@ impl Service for App {
 
     fn registry(&self) -> &Rc<Registry> {
         &self.registry
-    }
-}
-
-/// Calls `each` with every set of file settings of a configuration.
-fn for_each_files(model: &Model, mut each: impl FnMut(&Arc<Files>)) {
-    let mut of_route = |route: &Route| {
-        if let Action::Files(files) = &route.action {
-            each(files);
-        }
-        route.error_pages.iter().for_each(|page| each(&page.files));
-    };
-    for site in &model.sites {
-        of_route(&site.fallback);
-        site.router
-            .iter()
-            .flat_map(|(_, routes)| routes)
-            .for_each(|route| of_route(route));
-    }
-}
-
-fn links(symlinks: Symlinks) -> Links {
-    match symlinks {
-        Symlinks::Off => Links::Off,
-        Symlinks::Beneath => Links::Beneath,
-        Symlinks::On => Links::On,
-    }
-}
-
-fn settings(model: &Model) -> Settings {
-    let (limits, timeouts) = (&model.server.limits, &model.server.timeouts);
-    Settings {
-        head: HeadLimits {
-            line_max: limits.request_line,
-            section_max: limits.header_section,
-            fields_max: limits.header_fields,
-        },
-        header_timeout: timeouts.header,
-        idle_timeout: timeouts.idle,
-        progress: ProgressRule {
-            window: timeouts.progress,
-            rate: timeouts.progress_rate,
-        },
-        requests_max: limits.requests_per_connection,
-        body_drain: limits.body_drain,
     }
 }
 

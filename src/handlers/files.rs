@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::app::{App, allowed, method_not_allowed};
+use super::epoch::AppEpoch;
 use super::{error_page, listing};
 use crate::cache::open_files::{Found, OpenFile, RootId};
 use crate::config::model::Files;
@@ -33,13 +34,18 @@ struct Chosen {
 
 impl App {
     /// Answers a request for a file or directory.
-    pub(super) async fn serve_files(&self, files: &Arc<Files>, request: &Request<'_>) -> Response {
+    pub(super) async fn serve_files(
+        &self,
+        epoch: &AppEpoch,
+        files: &Arc<Files>,
+        request: &Request<'_>,
+    ) -> Response {
         match request.method {
             Method::Get | Method::Head => {}
             Method::Options => return allowed(),
             _ => return method_not_allowed(),
         }
-        let root = self.root_of(files);
+        let root = epoch.root_of(files);
         let path = request.path.trim_start_matches('/');
         let (path, is_directory) = match path.strip_suffix('/') {
             Some(path) => (path, true),
@@ -63,12 +69,11 @@ impl App {
     /// A file that answers whole and whatever was asked, under another status: an error page.
     pub(super) async fn whole_file(
         &self,
-        files: &Arc<Files>,
+        root: RootId,
         path: &str,
         status: Status,
     ) -> Option<Response> {
-        let found = self.files.look_up(self.root_of(files), path, None).await;
-        let Found::File(file) = found else {
+        let Found::File(file) = self.files.look_up(root, path, None).await else {
             return None;
         };
         let mut head = ResponseHead::new(status.0);

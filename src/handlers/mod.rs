@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod autoindex;
+pub mod epoch;
 mod error_page;
 mod files;
 mod listing;

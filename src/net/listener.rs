@@ -1,7 +1,10 @@
 //! Accepting connections under the rules of the accept gate.
 
-use std::cell::Cell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -14,58 +17,104 @@ use crate::runtime::op::{Op, Output};
 use crate::runtime::scope::Scope;
 use crate::runtime::task::TaskId;
 
-/// What the listeners and connections of one core know of each other.
+/// What becomes of the connections that wait in the accept queue of a socket that is accepted from no
+/// more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rest {
+    /// They are taken, since the close of the last socket would reset them.
+    #[default]
+    Take,
+    /// They are left to another process, which goes on accepting from the socket.
+    Leave,
+}
+
+/// How far the end of a group of connections has come. Never goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    Open,
+    /// Nothing more is accepted.
+    Closed,
+    /// Each connection ends with its next answer, which says so.
+    Draining,
+    /// Idle connections end at once.
+    Expired,
+}
+
+/// A group of connections of one core, and what their listeners know of it: all of the core, or those
+/// of one listening socket ([`Listening`]). Whoever brings its end one stage further wakes all tasks.
 #[derive(Default)]
 pub struct Population {
     open: Cell<usize>,
-    closed: Cell<bool>,
-    draining: Cell<bool>,
+    stage: Cell<Stage>,
+    rest: Cell<Rest>,
     waiting: Cell<Vec<TaskId>>,
 }
 
 impl Population {
-    /// Connections open on this core.
+    /// Connections that are open.
     pub fn open(&self) -> usize {
         self.open.get()
     }
 
-    /// Lets the listeners end; the caller wakes all tasks. It comes before [`Self::drain`], so that a
-    /// request that waits in the accept queue is begun, and answered like every one that has begun.
-    pub fn close(&self) {
-        self.closed.set(true);
+    /// Lets the listeners end. It comes before [`Self::drain`], so that a request that waits in the
+    /// accept queue is begun, and answered like every one that has begun. The first call decides what
+    /// becomes of the queue.
+    pub fn close(&self, rest: Rest) {
+        if !self.closed() {
+            self.rest.set(rest);
+        }
+        self.advance(Stage::Closed);
     }
 
-    /// Whether the core accepts nothing more.
-    pub fn closed(&self) -> bool {
-        self.closed.get() || self.draining()
-    }
-
-    /// Whether the core accepts nothing more and ends its connections.
-    pub fn draining(&self) -> bool {
-        self.draining.get()
-    }
-
-    /// Begins the drain; the caller wakes all tasks.
+    /// Lets each connection end with its next answer, which says so (`Connection: close`); one that
+    /// idles may still ask. Nothing more is accepted.
     pub fn drain(&self) {
-        self.draining.set(true);
+        self.advance(Stage::Draining);
     }
 
-    /// Counts a connection until the guard is dropped.
-    pub fn enter(self: &Rc<Self>, core: &Core) -> Member {
+    /// Ends idle connections now, and the others with their answer.
+    pub fn expire(&self) {
+        self.advance(Stage::Expired);
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.stage.set(self.stage.get().max(stage));
+    }
+
+    /// Whether nothing more is accepted.
+    pub fn closed(&self) -> bool {
+        self.stage.get() >= Stage::Closed
+    }
+
+    /// Whether connections end with their next answer.
+    pub fn draining(&self) -> bool {
+        self.stage.get() >= Stage::Draining
+    }
+
+    /// Whether idle connections end at once.
+    pub fn expired(&self) -> bool {
+        self.stage.get() >= Stage::Expired
+    }
+
+    /// Counts a connection from `listening`, here and there, until the guard is dropped.
+    pub fn enter(self: &Rc<Self>, core: &Core, listening: &Rc<Listening>) -> Member {
         self.open.set(self.open.get() + 1);
+        listening.population.open.set(listening.open() + 1);
         Member {
             population: Rc::clone(self),
+            listening: Rc::clone(listening),
             core: core.clone(),
         }
     }
 
     /// Ready when no connection is open; otherwise the current task is woken when one closes.
-    pub fn poll_empty(&self, core: &Core) -> std::task::Poll<()> {
+    pub fn poll_empty(&self, core: &Core) -> Poll<()> {
         if self.open() == 0 {
-            return std::task::Poll::Ready(());
+            return Poll::Ready(());
         }
         self.wait_for_close(core.current_task());
-        std::task::Poll::Pending
+        Poll::Pending
     }
 
     fn wait_for_close(&self, task: TaskId) {
@@ -75,21 +124,117 @@ impl Population {
         }
         self.waiting.set(waiting);
     }
+
+    fn leave(&self, core: &Core) {
+        self.open.set(self.open.get() - 1);
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(|task| core.wake_task(task));
+    }
 }
 
-/// One open connection, counted.
+/// One listening socket as one core knows it: the connections that were accepted from it, and how far
+/// its end has come. A `Population` of its own.
+pub struct Listening {
+    id: u32,
+    population: Population,
+    kept: RefCell<Option<Rc<dyn Any>>>,
+}
+
+impl Listening {
+    /// One with a number that no other socket of this core has or had.
+    pub fn new(id: u32) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            population: Population::default(),
+            kept: RefCell::default(),
+        })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Keeps something until the last that knows this socket is gone: its connections, and the task
+    /// that accepts from it. What was kept before is let go.
+    pub fn keep(&self, what: Rc<dyn Any>) {
+        self.kept.replace(Some(what));
+    }
+
+    /// What is kept.
+    pub fn kept<T: 'static>(&self) -> Option<Rc<T>> {
+        self.kept.borrow().clone()?.downcast().ok()
+    }
+}
+
+impl Deref for Listening {
+    type Target = Population;
+
+    fn deref(&self) -> &Population {
+        &self.population
+    }
+}
+
+/// One open connection, counted for its core and for its listening socket.
 pub struct Member {
     population: Rc<Population>,
+    listening: Rc<Listening>,
     core: Core,
+}
+
+impl Member {
+    /// The socket that the connection was accepted from.
+    pub fn listening(&self) -> &Rc<Listening> {
+        &self.listening
+    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.population.open.set(self.population.open.get() - 1);
-        let waiting = self.population.waiting.take();
-        waiting
-            .into_iter()
-            .for_each(|task| self.core.wake_task(task));
+        self.population.leave(&self.core);
+        self.listening.leave(&self.core);
+    }
+}
+
+/// What a listener belongs to: its core's population, and its own.
+struct Groups {
+    population: Rc<Population>,
+    listening: Rc<Listening>,
+}
+
+impl Groups {
+    fn closed(&self) -> bool {
+        self.population.closed() || self.listening.closed()
+    }
+
+    /// What becomes of the accept queue. What was said of this socket goes before what was said of all.
+    fn rest(&self) -> Rest {
+        if self.listening.closed() {
+            self.listening.rest.get()
+        } else {
+            self.population.rest.get()
+        }
+    }
+
+    fn enter(&self, core: &Core) -> Member {
+        self.population.enter(core, &self.listening)
+    }
+
+    fn poll_closed(&self) -> Poll<()> {
+        if self.closed() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Ready when enough connections have closed, or nothing more is taken.
+    fn poll_room(&self, core: &Core, limits: &Limits) -> Poll<()> {
+        if self.closed() || self.population.open() <= limits.connections_resume {
+            return Poll::Ready(());
+        }
+        self.population.wait_for_close(core.current_task());
+        Poll::Pending
     }
 }
 
@@ -116,49 +261,46 @@ const LAST_ACCEPTS: usize = 4096;
 /// one that was busy may idle by now.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
 
-/// Accepts on one listening socket until the core takes no more; then what waits in the accept queue is
-/// taken, as far as there is room, since the close of the last socket would reset it. `serve` starts the task of a connection,
-/// which counts from then on until its membership is dropped; `make_room` is told when there are as
-/// many as allowed, and closes idle ones if it can.
+/// Accepts on one listening socket until it, or the whole core, takes no more; then what waits in the
+/// accept queue is taken as far as there is room, unless it is left to another process. `serve` starts
+/// the task of a connection, which counts from then on until its membership is dropped; `make_room` is
+/// told when there are as many as allowed, and closes idle ones if it can.
 pub async fn accept_loop(
     core: Core,
     listener: Fd,
     population: Rc<Population>,
+    listening: Rc<Listening>,
     limits: Limits,
     mut serve: impl FnMut(Fd, Member),
     mut make_room: impl FnMut(),
 ) {
+    let groups = Groups {
+        population,
+        listening,
+    };
     let mut gate = AcceptGate::new(limits);
     let mut timer = Timer::new(&core);
-    while !population.closed() {
-        match gate.next(population.open(), core.now()) {
+    while !groups.closed() {
+        match gate.next(groups.population.open(), core.now()) {
             Decision::WaitForClose => {
                 make_room();
                 timer.set(core.now() + MAKE_ROOM_AGAIN);
-                timer
-                    .bound(|| poll_closed(&core, &population, &limits))
-                    .await;
+                timer.bound(|| groups.poll_room(&core, &limits)).await;
             }
             Decision::WaitUntil(until) => {
                 timer.set(until);
-                let drained = || {
-                    if population.closed() {
-                        std::task::Poll::Ready(())
-                    } else {
-                        std::task::Poll::Pending
-                    }
-                };
-                timer.bound(drained).await;
+                timer.bound(|| groups.poll_closed()).await;
             }
-            Decision::Accept => {
-                accept(&core, &listener, &population, &mut gate, &mut serve).await;
-            }
+            Decision::Accept => accept(&core, &listener, &groups, &mut gate, &mut serve).await,
         }
     }
-    let room = gate.room(population.open()).min(LAST_ACCEPTS);
+    let room = match groups.rest() {
+        Rest::Take => gate.room(groups.population.open()).min(LAST_ACCEPTS),
+        Rest::Leave => 0,
+    };
     for _ in 0..room {
         match core.accept_now(&listener) {
-            Ok(socket) => serve(socket, population.enter(&core)),
+            Ok(socket) => serve(socket, groups.enter(&core)),
             Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
             // The queue is empty, or nothing more can be taken from it.
             Err(_) => return,
@@ -166,26 +308,17 @@ pub async fn accept_loop(
     }
 }
 
-/// Ready when enough connections have closed, or the core takes no more.
-fn poll_closed(core: &Core, population: &Population, limits: &Limits) -> std::task::Poll<()> {
-    if population.closed() || population.open() <= limits.connections_resume {
-        return std::task::Poll::Ready(());
-    }
-    population.wait_for_close(core.current_task());
-    std::task::Poll::Pending
-}
-
 /// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too; so
 /// that this is little, connections are accepted one by one where there is not much room left.
 async fn accept(
     core: &Core,
     listener: &Fd,
-    population: &Rc<Population>,
+    groups: &Groups,
     gate: &mut AcceptGate,
     serve: &mut impl FnMut(Fd, Member),
 ) {
     let scope = Scope::new(core);
-    let one = gate.room(population.open()) < ROOM_FOR_MANY;
+    let one = gate.room(groups.population.open()) < ROOM_FOR_MANY;
     let mut accepts = scope.many(Op::Accept {
         listener: listener.clone(),
         one,
@@ -194,7 +327,7 @@ async fn accept(
     // An accept that found no slot has ended before it began, and says so once.
     loop {
         let accepted = std::future::poll_fn(|_| {
-            if !cancelled && population.closed() {
+            if !cancelled && groups.closed() {
                 cancelled = true;
                 accepts.cancel();
             }
@@ -204,16 +337,18 @@ async fn accept(
         match (accepted.result, accepted.output) {
             (_, Output::Socket(socket)) => {
                 gate.accepted();
-                serve(socket, population.enter(core));
-                let open = gate.next(population.open(), core.now()) == Decision::Accept;
-                let room = gate.room(population.open());
+                serve(socket, groups.enter(core));
+                let connections = groups.population.open();
+                let open = gate.next(connections, core.now()) == Decision::Accept;
+                let room = gate.room(connections);
                 if !(one || cancelled || open && room >= ROOM_FOR_MANY) {
                     cancelled = true;
                     accepts.cancel();
                 }
             }
             (Err(errno), _) if is_exhaustion(errno) => {
-                tracing::warn!(%errno, connections = population.open(), "accepting pauses");
+                let connections = groups.population.open();
+                tracing::warn!(%errno, connections, "accepting pauses");
                 gate.exhausted(core.now());
             }
             (Err(Errno::CANCELED | Errno::CONNABORTED | Errno::INTR), _) | (Ok(_), _) => {}
@@ -234,4 +369,115 @@ fn is_exhaustion(errno: Errno) -> bool {
         errno,
         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::engine::caps::{EngineChoice, Selection};
+    use crate::runtime::mailbox::Wake;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    type End = fn(&Population, &Listening);
+
+    /// Clients that wait when this is done before anything was accepted, how many of them are served?
+    /// Gives that, and how many are left in the queue.
+    fn served_of_three(
+        choice: EngineChoice,
+        end: impl Fn(&Population, &Listening),
+    ) -> (usize, usize) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let selection = Selection::choose(choice).unwrap();
+        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let (population, listening) = (Rc::<Population>::default(), Listening::new(3));
+        let served = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&served);
+        let shared: Arc<OwnedFd> = Arc::new(socket.try_clone().unwrap().into());
+        core.spawn(accept_loop(
+            core.clone(),
+            core.share(shared),
+            Rc::clone(&population),
+            Rc::clone(&listening),
+            limits(100),
+            move |_, member| {
+                assert_eq!(member.listening().id(), 3);
+                counted.set(counted.get() + 1);
+            },
+            || {},
+        ));
+        let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+        end(&population, &listening);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while core.usage().tasks > 0 {
+            assert!(Instant::now() < deadline, "the listener did not end");
+            core.turn(Some(Duration::from_millis(20))).unwrap();
+        }
+        assert!(core.shut_down());
+        let left = std::iter::from_fn(|| socket.accept().ok()).count();
+        (served.get(), left)
+    }
+
+    #[test]
+    fn the_queue_is_taken_at_the_end_or_left_to_another_process() {
+        for choice in [EngineChoice::Auto, EngineChoice::Epoll] {
+            let ends: [(End, _); 6] = [
+                (|all, _| all.close(Rest::Take), (3, 0)),
+                (|all, _| all.close(Rest::Leave), (0, 3)),
+                (|_, one| one.close(Rest::Take), (3, 0)),
+                (|_, one| one.close(Rest::Leave), (0, 3)),
+                // What was said of the socket itself goes first, and what was said first stays.
+                (
+                    |all, one| (all.close(Rest::Leave), one.close(Rest::Take)).0,
+                    (3, 0),
+                ),
+                (
+                    |_, one| (one.close(Rest::Leave), one.close(Rest::Take)).0,
+                    (0, 3),
+                ),
+            ];
+            for (index, (end, expected)) in ends.into_iter().enumerate() {
+                assert_eq!(served_of_three(choice, end), expected, "case {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_goes_on_and_never_back() {
+        let listening = Listening::new(0);
+        let stages = || {
+            (
+                listening.closed(),
+                listening.draining(),
+                listening.expired(),
+            )
+        };
+        assert_eq!(stages(), (false, false, false));
+        listening.close(Rest::Leave);
+        assert_eq!(stages(), (true, false, false));
+        listening.expire();
+        assert_eq!(stages(), (true, true, true));
+        listening.drain();
+        assert_eq!(stages(), (true, true, true));
+    }
+
+    #[test]
+    fn what_a_socket_keeps_goes_with_its_last_connection() {
+        let selection = Selection::choose(EngineChoice::Epoll).unwrap();
+        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let (population, listening) = (Rc::<Population>::default(), Listening::new(0));
+        let kept = Rc::new(5_u64);
+        listening.keep(Rc::clone(&kept) as Rc<dyn Any>);
+        let member = population.enter(&core, &listening);
+        assert_eq!((population.open(), listening.open()), (1, 1));
+        drop(listening);
+        assert_eq!(member.listening().kept::<u64>(), Some(Rc::clone(&kept)));
+        assert_eq!(member.listening().kept::<u32>(), None);
+        drop(member);
+        assert_eq!((population.open(), Rc::strong_count(&kept)), (0, 1));
+    }
 }

@@ -119,6 +119,11 @@ impl Sender {
         }
     }
 
+    /// Sends under this rule from now on.
+    pub fn set_rule(&mut self, rule: ProgressRule) {
+        self.rule = rule;
+    }
+
     /// Bytes that the kernel has taken so far.
     pub fn taken(&self) -> u64 {
         self.taken

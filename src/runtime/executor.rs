@@ -359,6 +359,22 @@ impl Core {
         }
     }
 
+    /// Ends another task between two of its polls: its future is dropped now, its ops are orphaned. Says
+    /// whether it was alive; the current task is never ended by this.
+    pub fn abort(&self, id: TaskId) -> bool {
+        if self.0.current.get() == Some(id) {
+            return false;
+        }
+        let future = self.0.tasks.borrow_mut().remove(id);
+        match future {
+            Some(future) => {
+                self.discard(future);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Drops a task's future. Should that panic, the connection's ops are still orphaned one by one.
     fn discard(&self, future: super::task::TaskFuture) {
         if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {

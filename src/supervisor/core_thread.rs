@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::config::model::Model;
 use crate::http::session::{self, Counts, Registry, Service};
-use crate::net::listener::{accept_loop, limits};
+use crate::net::listener::{Listening, Rest, accept_loop, limits};
 use crate::net::socket::paces;
 use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
@@ -142,6 +142,8 @@ pub(super) struct Parts<'p> {
     pub(super) core: &'p Core,
     /// The configuration.
     pub(super) model: &'p Arc<Model>,
+    /// Its listening sockets, each with its place in the model.
+    pub(super) listeners: &'p [(Rc<Listening>, usize)],
     /// The connections of the core.
     pub(super) registry: Rc<Registry>,
     /// Its access log.
@@ -230,9 +232,14 @@ fn serve<S: Service>(
     let log = setup
         .log
         .map(|(format, sink)| CoreLog::new(core, format, sink));
+    let listeners: Vec<(Rc<Listening>, usize)> = (0..)
+        .zip(&setup.listeners)
+        .map(|(id, (place, _))| (Listening::new(id), *place))
+        .collect();
     let service = make(Parts {
         core,
         model: &setup.model,
+        listeners: &listeners,
         registry: Rc::clone(&registry),
         log: log.clone(),
         files_max: setup.files_max,
@@ -255,9 +262,9 @@ fn serve<S: Service>(
             .iter()
             .any(|(_, socket)| paces(socket.as_fd())),
     );
-    for (listener, socket) in setup.listeners {
+    for ((listening, _), (_, socket)) in listeners.into_iter().zip(setup.listeners) {
         let (life, service) = (Rc::clone(&life), Rc::clone(&service));
-        core.spawn(life.accept(listener, socket, setup.connections_max, service));
+        core.spawn(life.accept(listening, socket, setup.connections_max, service));
     }
     setup
         .reporter
@@ -283,7 +290,7 @@ impl Life {
     /// Accepts on one socket until the drain.
     async fn accept<S: Service>(
         self: Rc<Self>,
-        listener: usize,
+        listening: Rc<Listening>,
         socket: Arc<OwnedFd>,
         connections_max: usize,
         service: Rc<S>,
@@ -294,13 +301,14 @@ impl Life {
             core.clone(),
             core.share(socket),
             Rc::clone(registry.population()),
+            Rc::clone(&listening),
             limits(connections_max),
             |accepted, member| {
                 let connection = session::serve(
                     core.clone(),
                     accepted,
                     member,
-                    listener,
+                    Rc::clone(&listening),
                     Rc::clone(&service),
                 );
                 core.spawn(connection);
@@ -319,7 +327,7 @@ impl Life {
             loop {
                 match mailbox.pop() {
                     Some(Message::Drain { deadline }) if !population.closed() => {
-                        population.close();
+                        population.close(Rest::Take);
                         self.core.spawn(Rc::clone(&self).drain(deadline));
                         self.core.wake_all();
                     }
@@ -341,7 +349,7 @@ impl Life {
             self.core.yield_turn().await;
         }
         let population = self.registry.population();
-        population.drain();
+        population.expire();
         self.core.wake_all();
         timer.bound(|| population.poll_empty(&self.core)).await;
         self.end(LOG_DRAIN).await;

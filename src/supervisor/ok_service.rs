@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::core_thread::Parts;
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
-use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Settings};
+use crate::http::session::{Body, Epoch, Exchange, Peer, Registry, Response, Service, Settings};
 use crate::http::types::{Request, ResponseHead, Status};
 use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
@@ -13,9 +13,18 @@ use crate::observability::core_log::CoreLog;
 
 /// Answers `ok`; panics when it is asked for `/panic`.
 pub(super) struct OkService {
-    settings: Settings,
+    epoch: Rc<OkEpoch>,
     registry: Rc<Registry>,
     log: Option<Rc<CoreLog>>,
+}
+
+/// Its settings, which never change.
+pub(super) struct OkEpoch(Settings);
+
+impl Epoch for OkEpoch {
+    fn settings(&self) -> &Settings {
+        &self.0
+    }
 }
 
 impl OkService {
@@ -39,7 +48,7 @@ impl OkService {
             body_drain: model.server.limits.body_drain,
         };
         Rc::new(Self {
-            settings,
+            epoch: Rc::new(OkEpoch(settings)),
             registry,
             log,
         })
@@ -47,7 +56,13 @@ impl OkService {
 }
 
 impl Service for OkService {
-    async fn call(&self, request: &Request<'_>, _: &Peer) -> Response {
+    type Epoch = OkEpoch;
+
+    fn epoch(&self, _: &Peer) -> Rc<OkEpoch> {
+        Rc::clone(&self.epoch)
+    }
+
+    async fn call(&self, _: &Rc<OkEpoch>, request: &Request<'_>, _: &Peer) -> Response {
         assert_ne!(request.path, "/panic", "asked for");
         Response {
             head: ResponseHead::new(200),
@@ -59,19 +74,15 @@ impl Service for OkService {
         Response::empty(status)
     }
 
-    fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     fn date(&self) -> DateBlock {
         DateCache::new(0).at(0).clone()
     }
 
-    fn logs(&self) -> bool {
+    fn logs(&self, _: &OkEpoch) -> bool {
         self.log.is_some()
     }
 
-    fn log(&self, _: &Peer, exchange: &Exchange<'_>) {
+    fn log(&self, _: &OkEpoch, _: &Peer, exchange: &Exchange<'_>) {
         if let Some(log) = &self.log {
             log.push(&Record {
                 remote: None,

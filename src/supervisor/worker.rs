@@ -17,7 +17,8 @@ use super::core_thread::{self, End, Event, MakeService, Message, Parts, Report, 
 use super::limits::{Budget, Means, raise_descriptors};
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
-use crate::handlers::app::{App, LogRecord};
+use crate::handlers::app::App;
+use crate::handlers::epoch::{LogRecord, NewEpoch};
 use crate::http::session::{Counts, Service, count_limit};
 use crate::net::socket::SocketFile;
 use crate::observability::access_log::Format;
@@ -101,8 +102,14 @@ pub(super) fn app(parts: Parts<'_>) -> Rc<App> {
     let seed = random() << 64 | random();
     let log = parts
         .log
-        .map(|log| -> Box<LogRecord> { Box::new(move |record| log.push(record)) });
-    App::new(parts.core, parts.model, parts.registry, bounds, seed, log)
+        .map(|log| -> Rc<LogRecord> { Rc::new(move |record| log.push(record)) });
+    let first = NewEpoch {
+        id: 1,
+        model: parts.model,
+        listeners: parts.listeners,
+        log,
+    };
+    App::new(parts.core, first, parts.registry, bounds, seed)
 }
 
 /// The cores of a process and what they share.

@@ -10,10 +10,10 @@ use std::time::Duration;
 use beltway::http::h1::HeadLimits;
 use beltway::http::h1::encode::{DateBlock, DateCache};
 use beltway::http::session::{
-    self, Body, Exchange, Peer, Piece, Registry, Response, Service, Settings,
+    self, Body, Epoch, Exchange, Peer, Piece, Registry, Response, Service, Settings,
 };
 use beltway::http::types::{Request, ResponseHead};
-use beltway::net::listener::{accept_loop, limits};
+use beltway::net::listener::{Listening, accept_loop, limits};
 use beltway::net::send::{FilePart, ProgressRule};
 use beltway::runtime::engine::sim::{
     self, ClientId, Config, End, Faults, ListenerId, Random, World,
@@ -35,11 +35,20 @@ const BODY_DRAIN: u64 = 2000;
 struct Handlers {
     core: Core,
     root: Fd,
-    settings: Settings,
+    epoch: Rc<Rules>,
     registry: Rc<Registry>,
     /// How often each request was answered, by its target.
     called: RefCell<BTreeMap<String, u32>>,
     logged: Cell<u64>,
+}
+
+/// A configuration: nothing but limits.
+struct Rules(Settings);
+
+impl Epoch for Rules {
+    fn settings(&self) -> &Settings {
+        &self.0
+    }
 }
 
 impl Handlers {
@@ -94,7 +103,13 @@ impl Handlers {
 }
 
 impl Service for Handlers {
-    async fn call(&self, request: &Request<'_>, peer: &Peer) -> Response {
+    type Epoch = Rules;
+
+    fn epoch(&self, _: &Peer) -> Rc<Rules> {
+        Rc::clone(&self.epoch)
+    }
+
+    async fn call(&self, _: &Rc<Rules>, request: &Request<'_>, peer: &Peer) -> Response {
         assert!(peer.address(&self.core).is_some());
         let target = request.target.to_owned();
         *self.called.borrow_mut().entry(target.clone()).or_default() += 1;
@@ -114,19 +129,15 @@ impl Service for Handlers {
         Response::empty(status)
     }
 
-    fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     fn date(&self) -> DateBlock {
         DateCache::new(784_111_777).at(784_111_777).clone()
     }
 
-    fn logs(&self) -> bool {
+    fn logs(&self, _: &Rules) -> bool {
         true
     }
 
-    fn log(&self, _: &Peer, _: &Exchange<'_>) {
+    fn log(&self, _: &Rules, _: &Peer, _: &Exchange<'_>) {
         self.logged.set(self.logged.get() + 1);
     }
 
@@ -367,7 +378,7 @@ fn run(seed: u64) -> (u64, usize) {
     let handlers = Rc::new(Handlers {
         core: core.clone(),
         root: world.root(),
-        settings: Settings {
+        epoch: Rc::new(Rules(Settings {
             head: HeadLimits::default(),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10),
@@ -377,7 +388,7 @@ fn run(seed: u64) -> (u64, usize) {
             },
             requests_max: random.between(1, 20),
             body_drain: BODY_DRAIN,
-        },
+        })),
         registry: Rc::default(),
         called: RefCell::default(),
         logged: Cell::new(0),
@@ -388,8 +399,11 @@ fn run(seed: u64) -> (u64, usize) {
         .collect();
     let population = Rc::clone(handlers.registry.population());
     let (inner, service) = (core.clone(), Rc::clone(&handlers));
+    let listening = Listening::new(0);
+    let of = Rc::clone(&listening);
     let serve = move |socket, member| {
-        let session = session::serve(inner.clone(), socket, member, 0, Rc::clone(&service));
+        let (core, of, service) = (inner.clone(), Rc::clone(&of), Rc::clone(&service));
+        let session = session::serve(core, socket, member, of, service);
         inner.spawn(session);
     };
     let (registry, roomy) = (Rc::clone(&handlers.registry), core.clone());
@@ -399,6 +413,7 @@ fn run(seed: u64) -> (u64, usize) {
         core.clone(),
         listener,
         population.clone(),
+        listening,
         limits,
         serve,
         make_room,
@@ -411,7 +426,7 @@ fn run(seed: u64) -> (u64, usize) {
         .map(|plan| plan.check(&world, &handlers, &faults))
         .sum();
     // A drain ends everything by itself.
-    population.drain();
+    population.expire();
     core.wake_all();
     world.run_until(TURNS_MAX, || core.usage().tasks == 0);
     drop(handlers);

@@ -8,6 +8,7 @@
 )]
 
 mod client;
+mod epochs;
 mod http;
 mod server;
 

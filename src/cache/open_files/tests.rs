@@ -51,7 +51,8 @@ fn finds_what_stands_there_and_believes_it_for_a_while() {
     with_root(Bounds::default(), |_, files, root| async move {
         fs::write(root.join("a.txt"), "one").unwrap();
         fs::create_dir(root.join("dir")).unwrap();
-        let id = files.add_root(root.clone(), Links::Beneath);
+        let held = files.add_root(root.clone(), Links::Beneath);
+        let id = held.id();
         assert_eq!(
             content(&files.look_up(id, "a.txt", None).await),
             Some(&b"one"[..])
@@ -85,7 +86,8 @@ fn a_replaced_file_and_a_switched_root_show_within_a_second() {
             fs::write(dir.join("f"), text).unwrap();
         }
         std::os::unix::fs::symlink(&one, &current).unwrap();
-        let id = files.add_root(current.clone(), Links::Beneath);
+        let held = files.add_root(current.clone(), Links::Beneath);
+        let id = held.id();
         assert_eq!(
             content(&files.look_up(id, "f", None).await),
             Some(&b"first"[..])
@@ -115,7 +117,8 @@ fn what_is_asked_of_a_root_that_is_no_longer_fresh_is_not_believed_for_longer_th
             fs::write(dir.join("f"), text).unwrap();
         }
         std::os::unix::fs::symlink(&one, &current).unwrap();
-        let id = files.add_root(current.clone(), Links::Beneath);
+        let held = files.add_root(current.clone(), Links::Beneath);
+        let id = held.id();
         assert!(matches!(
             files.look_up(id, "", None).await,
             Found::Directory
@@ -140,7 +143,8 @@ fn what_is_asked_of_a_root_that_is_no_longer_fresh_is_not_believed_for_longer_th
 fn a_sidecar_that_appears_shows_as_soon_as_a_file_does() {
     with_root(Bounds::default(), |core, files, root| async move {
         fs::write(root.join("a"), "plain").unwrap();
-        let id = files.add_root(root.clone(), Links::Beneath);
+        let held = files.add_root(root.clone(), Links::Beneath);
+        let id = held.id();
         let coding = Coding::Gzip;
         files.look_up(id, "a", Some(coding)).await;
         fs::write(root.join("a.gz"), "coded").unwrap();
@@ -170,9 +174,12 @@ fn links_never_leave_the_root_and_absolute_ones_to_inside_are_followed() {
         std::os::unix::fs::symlink(inside.join("f"), inside.join("absolute")).unwrap();
         std::os::unix::fs::symlink("../outside/f", inside.join("escape")).unwrap();
         std::os::unix::fs::symlink(&outside, inside.join("dir")).unwrap();
-        let beneath = files.add_root(inside.clone(), Links::Beneath);
-        let off = files.add_root(inside.clone(), Links::Off);
-        let on = files.add_root(inside.clone(), Links::On);
+        let held = files.add_root(inside.clone(), Links::Beneath);
+        let beneath = held.id();
+        let held = files.add_root(inside.clone(), Links::Off);
+        let off = held.id();
+        let held = files.add_root(inside.clone(), Links::On);
+        let on = held.id();
         assert_ne!(beneath, off);
         for (id, path, expected) in [
             (beneath, "relative", Some("in")),
@@ -199,7 +206,8 @@ fn what_is_no_file_is_never_opened_for_long() {
     with_root(Bounds::default(), |_, files, root| async move {
         rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
-        let id = files.add_root(root, Links::Beneath);
+        let held = files.add_root(root, Links::Beneath);
+        let id = held.id();
         assert!(matches!(
             files.look_up(id, "fifo", None).await,
             Found::Forbidden
@@ -219,7 +227,8 @@ fn bounds_hold_and_what_is_used_stays() {
     };
     with_root(bounds, |core, files, root| async move {
         fs::write(root.join("hot"), "hot").unwrap();
-        let id = files.add_root(root, Links::Beneath);
+        let held = files.add_root(root, Links::Beneath);
+        let id = held.id();
         for n in 0..100 {
             files.look_up(id, "hot", None).await;
             files.look_up(id, &format!("missing-{n}"), None).await;
@@ -241,7 +250,8 @@ fn a_file_whose_time_says_nothing_gets_its_tag_from_its_content() {
             file.set_len(size).unwrap();
             file.set_modified(epoch).unwrap();
         }
-        let id = files.add_root(root, Links::Beneath);
+        let held = files.add_root(root, Links::Beneath);
+        let id = held.id();
         for name in ["small", "large"] {
             let deadline = core.now() + Duration::from_secs(5);
             // One that is still being written gets it when it has rested.
@@ -274,7 +284,8 @@ fn a_file_changed_a_tick_ago_is_not_known_by_its_times() {
 fn a_file_that_has_just_been_written_is_read_again() {
     with_root(Bounds::default(), |core, files, root| async move {
         fs::write(root.join("a.txt"), "one").unwrap();
-        let id = files.add_root(root, Links::Beneath);
+        let held = files.add_root(root, Links::Beneath);
+        let id = held.id();
         let first = files.look_up(id, "a.txt", None).await;
         assert!(tag(&first).is_some(), "its content makes a tag at once");
         let Found::File(first) = first else {
@@ -292,5 +303,37 @@ fn a_file_that_has_just_been_written_is_read_again() {
             assert!(core.now() < deadline, "it has rested long ago");
             core.yield_turn().await;
         }
+    });
+}
+
+#[test]
+fn a_root_goes_with_its_last_holder_and_its_name_is_never_used_again() {
+    with_root(Bounds::default(), |_, files, root| async move {
+        let (one, two) = (root.join("one"), root.join("two"));
+        for dir in [&one, &two] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("f"), "content").unwrap();
+        }
+        let first = files.add_root(one.clone(), Links::Beneath);
+        let second = files.add_root(one.clone(), Links::Beneath);
+        let other = files.add_root(two, Links::Beneath);
+        let id = first.id();
+        assert_eq!(id, second.id());
+        files.look_up(id, "f", None).await;
+        files.look_up(other.id(), "f", None).await;
+        drop(first);
+        assert_eq!(files.usage().0, 2, "one holds it still");
+        drop(second);
+        assert_eq!(files.usage().0, 1, "that of the other root");
+        let again = files.add_root(one, Links::Beneath);
+        assert_ne!(again.id(), id);
+        assert!(matches!(files.look_up(id, "f", None).await, Found::Missing));
+        assert_eq!(
+            files.usage().0,
+            1,
+            "nothing is kept for a root that is gone"
+        );
+        let found = files.look_up(again.id(), "f", None).await;
+        assert_eq!(content(&found), Some(&b"content"[..]));
     });
 }

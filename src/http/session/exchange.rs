@@ -1,9 +1,10 @@
 //! The busy part of a connection: from the first byte of a request until nothing is left to answer.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::input::Input;
-use super::{After, Body, Connection, Exchange, Piece, Response, Service};
+use super::{After, Body, Connection, Epoch, Exchange, Piece, Response, Service, Settings};
 use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::{
     CHUNK_END, HeadContext, LAST_CHUNK, ResponseFraming, write_chunk_header, write_head,
@@ -107,10 +108,14 @@ impl<S: Service> Connection<S> {
         batch: &mut Vec<u8>,
     ) -> Result<After, SendError> {
         while !input.bytes().is_empty() {
-            let length = match self.head(input, batch).await? {
+            // Held until this request is answered: a reload meanwhile is for the next one.
+            let epoch = self.service.epoch(&self.peer);
+            let settings = epoch.settings();
+            self.sender.set_rule(settings.progress);
+            let length = match self.head(settings, input, batch).await? {
                 Head::Whole(length) => length,
                 Head::Gone => return Ok(After::Close),
-                Head::Refused(reject) => return Ok(self.refuse(batch, None, reject)),
+                Head::Refused(reject) => return Ok(self.refuse(&epoch, batch, None, reject)),
             };
             self.requests += 1;
             if self.core.buffers_scarce() {
@@ -119,19 +124,20 @@ impl<S: Service> Connection<S> {
             }
             let (mut answer, decoder) = {
                 let head = &input.bytes()[..length];
-                let request = match parse_head(head, &self.service.settings().head) {
+                let request = match parse_head(head, &settings.head) {
                     Ok(request) => request,
                     Err(reject) => {
                         let line = request_line(head);
-                        return Ok(self.refuse(batch, Some(line), reject));
+                        return Ok(self.refuse(&epoch, batch, Some(line), reject));
                     }
                 };
                 let decoder = BodyDecoder::new(request.framing);
-                (self.answer(&request, batch).await, decoder)
+                (self.answer(&epoch, &request, batch).await, decoder)
             };
             input.consume(length);
-            let drained = self.drain(input, batch, decoder, answer.keep_alive).await?;
-            self.send_body(input, batch, &mut answer).await?;
+            let drained = decoder.is_ended()
+                || answer.keep_alive && self.drain(settings, input, batch, decoder).await?;
+            self.send_body(&epoch, input, batch, &mut answer).await?;
             if !drained {
                 return Ok(After::Linger);
             }
@@ -150,12 +156,16 @@ impl<S: Service> Connection<S> {
     }
 
     /// Finds the end of the head at the beginning of the input, receiving more as needed.
-    async fn head(&mut self, input: &mut Input, batch: &mut Vec<u8>) -> Result<Head, SendError> {
+    async fn head(
+        &mut self,
+        settings: &Settings,
+        input: &mut Input,
+        batch: &mut Vec<u8>,
+    ) -> Result<Head, SendError> {
         let mut scanner = HeadScanner::default();
         let mut deadline = None;
         loop {
-            let limits = self.service.settings().head;
-            match scanner.scan(input.bytes(), &limits) {
+            match scanner.scan(input.bytes(), &settings.head) {
                 Ok(Some(length)) => return Ok(Head::Whole(length)),
                 Ok(None) => {}
                 Err(reject) => return Ok(Head::Refused(reject)),
@@ -163,8 +173,8 @@ impl<S: Service> Connection<S> {
             // What is answered must not wait for what is to come.
             self.flush(batch, false).await?;
             input.detach();
-            let patience = self.service.settings().header_timeout;
-            let deadline = *deadline.get_or_insert_with(|| self.core.now() + patience);
+            let deadline =
+                *deadline.get_or_insert_with(|| self.core.now() + settings.header_timeout);
             self.timer.set(deadline);
             let receiver = &mut self.receiver;
             match self.timer.bound(|| receiver.poll_next()).await {
@@ -176,16 +186,21 @@ impl<S: Service> Connection<S> {
     }
 
     /// Lets the service answer, and puts the head, and a small body, into the batch.
-    async fn answer(&mut self, request: &Request<'_>, batch: &mut Vec<u8>) -> Answer {
+    async fn answer(
+        &mut self,
+        epoch: &Rc<S::Epoch>,
+        request: &Request<'_>,
+        batch: &mut Vec<u8>,
+    ) -> Answer {
         let started = self.core.now();
-        let Response { head, mut body } = self.service.call(request, &self.peer).await;
+        let Response { head, mut body } = self.service.call(epoch, request, &self.peer).await;
         let is_head = request.method == Method::Head;
         let length = body.length();
         let framing = ResponseFraming::choose(request.version, head.status, is_head, length);
         if is_head || head.status.forbids_body() {
             body = Body::Empty;
         }
-        let keep_alive = request.keep_alive && self.may_keep(request);
+        let keep_alive = request.keep_alive && self.may_keep(epoch.settings(), request);
         let date = self.service.date();
         let context = HeadContext {
             version: request.version,
@@ -195,9 +210,10 @@ impl<S: Service> Connection<S> {
         };
         let keep_alive = write_head(batch, &head, &context);
         let status = head.status.0;
+        self.service.registry().answered(status);
         let sent = append_small(&mut body, batch);
         let mut pending = None;
-        if self.service.logs() {
+        if self.service.logs(epoch) {
             if let Body::Empty = body {
                 let exchange = Exchange {
                     method: request.method.as_str(),
@@ -211,7 +227,7 @@ impl<S: Service> Connection<S> {
                     started,
                     reason: None,
                 };
-                self.service.log(&self.peer, &exchange);
+                self.service.log(epoch, &self.peer, &exchange);
             } else {
                 pending = Some(PendingLog::of(request));
             }
@@ -228,8 +244,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// Whether we are willing to keep the connection behind this request.
-    fn may_keep(&self, request: &Request<'_>) -> bool {
-        let settings = self.service.settings();
+    fn may_keep(&self, settings: &Settings, request: &Request<'_>) -> bool {
         let unread = match request.framing {
             crate::http::types::Framing::Length(length) => length > settings.body_drain,
             _ => false,
@@ -246,24 +261,19 @@ impl<S: Service> Connection<S> {
             && !request.expects_continue
             && self.requests < settings.requests_max
             && !self.service.registry().population().draining()
+            && !self.peer.listener.draining()
     }
 
     /// Throws the rest of the request's body away, within the bound. Says whether the next request
     /// begins where the input stands now.
     async fn drain(
         &mut self,
+        settings: &Settings,
         input: &mut Input,
         batch: &mut Vec<u8>,
         mut decoder: BodyDecoder,
-        keep_alive: bool,
     ) -> Result<bool, SendError> {
-        if decoder.is_ended() {
-            return Ok(true);
-        }
-        if !keep_alive {
-            return Ok(false);
-        }
-        let mut left = self.service.settings().body_drain;
+        let mut left = settings.body_drain;
         let mut progress = None;
         loop {
             while !input.bytes().is_empty() {
@@ -289,8 +299,8 @@ impl<S: Service> Connection<S> {
             self.flush(batch, false).await?;
             // Used up, but still a shared buffer that others may be waiting for.
             input.detach();
-            let (rule, now) = (self.service.settings().progress, self.core.now());
-            let progress = progress.get_or_insert_with(|| Progress::new(rule, now));
+            let now = self.core.now();
+            let progress = progress.get_or_insert_with(|| Progress::new(settings.progress, now));
             let receiver = &mut self.receiver;
             let received = match progress.deadline() {
                 Some(deadline) => {
@@ -304,7 +314,7 @@ impl<S: Service> Connection<S> {
                 Some(Ok(next)) => input.append(next),
                 Some(Err(_)) => return Ok(false),
                 None => {
-                    let received = self.service.settings().body_drain - left;
+                    let received = settings.body_drain - left;
                     if !progress.check(received, self.core.now()) {
                         self.limit("progress of a body");
                         return Ok(false);
@@ -317,6 +327,7 @@ impl<S: Service> Connection<S> {
     /// Sends what has not left with the head, and tells the access log.
     async fn send_body(
         &mut self,
+        epoch: &S::Epoch,
         input: &mut Input,
         batch: &mut Vec<u8>,
         answer: &mut Answer,
@@ -331,12 +342,15 @@ impl<S: Service> Connection<S> {
         // The send may take long: shared buffers are not for waiting with.
         input.detach();
         let before = self.sender.taken() + batch.len() as u64;
+        self.unfinished = true;
         let result = self.send_large(batch, body, answer.framing).await;
+        self.unfinished = false;
         if let Some(pending) = answer.pending.take() {
             // What is still in the batch leaves with the next answer, or with the last one.
             let sent = self.sender.taken() + batch.len() as u64;
             let body_bytes = sent.saturating_sub(before);
             self.service.log(
+                epoch,
                 &self.peer,
                 &Exchange {
                     method: &pending.method,
@@ -437,7 +451,13 @@ impl<S: Service> Connection<S> {
     }
 
     /// Answers a request that is refused; the connection closes behind it.
-    fn refuse(&mut self, batch: &mut Vec<u8>, line: Option<(&str, &str)>, reject: Reject) -> After {
+    fn refuse(
+        &mut self,
+        epoch: &S::Epoch,
+        batch: &mut Vec<u8>,
+        line: Option<(&str, &str)>,
+        reject: Reject,
+    ) -> After {
         let Response { head, mut body } = self.service.refusal(reject.status.0);
         let date = self.service.date();
         let context = HeadContext {
@@ -448,9 +468,10 @@ impl<S: Service> Connection<S> {
         };
         write_head(batch, &head, &context);
         let body_bytes = append_small(&mut body, batch);
-        if self.service.logs() {
+        if self.service.logs(epoch) {
             let (method, target) = line.unwrap_or(("-", "-"));
             self.service.log(
+                epoch,
                 &self.peer,
                 &Exchange {
                     method,
@@ -466,6 +487,7 @@ impl<S: Service> Connection<S> {
                 },
             );
         }
+        self.service.registry().answered(reject.status.0);
         self.service.registry().limits().refused(reject.reason);
         tracing::debug!(
             status = reject.status.0,

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::DateBlock;
 use crate::http::types::{Request, ResponseHead, Version};
-use crate::net::listener::Member;
+use crate::net::listener::{Listening, Member};
 use crate::net::recv::Receiver;
 use crate::net::send::{FilePart, ProgressRule, Sender};
 use crate::runtime::buf::RecvBuf;
@@ -31,7 +31,7 @@ use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 
 pub use limits::{Counts, LimitCounters, count_limit};
-pub use registry::{Registration, Registry};
+pub use registry::{Registration, Registry, Traffic};
 
 /// The content of a response.
 pub enum Body {
@@ -120,8 +120,8 @@ pub struct Settings {
 pub struct Peer {
     /// The socket, to ask for the address when it is needed.
     pub socket: Fd,
-    /// Which of the configuration's listeners accepted it.
-    pub listener: usize,
+    /// The listening socket that it was accepted from.
+    pub listener: Rc<Listening>,
     address: std::cell::OnceCell<Option<SocketAddr>>,
 }
 
@@ -160,25 +160,41 @@ pub struct Exchange<'e> {
     pub reason: Option<&'static str>,
 }
 
+/// One immutable configuration, as a request sees it. A connection takes the one of the moment when a
+/// request begins and holds it until the body of the response has been sent, so that the count of
+/// references says how many requests keep a configuration that was replaced.
+pub trait Epoch: 'static {
+    /// Limits and times; of a connection, from its next request, or its next time without one, on.
+    fn settings(&self) -> &Settings;
+}
+
 /// What answers requests: the handlers, as the session sees them. One for each core.
 pub trait Service: 'static {
+    /// A configuration.
+    type Epoch: Epoch;
+
+    /// The configuration for what this peer does next.
+    fn epoch(&self, peer: &Peer) -> Rc<Self::Epoch>;
+
     /// Answers one request.
-    fn call(&self, request: &Request<'_>, peer: &Peer) -> impl Future<Output = Response>;
+    fn call(
+        &self,
+        epoch: &Rc<Self::Epoch>,
+        request: &Request<'_>,
+        peer: &Peer,
+    ) -> impl Future<Output = Response>;
 
     /// The response to a request that the codec refused or that came too slowly.
     fn refusal(&self, status: u16) -> Response;
-
-    /// Limits and times; the same for the life of a connection.
-    fn settings(&self) -> &Settings;
 
     /// Server and Date lines of this second.
     fn date(&self) -> DateBlock;
 
     /// Whether [`Self::log`] wants to be told.
-    fn logs(&self) -> bool;
+    fn logs(&self, epoch: &Self::Epoch) -> bool;
 
     /// An exchange has ended.
-    fn log(&self, peer: &Peer, exchange: &Exchange<'_>);
+    fn log(&self, epoch: &Self::Epoch, peer: &Peer, exchange: &Exchange<'_>);
 
     /// The connections of this core.
     fn registry(&self) -> &Rc<Registry>;
@@ -207,49 +223,67 @@ struct Connection<S> {
     sender: Sender,
     timer: Timer,
     requests: u64,
+    /// A part of a response has been sent, the rest not yet.
+    unfinished: bool,
+}
+
+impl<S> Drop for Connection<S> {
+    /// When its task is ended, or panics, in the middle of a response, the client has to see that the
+    /// response is not whole.
+    fn drop(&mut self) {
+        if self.unfinished {
+            self.core.reset_on_close(&self.peer.socket);
+        }
+    }
 }
 
 /// Longest time, and most bytes, that a client is listened to after our side of the connection ended.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// Serves a connection until it ends. Its future is what an idle connection costs.
-pub async fn serve<S: Service>(
+/// Serves a connection until it ends. Its future is what an idle connection costs: what it is given
+/// stands in it once, so everything that needs no task is made before it.
+pub fn serve<S: Service>(
     core: Core,
     socket: Fd,
     member: Member,
-    listener: usize,
+    listening: Rc<Listening>,
     service: Rc<S>,
-) {
-    let registration = service.registry().enter(&core, member);
-    let progress = service.settings().progress;
+) -> impl Future<Output = ()> + 'static {
+    let peer = Peer {
+        socket: socket.clone(),
+        listener: listening,
+        address: std::cell::OnceCell::new(),
+    };
+    let progress = service.epoch(&peer).settings().progress;
+    let mut registration = Registration::new(service.registry(), member);
     let mut connection = Connection {
         receiver: Receiver::new(&core, socket.clone()),
-        sender: Sender::new(&core, socket.clone(), progress),
+        sender: Sender::new(&core, socket, progress),
         timer: Timer::new(&core),
-        peer: Peer {
-            socket,
-            listener,
-            address: std::cell::OnceCell::new(),
-        },
+        peer,
         requests: 0,
+        unfinished: false,
         service,
         core,
     };
-    loop {
-        let Some(first) = connection.idle(&registration).await else {
-            return;
-        };
-        registration.busy();
-        let pool = connection.core.futures().clone();
-        let after = pool.boxed(connection.exchange(first)).await;
-        match after {
-            After::Keep => {}
-            After::Close => return,
-            After::Linger => return pool.boxed(connection.linger()).await,
-            After::Reset => {
-                let core = &connection.core;
-                return core.reset_on_close(&connection.peer.socket);
+    async move {
+        registration.enter(connection.core.current_task());
+        loop {
+            let Some(first) = connection.idle(&registration).await else {
+                return;
+            };
+            registration.busy();
+            let pool = connection.core.futures().clone();
+            let after = pool.boxed(connection.exchange(first)).await;
+            match after {
+                After::Keep => {}
+                After::Close => return,
+                After::Linger => return pool.boxed(connection.linger()).await,
+                After::Reset => {
+                    let core = &connection.core;
+                    return core.reset_on_close(&connection.peer.socket);
+                }
             }
         }
     }
@@ -259,11 +293,13 @@ impl<S: Service> Connection<S> {
     /// Waits for the first bytes of a request. `None` when the connection is to be closed: the client
     /// has ended it, it idled too long, room is needed, or the core drains.
     async fn idle(&mut self, registration: &Registration) -> Option<RecvBuf> {
-        let settings = self.service.settings();
-        let patience = match self.requests {
-            // A connection that never sent anything gets only the time of a head.
-            0 => settings.header_timeout,
-            _ => settings.idle_timeout,
+        let patience = {
+            let epoch = self.service.epoch(&self.peer);
+            match self.requests {
+                // A connection that never sent anything gets only the time of a head.
+                0 => epoch.settings().header_timeout,
+                _ => epoch.settings().idle_timeout,
+            }
         };
         let now = self.core.now();
         registration.idle(now, self.requests > 0);

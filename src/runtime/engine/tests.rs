@@ -234,6 +234,34 @@ fn an_accepted_connection_that_nobody_took_is_closed() {
 }
 
 #[test]
+fn a_task_ends_another_but_never_itself() {
+    on_each_engine(|core| {
+        let (listener, _) = listener(core);
+        let ended = Rc::new(Cell::new(None));
+        let (inner, held) = (core.clone(), Rc::clone(&ended));
+        let accepting = core.spawn(async move {
+            let _held = held;
+            accept_one(&inner, listener).await;
+            unreachable!("it is ended before anybody connects");
+        });
+        let (inner, result) = (core.clone(), Rc::clone(&ended));
+        core.spawn(async move {
+            inner.yield_turn().await;
+            let held = Rc::strong_count(&result);
+            let first = inner.abort(accepting);
+            let let_go = held - Rc::strong_count(&result);
+            let own = inner.abort(inner.current_task());
+            // A completion that is still to come, and a wake, find nobody.
+            inner.wake_task(accepting);
+            inner.yield_turn().await;
+            result.set(Some((first, let_go, inner.abort(accepting), own)));
+        });
+        run(core);
+        assert_eq!(ended.get(), Some((true, 1, false, false)));
+    });
+}
+
+#[test]
 fn a_scope_waits_for_the_terminal_completion() {
     on_each_engine(|core| {
         let (listener, address) = listener(core);

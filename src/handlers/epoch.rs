@@ -1,0 +1,229 @@
+//! Configurations as the handlers of a core hold them: the current one, and those that a reload
+//! replaced for as long as something needs them. Knows when which one answers, not how.
+
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use foldhash::HashMap;
+
+use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
+use crate::config::model::{Action, Files, Model, Route, Site, Symlinks};
+use crate::http::h1::HeadLimits;
+use crate::http::session::{Epoch, Peer, Settings};
+use crate::http::types::Request;
+use crate::net::listener::Listening;
+use crate::net::send::ProgressRule;
+use crate::observability::access_log::Record;
+
+/// Takes one record of the access log; never waits.
+pub type LogRecord = dyn Fn(&Record<'_>);
+
+/// What an epoch is made from.
+pub struct NewEpoch<'n> {
+    /// Its number; a later one has a greater number.
+    pub id: u64,
+    /// The configuration.
+    pub model: &'n Arc<Model>,
+    /// The listening sockets that it has on this core, each with its place in [`Model::listeners`].
+    pub listeners: &'n [(Rc<Listening>, usize)],
+    /// Where its requests are logged.
+    pub log: Option<Rc<LogRecord>>,
+}
+
+/// One immutable configuration on one core.
+pub struct AppEpoch {
+    id: u64,
+    model: Arc<Model>,
+    settings: Settings,
+    /// Numbers of listening sockets, in order, with their places in the model.
+    listeners: Box<[(u32, usize)]>,
+    /// Roots in the cache, by the address of their settings in the model.
+    roots: HashMap<usize, RootHandle>,
+    log: Option<Rc<LogRecord>>,
+}
+
+impl AppEpoch {
+    fn new(files: &Rc<OpenFiles>, new: NewEpoch<'_>) -> Rc<Self> {
+        let mut roots = HashMap::default();
+        for_each_files(new.model, |settings| {
+            let root = files.add_root(settings.root.clone(), links(settings.symlinks));
+            roots.insert(Arc::as_ptr(settings) as usize, root);
+        });
+        let ids = new.listeners.iter().map(|(of, index)| (of.id(), *index));
+        let mut listeners: Box<[(u32, usize)]> = ids.collect();
+        listeners.sort_unstable();
+        Rc::new(Self {
+            id: new.id,
+            settings: settings(new.model),
+            model: Arc::clone(new.model),
+            listeners,
+            roots,
+            log: new.log,
+        })
+    }
+
+    /// Where the access log goes.
+    pub(super) fn log(&self) -> Option<&LogRecord> {
+        self.log.as_deref()
+    }
+
+    /// Whether there is an access log.
+    pub(super) fn logs(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// The site that a request is for.
+    pub(super) fn site(&self, request: &Request<'_>, peer: &Peer) -> Option<&Site> {
+        let place = self.place(&peer.listener)?;
+        let index = *self.model.listeners[place].sites.find(&request.host)?;
+        self.model.sites.get(index).map(|site| &**site)
+    }
+
+    /// The root of a set of file settings of this configuration.
+    pub(super) fn root_of(&self, files: &Arc<Files>) -> RootId {
+        self.roots
+            .get(&(Arc::as_ptr(files) as usize))
+            .expect("every root of the model is entered")
+            .id()
+    }
+
+    fn place(&self, listening: &Listening) -> Option<usize> {
+        let found = match &*self.listeners {
+            // Hardly any configuration has more than two.
+            few @ ([_] | [_, _]) => few.iter().position(|(id, _)| *id == listening.id()),
+            many => many
+                .binary_search_by_key(&listening.id(), |(id, _)| *id)
+                .ok(),
+        };
+        found.map(|at| self.listeners[at].1)
+    }
+}
+
+impl Epoch for AppEpoch {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// The epochs of a core: the current one, and how those that were replaced can be found as long as they
+/// live. A replaced one is held by the requests that began in it, and by the listening sockets that had
+/// it last ([`Listening::keep`]); nothing else, so it goes with the last of them.
+pub(super) struct Epochs {
+    current: Rc<AppEpoch>,
+    /// The listening sockets of the current one.
+    listenings: Vec<Weak<Listening>>,
+    /// In order. Those that are gone leave the list with the next swap.
+    replaced: Vec<Weak<AppEpoch>>,
+    /// Listening sockets that were removed.
+    removed: Vec<Weak<Listening>>,
+}
+
+impl Epochs {
+    pub(super) fn new(files: &Rc<OpenFiles>, first: NewEpoch<'_>) -> Self {
+        Self {
+            listenings: weak(first.listeners),
+            current: AppEpoch::new(files, first),
+            replaced: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    /// The epoch that answers what comes from this listening socket.
+    pub(super) fn of(&self, listening: &Listening) -> Rc<AppEpoch> {
+        if self.current.place(listening).is_none()
+            && let Some(last) = listening.kept()
+        {
+            return last;
+        }
+        Rc::clone(&self.current)
+    }
+
+    /// Puts another epoch in the place of the current one, which it gives back.
+    pub(super) fn swap(&mut self, files: &Rc<OpenFiles>, next: NewEpoch<'_>) -> Rc<AppEpoch> {
+        self.replaced.retain(|epoch| epoch.strong_count() > 0);
+        self.removed.retain(|of| of.strong_count() > 0);
+        let listenings = weak(next.listeners);
+        // The new one is made before the old one is let go, so roots that both have stay known.
+        let next = AppEpoch::new(files, next);
+        let before = std::mem::replace(&mut self.listenings, listenings);
+        let replaced = std::mem::replace(&mut self.current, next);
+        for listening in before.iter().filter_map(Weak::upgrade) {
+            if self.current.place(&listening).is_none() {
+                listening.keep(Rc::clone(&replaced) as Rc<_>);
+                self.removed.push(Rc::downgrade(&listening));
+            }
+        }
+        self.replaced.push(Rc::downgrade(&replaced));
+        replaced
+    }
+
+    /// Every epoch that is alive, oldest first, and how many requests hold it.
+    pub(super) fn alive(&self) -> Vec<(u64, usize)> {
+        let kept_by = |epoch: &Rc<AppEpoch>| {
+            let removed = self.removed.iter().filter_map(Weak::upgrade);
+            removed
+                .filter_map(|listening| listening.kept::<AppEpoch>())
+                .filter(|kept| Rc::ptr_eq(kept, epoch))
+                .count()
+        };
+        let replaced = self.replaced.iter().filter_map(Weak::upgrade);
+        replaced
+            .chain([Rc::clone(&self.current)])
+            .map(|epoch| {
+                let keepers = kept_by(&epoch);
+                let is_current = Rc::ptr_eq(&epoch, &self.current);
+                let own = 1 + usize::from(is_current);
+                (epoch.id, Rc::strong_count(&epoch) - own - keepers)
+            })
+            .collect()
+    }
+}
+
+fn weak(listeners: &[(Rc<Listening>, usize)]) -> Vec<Weak<Listening>> {
+    let listenings = listeners.iter().map(|(listening, _)| listening);
+    listenings.map(Rc::downgrade).collect()
+}
+
+/// Calls `each` with every set of file settings of a configuration.
+fn for_each_files(model: &Model, mut each: impl FnMut(&Arc<Files>)) {
+    let mut of_route = |route: &Route| {
+        if let Action::Files(files) = &route.action {
+            each(files);
+        }
+        route.error_pages.iter().for_each(|page| each(&page.files));
+    };
+    for site in &model.sites {
+        of_route(&site.fallback);
+        site.router
+            .iter()
+            .flat_map(|(_, routes)| routes)
+            .for_each(|route| of_route(route));
+    }
+}
+
+fn links(symlinks: Symlinks) -> Links {
+    match symlinks {
+        Symlinks::Off => Links::Off,
+        Symlinks::Beneath => Links::Beneath,
+        Symlinks::On => Links::On,
+    }
+}
+
+fn settings(model: &Model) -> Settings {
+    let (limits, timeouts) = (&model.server.limits, &model.server.timeouts);
+    Settings {
+        head: HeadLimits {
+            line_max: limits.request_line,
+            section_max: limits.header_section,
+            fields_max: limits.header_fields,
+        },
+        header_timeout: timeouts.header,
+        idle_timeout: timeouts.idle,
+        progress: ProgressRule {
+            window: timeouts.progress,
+            rate: timeouts.progress_rate,
+        },
+        requests_max: limits.requests_per_connection,
+        body_drain: limits.body_drain,
+    }
+}
