@@ -2,12 +2,12 @@
 //! `SOCK_SEQPACKET` sockets.
 //!
 //! Packets keep their borders, so there is no half-read message to hand over when the master is
-//! replaced by a newer binary: what was sent waits in the socket. Each begins with a magic number and
-//! the version of the protocol; what is large (a configuration) travels as a sealed memory file beside
-//! it. It knows nothing of what the messages mean.
+//! replaced by a newer binary: what was sent waits in the socket. Each begins with a magic number, the
+//! version of the protocol, and where the message is: behind that, or, when it is long, in a sealed
+//! memory file that comes with it. It knows nothing of what the messages mean.
 
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -26,11 +26,23 @@ pub(super) const VERSION: u16 = 1;
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";
 
-/// Longest message in bytes, with its header. Beyond it, use a [`blob`].
-const MESSAGE_MAX: usize = 64 << 10;
+/// Longest packet in bytes. A longer message goes into a [`blob`] beside it.
+const PACKET_MAX: usize = 16 << 10;
+
+/// Bytes in front of a message: magic, version, and where it is.
+const HEADER_BYTES: usize = 5;
+
+/// The message follows.
+const HERE: u8 = 0;
+
+/// The message is in the first descriptor.
+const BESIDE: u8 = 1;
 
 /// Most descriptors of one message: the kernel's `SCM_MAX_FD` is 253 (unix(7)).
 pub(super) const DESCRIPTORS_MAX: usize = 250;
+
+/// Room for the descriptors of one message, and for the message itself where it is beside the packet.
+const SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX + 1));
 
 /// Most bytes of a blob.
 const BLOB_MAX: u64 = 256 << 20;
@@ -77,6 +89,10 @@ impl From<Errno> for ChannelError {
     }
 }
 
+fn from_io(error: io::Error) -> ChannelError {
+    ChannelError::System(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
 impl Channel {
     /// Both ends: non-blocking, closed on exec.
     ///
@@ -116,7 +132,7 @@ impl Channel {
     /// [`ChannelError::Full`] when the other side doesn't take what was sent before.
     ///
     /// # Panics
-    /// If the message is longer than a packet may be: what can grow is a blob.
+    /// With more than [`DESCRIPTORS_MAX`] descriptors: those are to be sent in parts.
     pub(super) fn send(
         &self,
         message: &impl Serialize,
@@ -126,16 +142,23 @@ impl Channel {
         let mut packet = Vec::with_capacity(512);
         packet.extend_from_slice(&MAGIC);
         packet.extend_from_slice(&VERSION.to_le_bytes());
+        packet.push(HERE);
         serde_json::to_writer(&mut packet, message)
             .map_err(|error| ChannelError::Unknown(error.to_string()))?;
-        assert!(
-            packet.len() <= MESSAGE_MAX,
-            "a message that can grow is a blob"
-        );
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut beside = None;
+        if packet.len() > PACKET_MAX {
+            let blob = blob("beltway-message", &packet[HEADER_BYTES..]).map_err(from_io)?;
+            packet.truncate(HEADER_BYTES);
+            packet[HEADER_BYTES - 1] = BESIDE;
+            beside = Some(blob);
+        }
+        let mut rights: Vec<BorrowedFd<'_>> = Vec::with_capacity(descriptors.len() + 1);
+        rights.extend(beside.as_ref().map(AsFd::as_fd));
+        rights.extend_from_slice(descriptors);
+        let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() {
-            let pushed = control.push(SendAncillaryMessage::ScmRights(descriptors));
+        if !rights.is_empty() {
+            let pushed = control.push(SendAncillaryMessage::ScmRights(&rights));
             debug_assert!(pushed, "there is space for as many");
         }
         loop {
@@ -157,8 +180,8 @@ impl Channel {
     pub(super) fn receive<M: DeserializeOwned>(
         &self,
     ) -> Result<Option<(M, Vec<OwnedFd>)>, ChannelError> {
-        let mut packet = vec![0; MESSAGE_MAX];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut packet = vec![0; PACKET_MAX];
+        let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut packet)];
@@ -184,7 +207,7 @@ impl Channel {
             // A packet of ours is never empty: this is the end.
             return Err(ChannelError::Closed);
         }
-        let Some(header) = packet[..received.bytes].first_chunk::<4>() else {
+        let Some(header) = packet[..received.bytes].first_chunk::<HEADER_BYTES>() else {
             return Err(ChannelError::Unknown("it is too short".to_owned()));
         };
         let version = u16::from_le_bytes([header[2], header[3]]);
@@ -193,7 +216,18 @@ impl Channel {
                 "it has version {version}, and this is {VERSION}"
             )));
         }
-        let message = serde_json::from_slice(&packet[4..received.bytes])
+        let beside = match header[HEADER_BYTES - 1] {
+            HERE => None,
+            BESIDE if !descriptors.is_empty() => {
+                Some(read_blob(descriptors.remove(0)).map_err(from_io)?)
+            }
+            _ => return Err(ChannelError::Unknown("it is nowhere".to_owned())),
+        };
+        let content = match &beside {
+            Some(content) => content.as_slice(),
+            None => &packet[HEADER_BYTES..received.bytes],
+        };
+        let message = serde_json::from_slice(content)
             .map_err(|error| ChannelError::Unknown(error.to_string()))?;
         Ok(Some((message, descriptors)))
     }
@@ -218,18 +252,27 @@ pub(super) fn blob(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads a blob whole, from its beginning.
+/// Reads a blob whole. Its offset, which all who have it share, is neither used nor moved.
 ///
 /// # Errors
-/// From read(2), and EFBIG beyond 256 MiB.
+/// From pread(2), and EFBIG beyond 256 MiB.
 pub(super) fn read_blob(blob: impl AsFd) -> io::Result<Vec<u8>> {
-    let mut file = std::fs::File::from(blob.as_fd().try_clone_to_owned()?);
-    file.rewind()?;
-    let mut bytes = Vec::new();
-    file.take(BLOB_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > BLOB_MAX {
+    let length = rustix::fs::fstat(&blob)?.st_size;
+    let length = u64::try_from(length).unwrap_or(u64::MAX);
+    if length > BLOB_MAX {
         return Err(Errno::FBIG.into());
     }
+    let mut bytes = vec![0; usize::try_from(length).map_err(|_| Errno::FBIG)?];
+    let mut read = 0;
+    while read < bytes.len() {
+        match rustix::io::pread(&blob, &mut bytes[read..], read as u64) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    bytes.truncate(read);
     Ok(bytes)
 }
 
@@ -252,7 +295,8 @@ mod tests {
         let (text, descriptors) = worker.receive::<String>().unwrap().unwrap();
         assert_eq!((text.as_str(), descriptors.len()), ("second", 2));
         for descriptor in &descriptors {
-            // They share one offset, which must not matter.
+            // They share one offset with everybody who has the file, and each reads all of it.
+            assert_eq!(read_blob(descriptor).unwrap(), b"some bytes");
             assert_eq!(read_blob(descriptor).unwrap(), b"some bytes");
             let flags = rustix::io::fcntl_getfd(descriptor).unwrap();
             assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
@@ -274,19 +318,36 @@ mod tests {
     }
 
     #[test]
+    fn a_long_message_arrives_whole_with_its_descriptors() {
+        let (master, worker) = Channel::pair().unwrap();
+        let content = blob("test", b"beside").unwrap();
+        for length in [PACKET_MAX - HEADER_BYTES - 2, PACKET_MAX, 1 << 20] {
+            let text = "x".repeat(length);
+            let many = vec![content.as_fd(); DESCRIPTORS_MAX];
+            master.send(&text, &many).unwrap();
+            let (read, descriptors) = worker.receive::<String>().unwrap().unwrap();
+            assert!(read == text, "{length}");
+            assert_eq!(descriptors.len(), DESCRIPTORS_MAX);
+            assert_eq!(read_blob(&descriptors[0]).unwrap(), b"beside");
+        }
+    }
+
+    #[test]
     fn what_is_no_message_is_refused_and_the_next_one_is_read() {
         let (master, worker) = Channel::pair().unwrap();
         for packet in [
             &b"x"[..],
-            b"BW\x02\x00\"text\"",
-            b"XX\x01\x00\"text\"",
-            b"BW\x01\x00{",
-            b"BW\x01\x00\xff",
+            b"BW\x02\x00\x00\"text\"",
+            b"XX\x01\x00\x00\"text\"",
+            b"BW\x01\x00\x00{",
+            b"BW\x01\x00\x00\xff",
+            b"BW\x01\x00\x01",
+            b"BW\x01\x00\x07\"text\"",
         ] {
             rustix::net::send(&master, packet, SendFlags::empty()).unwrap();
         }
         master.send(&"good", &[]).unwrap();
-        for _ in 0..5 {
+        for _ in 0..7 {
             let read = worker.receive::<String>();
             assert!(matches!(read, Err(ChannelError::Unknown(_))), "{read:?}");
         }
@@ -296,7 +357,7 @@ mod tests {
     #[test]
     fn a_reader_that_takes_nothing_never_blocks_the_writer() {
         let (master, _worker) = Channel::pair().unwrap();
-        let text = "x".repeat(32 << 10);
+        let text = "x".repeat(8 << 10);
         let refused = (0..1000).find_map(|_| master.send(&text, &[]).err());
         assert!(matches!(refused, Some(ChannelError::Full)), "{refused:?}");
     }
