@@ -122,6 +122,7 @@ pub(super) fn control_arg() -> Arg {
         .long("control")
         .value_name("PATH")
         .value_parser(clap::value_parser!(PathBuf))
+        .overrides_with("control")
         .help(
             "The control socket [default: by the name of the configuration file in /run/beltway, \
              else in $XDG_RUNTIME_DIR]",

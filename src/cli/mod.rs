@@ -53,6 +53,10 @@ Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 78 bad configuration.";
 /// Parses the arguments, runs the subcommand and gives the exit code: 0 done, 1 failed at run
 /// time, 2 wrong usage, 78 bad configuration.
 pub fn main() -> ExitCode {
+    // Before the arguments, which an older version was started with.
+    if let Some(code) = run::resume() {
+        return code;
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let matches = match command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
@@ -64,6 +68,8 @@ pub fn main() -> ExitCode {
         Some(("check", matches)) => check::main(matches),
         Some(("show", matches)) => show::main(matches),
         Some(("doctor", matches)) => doctor::main(matches),
+        Some((crate::supervisor::WORKER_COMMAND, _)) => run::worker(),
+        Some((crate::supervisor::CHECK_COMMAND, _)) => run::check(),
         Some((name, matches)) if let Some(code) = control::main(name, matches) => code,
         // The familiar letters of nginx, and nothing at all.
         _ if let Some(code) = control::signal(&matches) => code,
@@ -92,6 +98,7 @@ fn command() -> Command {
         .subcommand(show::command())
         .subcommands(control::commands())
         .subcommand(doctor::command())
+        .subcommands(run::hidden_commands())
         .arg(config_arg().help("Same as `beltway run -c FILE`"))
         .arg(
             Arg::new("t")
@@ -282,6 +289,9 @@ mod tests {
     #[test]
     fn every_command_has_examples() {
         for command in command().get_subcommands_mut() {
+            if command.is_hide_set() {
+                continue;
+            }
             let help = command.render_long_help().to_string();
             assert!(help.contains("Examples:"), "{}", command.get_name());
         }

@@ -34,15 +34,23 @@ pub(super) fn command() -> Command {
                 .help("The directory to serve"),
         )
         .args(flags::args(&TABLES))
+        .arg(super::run::supervise_arg())
+        .arg(super::control::control_arg().requires("supervise").help(
+            "With --supervise: make a control socket there, for `beltway status --control PATH`",
+        ))
         .arg(super::print_config_arg())
 }
 
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     let directory = matches.get_one::<String>("DIR").map_or(".", String::as_str);
-    serve(
-        settings(directory, matches),
-        super::given(matches, "print-config"),
-    )
+    let settings = settings(directory, matches);
+    let print_config = super::given(matches, "print-config");
+    if super::given(matches, "supervise") && !print_config {
+        let input = super::input(None, settings, true);
+        let control = super::control::control_path(matches);
+        return super::run::supervise(input, control, Origin::Serve);
+    }
+    serve(settings, print_config)
 }
 
 /// `beltway` alone.

@@ -28,6 +28,32 @@ pub struct Model {
     pub sites: Vec<Arc<Site>>,
 }
 
+impl Model {
+    /// Every set of file settings: of sites, of routes, of error pages.
+    pub fn each_files(&self, mut each: impl FnMut(&Arc<Files>)) {
+        let mut of_route = |route: &Route| {
+            if let Action::Files(files) = &route.action {
+                each(files);
+            }
+            route.error_pages.iter().for_each(|page| each(&page.files));
+        };
+        for site in &self.sites {
+            of_route(&site.fallback);
+            let routes = site.router.iter().flat_map(|(_, routes)| routes);
+            routes.for_each(|route| of_route(route));
+        }
+    }
+
+    /// The directories that files are served from, each once, in order.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        let mut roots = Vec::new();
+        self.each_files(|files| roots.push(files.root.clone()));
+        roots.sort();
+        roots.dedup();
+        roots
+    }
+}
+
 /// Settings of the process: the table `[server]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Server {
@@ -137,7 +163,7 @@ pub struct AccessLog {
 }
 
 /// Where lines of the access log go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogTarget {
     /// Standard output.
     Stdout,
@@ -221,7 +247,7 @@ impl fmt::Display for ListenAddr {
 }
 
 /// Where something was written: the file, or the flag or variable that set it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// File name as the user gave it, `--flag` or variable name.
     pub source: Arc<str>,

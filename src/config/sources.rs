@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::diagnostics::{At, Diagnostic, Diagnostics, Source, SourceKind};
 use super::nearest::nearest;
 use super::raw::{self, Item, Table, Value};
@@ -21,7 +23,7 @@ const VARIABLE_PREFIX: &str = "BELTWAY_";
 
 /// Everything that a configuration is read from. It is data, so that a test needs neither the
 /// environment nor the current directory of its process.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Input {
     /// The configuration file as the user named it, if there is one.
     pub file: Option<PathBuf>,
@@ -39,7 +41,7 @@ pub struct Input {
 }
 
 /// One setting of the command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Setting {
     /// `--set KEY=VALUE`, the text behind `--set `.
     Set(String),
@@ -55,7 +57,7 @@ pub enum Setting {
 }
 
 /// The value of a flag.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FlagValue {
     /// A string, whatever it looks like.
     Text(String),

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::epoch::{AppEpoch, Epochs, NewEpoch};
+use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
 use super::error_page;
 use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, Route, Site};
@@ -76,6 +76,11 @@ impl App {
     /// of a listening socket that was removed.
     pub fn epochs(&self) -> Vec<(u64, usize)> {
         self.epochs.borrow().alive()
+    }
+
+    /// Where the current configuration logs requests, for one that does the same.
+    pub fn log_in_force(&self) -> Option<Rc<LogRecord>> {
+        self.epochs.borrow().log()
     }
 
     /// Seconds since 1970-01-01T00:00:00Z.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
-use crate::config::model::{Action, Files, Model, Route, Site, Symlinks};
+use crate::config::model::{Files, Model, Site, Symlinks};
 use crate::http::h1::HeadLimits;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
@@ -45,7 +45,7 @@ pub struct AppEpoch {
 impl AppEpoch {
     fn new(files: &Rc<OpenFiles>, new: NewEpoch<'_>) -> Rc<Self> {
         let mut roots = HashMap::default();
-        for_each_files(new.model, |settings| {
+        new.model.each_files(|settings| {
             let root = files.add_root(settings.root.clone(), links(settings.symlinks));
             roots.insert(Arc::as_ptr(settings) as usize, root);
         });
@@ -138,6 +138,11 @@ impl Epochs {
         Rc::clone(&self.current)
     }
 
+    /// Where the current one logs requests.
+    pub(super) fn log(&self) -> Option<Rc<LogRecord>> {
+        self.current.log.clone()
+    }
+
     /// Puts another epoch in the place of the current one, which it gives back.
     pub(super) fn swap(&mut self, files: &Rc<OpenFiles>, next: NewEpoch<'_>) -> Rc<AppEpoch> {
         self.replaced.retain(|epoch| epoch.strong_count() > 0);
@@ -182,23 +187,6 @@ impl Epochs {
 fn weak(listeners: &[(Rc<Listening>, usize)]) -> Vec<Weak<Listening>> {
     let listenings = listeners.iter().map(|(listening, _)| listening);
     listenings.map(Rc::downgrade).collect()
-}
-
-/// Calls `each` with every set of file settings of a configuration.
-fn for_each_files(model: &Model, mut each: impl FnMut(&Arc<Files>)) {
-    let mut of_route = |route: &Route| {
-        if let Action::Files(files) = &route.action {
-            each(files);
-        }
-        route.error_pages.iter().for_each(|page| each(&page.files));
-    };
-    for site in &model.sites {
-        of_route(&site.fallback);
-        site.router
-            .iter()
-            .flat_map(|(_, routes)| routes)
-            .for_each(|route| of_route(route));
-    }
 }
 
 fn links(symlinks: Symlinks) -> Links {

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::model::{ListenAddr, Listener, Place};
 use crate::net::socket::{self, SocketFile};
 
@@ -26,12 +28,22 @@ pub struct BoundListener {
 }
 
 /// The address of a listening socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BoundAddr {
     /// TCP, with the port that the kernel gave.
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
+}
+
+impl BoundAddr {
+    /// As `listen` takes it: `127.0.0.1:8080`, `unix:/run/site.sock`.
+    pub fn listen_text(&self) -> String {
+        match self {
+            Self::Tcp(address) => address.to_string(),
+            Self::Unix(_) => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for BoundAddr {

@@ -2,7 +2,7 @@
 //! emptied before the thread ends, also when it panics.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::messages::SocketId;
 use crate::config::model::Model;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
@@ -23,9 +24,11 @@ use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
 use crate::runtime::affinity::{self, CpuId};
-use crate::runtime::engine::caps::{EngineKind, Selection};
+use crate::runtime::engine::Forbidden;
+use crate::runtime::engine::caps::{EngineKind, Restriction, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
+use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{Receiver, Wake};
 use crate::runtime::offload::HelperPort;
 use crate::runtime::task::TaskId;
@@ -41,15 +44,64 @@ const LOG_STOP: Duration = Duration::from_millis(100);
 const SETTLE_TURNS: usize = 16;
 
 /// What a core is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Message {
     /// Accept nothing more, finish what is in flight, end at the deadline at the latest.
     Drain {
         /// When what is left is cut.
         deadline: Instant,
+        /// Another process goes on accepting from the same sockets: what waits there is left to it, and
+        /// idle connections stay until they ask again, or until the deadline.
+        handover: bool,
     },
     /// End now.
     Stop,
+    /// Serve another configuration from now on.
+    Swap(Arc<Swap>),
+    /// Tell how it goes; the number comes back.
+    Status(u64),
+    /// Let the ring try what it may not; the number comes back.
+    TryForbidden(u64),
+}
+
+/// Another configuration.
+#[derive(Debug)]
+pub(super) struct Swap {
+    /// Its number.
+    pub(super) epoch: u64,
+    /// What it says.
+    pub(super) model: Arc<Model>,
+    /// Its sockets.
+    pub(super) listeners: Vec<Serving>,
+}
+
+impl Swap {
+    /// What a core is to know of the sockets that it doesn't know yet.
+    fn listenings(&self, known: &[Rc<Listening>]) -> Vec<Rc<Listening>> {
+        let new = |it: &&Serving| !known.iter().any(|known| known.id() == it.id);
+        let new = self.listeners.iter().filter(new);
+        new.map(|it| Listening::new(it.id)).collect()
+    }
+
+    /// The sockets of this configuration, each with its place in the model.
+    fn placed(&self, listening: &[Rc<Listening>]) -> Vec<(Rc<Listening>, usize)> {
+        let of = |it: &Serving| {
+            let listening = listening.iter().find(|known| known.id() == it.id)?;
+            Some((Rc::clone(listening), it.listener))
+        };
+        self.listeners.iter().filter_map(of).collect()
+    }
+}
+
+/// A listening socket and what it is for.
+#[derive(Clone, Debug)]
+pub(super) struct Serving {
+    /// Its number, the same in every configuration that has it.
+    pub(super) id: SocketId,
+    /// The place of its listener in the model.
+    pub(super) listener: usize,
+    /// The socket.
+    pub(super) socket: Arc<OwnedFd>,
 }
 
 /// What a core tells.
@@ -64,10 +116,41 @@ pub(super) struct Report {
 /// What happens to a core. The end comes once and last.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// It serves, on this engine, for this reason.
-    Started(EngineKind, String),
+    /// It accepts nothing more, and every answer says that the connection ends.
+    Draining,
+    /// It serves this configuration.
+    Swapped(u64),
+    /// How it goes, for the question of this number.
+    Status(u64, Box<Account>),
+    /// What the ring said to each forbidden op, for the question of this number.
+    Tried(u64, Vec<Forbidden>),
+    /// It serves, on this engine, for this reason, with its ring restricted or not.
+    Started(EngineKind, String, Restriction),
     /// Its thread has nothing more to do.
     Ended(End),
+}
+
+/// How a core goes.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Open connections.
+    pub(super) connections: usize,
+    /// Heads that were answered.
+    pub(super) requests: u64,
+    /// Answers of 500 and above.
+    pub(super) errors: u64,
+    /// Bytes that it holds for connections.
+    pub(super) memory: usize,
+    /// Tasks.
+    pub(super) tasks: usize,
+    /// Configurations that are in use, with the requests that each answers.
+    pub(super) epochs: Vec<(u64, usize)>,
+    /// Sockets, with their connections, and whether they were removed.
+    pub(super) listeners: Vec<(SocketId, usize, bool)>,
+    /// How often each limit was reached.
+    pub(super) limits: Counts,
+    /// Ring ops that were refused because they are forbidden.
+    pub(super) refused: u64,
 }
 
 /// How a core ended.
@@ -122,16 +205,16 @@ pub(super) struct Setup {
     pub(super) helpers: [Option<HelperPort>; 2],
     /// Where its messages come from.
     pub(super) mailbox: Receiver<Message>,
-    /// Listening sockets, each with its place in the model.
-    pub(super) listeners: Vec<(usize, Arc<OwnedFd>)>,
+    /// The first configuration.
+    pub(super) first: Arc<Swap>,
     /// Most connections that it may hold.
     pub(super) connections_max: usize,
     /// Most files that it may keep open.
     pub(super) files_max: usize,
-    /// The configuration.
-    pub(super) model: Arc<Model>,
     /// The access log.
     pub(super) log: Option<(Format, SinkHandle)>,
+    /// What others see of its turns.
+    pub(super) heartbeat: Arc<Heartbeat>,
     /// Where its reports go.
     pub(super) reporter: Reporter,
 }
@@ -140,9 +223,9 @@ pub(super) struct Setup {
 pub(super) struct Parts<'p> {
     /// The core.
     pub(super) core: &'p Core,
-    /// The configuration.
-    pub(super) model: &'p Arc<Model>,
-    /// Its listening sockets, each with its place in the model.
+    /// The first configuration.
+    pub(super) first: &'p Swap,
+    /// Its sockets, each with its place in the model.
     pub(super) listeners: &'p [(Rc<Listening>, usize)],
     /// The connections of the core.
     pub(super) registry: Rc<Registry>,
@@ -152,6 +235,16 @@ pub(super) struct Parts<'p> {
     pub(super) files_max: usize,
 }
 
+/// What answers the requests of a core, and can take another configuration while it does.
+pub(super) trait Serves: Service {
+    /// Answers by this configuration from the next request on. Its sockets come with their places in
+    /// the model.
+    fn swap(&self, swap: &Swap, listeners: &[(Rc<Listening>, usize)]);
+
+    /// The configurations that are in use, with the requests that each answers.
+    fn epochs(&self) -> Vec<(u64, usize)>;
+}
+
 /// Makes what answers the requests of a core.
 pub(super) trait MakeService<S>: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 'static {}
 
@@ -159,14 +252,14 @@ impl<S, F> MakeService<S> for F where F: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 
 
 /// Runs a core until it is told to end or can't go on: the body of its thread. A panic ends this core
 /// alone.
-pub(super) fn run<S: Service>(setup: Setup, make: impl MakeService<S>) {
+pub(super) fn run<S: Serves>(setup: Setup, make: impl MakeService<S>) {
     let reporter = setup.reporter.clone();
     let end = catch_unwind(AssertUnwindSafe(|| live(setup, make)))
         .unwrap_or_else(|panic| End::Broken(panicked(&*panic)));
     reporter.report(Event::Ended(end));
 }
 
-fn live<S: Service>(mut setup: Setup, make: impl MakeService<S>) -> End {
+fn live<S: Serves>(mut setup: Setup, make: impl MakeService<S>) -> End {
     if let Some(cpu) = setup.cpu
         && let Err(error) = affinity::pin(cpu)
     {
@@ -222,24 +315,22 @@ fn make_core(setup: &mut Setup) -> io::Result<(Core, Selection)> {
 
 /// Serves until told to end. Gives the number of connections that are cut by that, and how often each
 /// limit was reached.
-fn serve<S: Service>(
+fn serve<S: Serves>(
     core: &Core,
     selection: &Selection,
     setup: Setup,
     make: impl MakeService<S>,
 ) -> Result<(usize, Counts), Errno> {
+    core.report_to(setup.heartbeat);
     let registry = Rc::new(Registry::default());
     let log = setup
         .log
         .map(|(format, sink)| CoreLog::new(core, format, sink));
-    let listeners: Vec<(Rc<Listening>, usize)> = (0..)
-        .zip(&setup.listeners)
-        .map(|(id, (place, _))| (Listening::new(id), *place))
-        .collect();
+    let listening: Vec<Rc<Listening>> = setup.first.listenings(&[]);
     let service = make(Parts {
         core,
-        model: &setup.model,
-        listeners: &listeners,
+        first: &setup.first,
+        listeners: &setup.first.placed(&listening),
         registry: Rc::clone(&registry),
         log: log.clone(),
         files_max: setup.files_max,
@@ -247,8 +338,12 @@ fn serve<S: Service>(
     let life = Rc::new(Life {
         core: core.clone(),
         registry,
+        service,
         log,
-        accepting: Cell::new(setup.listeners.len()),
+        reporter: setup.reporter.clone(),
+        connections_max: setup.connections_max,
+        listening: RefCell::new(listening.clone()),
+        accepting: Cell::new(0),
         waits_for_accepts: Cell::new(None),
         done: Cell::new(false),
     });
@@ -256,29 +351,29 @@ fn serve<S: Service>(
     if let Some(log) = &life.log {
         core.spawn(Rc::clone(log).keep_flushed());
     }
-    core.set_corking(
-        !setup
-            .listeners
-            .iter()
-            .any(|(_, socket)| paces(socket.as_fd())),
-    );
-    for ((listening, _), (_, socket)) in listeners.into_iter().zip(setup.listeners) {
-        let (life, service) = (Rc::clone(&life), Rc::clone(&service));
-        core.spawn(life.accept(listening, socket, setup.connections_max, service));
-    }
-    setup
-        .reporter
-        .report(Event::Started(selection.kind(), selection.reason.clone()));
+    life.listen(&setup.first, &listening);
+    // The cores hold the sockets, not what they were set up from: a removed one has to close.
+    drop(setup.first);
+    setup.reporter.report(Event::Started(
+        selection.kind(),
+        selection.reason.clone(),
+        selection.restriction().clone(),
+    ));
     core.run_until(|| life.done.get())?;
     let registry = &life.registry;
     Ok((registry.population().open(), registry.limits().counts()))
 }
 
 /// What the tasks that run a core know of each other.
-struct Life {
+struct Life<S> {
     core: Core,
     registry: Rc<Registry>,
+    service: Rc<S>,
     log: Option<Rc<CoreLog>>,
+    reporter: Reporter,
+    connections_max: usize,
+    /// The sockets of the configuration in force, and removed ones that still have connections.
+    listening: RefCell<Vec<Rc<Listening>>>,
     /// Listeners that still accept.
     accepting: Cell<usize>,
     /// The task that waits until none does.
@@ -286,15 +381,23 @@ struct Life {
     done: Cell<bool>,
 }
 
-impl Life {
-    /// Accepts on one socket until the drain.
-    async fn accept<S: Service>(
-        self: Rc<Self>,
-        listening: Rc<Listening>,
-        socket: Arc<OwnedFd>,
-        connections_max: usize,
-        service: Rc<S>,
-    ) {
+impl<S: Serves> Life<S> {
+    /// Accepts on these sockets of a configuration.
+    fn listen(self: &Rc<Self>, swap: &Swap, new: &[Rc<Listening>]) {
+        let paced = swap.listeners.iter().any(|it| paces(it.socket.as_fd()));
+        self.core.set_corking(!paced);
+        for listening in new {
+            let serving = swap.listeners.iter().find(|it| it.id == listening.id());
+            let Some(serving) = serving else { continue };
+            self.accepting.set(self.accepting.get() + 1);
+            let socket = Arc::clone(&serving.socket);
+            self.core
+                .spawn(Rc::clone(self).accept(Rc::clone(listening), socket));
+        }
+    }
+
+    /// Accepts on one socket until it, or the core, is drained.
+    async fn accept(self: Rc<Self>, listening: Rc<Listening>, socket: Arc<OwnedFd>) {
         let (core, registry) = (&self.core, &self.registry);
         let _accepting = Accepting(&self);
         accept_loop(
@@ -302,14 +405,14 @@ impl Life {
             core.share(socket),
             Rc::clone(registry.population()),
             Rc::clone(&listening),
-            limits(connections_max),
+            limits(self.connections_max),
             |accepted, member| {
                 let connection = session::serve(
                     core.clone(),
                     accepted,
                     member,
                     Rc::clone(&listening),
-                    Rc::clone(&service),
+                    Rc::clone(&self.service),
                 );
                 core.spawn(connection);
             },
@@ -320,18 +423,27 @@ impl Life {
 
     /// Does what the main thread says. A main thread that is gone says: stop.
     async fn obey(self: Rc<Self>, mut mailbox: Receiver<Message>) {
-        let population = Rc::clone(self.registry.population());
         let mut seen = 0;
         loop {
             self.core.woken(&mut seen).await;
             loop {
                 match mailbox.pop() {
-                    Some(Message::Drain { deadline }) if !population.closed() => {
-                        population.close(Rest::Take);
-                        self.core.spawn(Rc::clone(&self).drain(deadline));
-                        self.core.wake_all();
+                    Some(Message::Drain { deadline, handover }) => {
+                        self.begin_drain(deadline, handover);
                     }
-                    Some(Message::Drain { .. }) => {}
+                    Some(Message::Swap(swap)) => self.swap(&swap),
+                    Some(Message::Status(id)) => {
+                        let account = Box::new(self.account());
+                        self.reporter.report(Event::Status(id, account));
+                    }
+                    Some(Message::TryForbidden(id)) => {
+                        let life = Rc::clone(&self);
+                        self.core.spawn(async move {
+                            // An engine without a ring has nothing to try.
+                            let results = life.core.try_forbidden().await.unwrap_or_default();
+                            life.reporter.report(Event::Tried(id, results));
+                        });
+                    }
                     Some(Message::Stop) => return self.end(LOG_STOP).await,
                     None if mailbox.is_closed() => return self.end(LOG_STOP).await,
                     None => break,
@@ -340,8 +452,93 @@ impl Life {
         }
     }
 
+    fn begin_drain(self: &Rc<Self>, deadline: Instant, handover: bool) {
+        let population = self.registry.population();
+        if population.closed() {
+            return;
+        }
+        population.close(if handover { Rest::Leave } else { Rest::Take });
+        self.core.spawn(Rc::clone(self).drain(deadline, handover));
+        self.core.wake_all();
+    }
+
+    /// Answers by another configuration from now on. What it no longer listens on drains by itself.
+    fn swap(self: &Rc<Self>, swap: &Arc<Swap>) {
+        let known = self.listening.borrow().clone();
+        let new = swap.listenings(&known);
+        self.listening.borrow_mut().extend(new.iter().cloned());
+        let all = swap.placed(&self.listening.borrow());
+        self.service.swap(swap, &all);
+        self.listen(swap, &new);
+        let removed: Vec<Rc<Listening>> = self
+            .listening
+            .borrow()
+            .iter()
+            .filter(|listening| {
+                !listening.closed() && !swap.listeners.iter().any(|it| it.id == listening.id())
+            })
+            .cloned()
+            .collect();
+        let deadline = self.core.now() + swap.model.server.drain_timeout;
+        for listening in removed {
+            // Nobody accepts from it any more, so what waits there is ours.
+            listening.close(Rest::Take);
+            self.core
+                .spawn(Rc::clone(self).drain_listener(listening, deadline));
+        }
+        self.core.wake_all();
+        self.reporter.report(Event::Swapped(swap.epoch));
+    }
+
+    /// Ends the connections of a socket that isn't listened on any more.
+    async fn drain_listener(self: Rc<Self>, listening: Rc<Listening>, deadline: Instant) {
+        let mut timer = Timer::new(&self.core);
+        timer.set(deadline);
+        listening.drain();
+        self.core.wake_all();
+        if timer
+            .bound(|| listening.poll_empty(&self.core))
+            .await
+            .is_none()
+        {
+            listening.expire();
+            self.core.wake_all();
+            for _ in 0..SETTLE_TURNS {
+                self.core.yield_turn().await;
+            }
+            let cut = self.registry.cut(&self.core, &listening);
+            if cut > 0 {
+                tracing::warn!(
+                    connections = cut,
+                    "connections of a removed listener were cut"
+                );
+            }
+        }
+        let mut known = self.listening.borrow_mut();
+        known.retain(|known| !Rc::ptr_eq(known, &listening));
+    }
+
+    fn account(&self) -> Account {
+        let registry = &self.registry;
+        let listening = self.listening.borrow();
+        Account {
+            connections: registry.population().open(),
+            requests: registry.traffic().requests,
+            errors: registry.traffic().errors,
+            memory: self.core.memory(),
+            tasks: self.core.usage().tasks,
+            epochs: self.service.epochs(),
+            listeners: listening
+                .iter()
+                .map(|it| (it.id(), it.open(), it.closed()))
+                .collect(),
+            limits: registry.limits().counts(),
+            refused: self.core.ring_refused(),
+        }
+    }
+
     /// Ends the core when its last connection has closed, or at the deadline.
-    async fn drain(self: Rc<Self>, deadline: Instant) {
+    async fn drain(self: Rc<Self>, deadline: Instant, handover: bool) {
         let mut timer = Timer::new(&self.core);
         timer.set(deadline);
         timer.bound(|| self.poll_accepts_ended()).await;
@@ -349,9 +546,22 @@ impl Life {
             self.core.yield_turn().await;
         }
         let population = self.registry.population();
-        population.expire();
+        population.drain();
+        self.reporter.report(Event::Draining);
+        if !handover {
+            // Nobody takes over, so nothing is gained by waiting for another request.
+            population.expire();
+        }
         self.core.wake_all();
         timer.bound(|| population.poll_empty(&self.core)).await;
+        if handover && population.open() > 0 {
+            // Those that have nothing in flight get their FIN; the others are cut.
+            population.expire();
+            self.core.wake_all();
+            for _ in 0..SETTLE_TURNS {
+                self.core.yield_turn().await;
+            }
+        }
         self.end(LOG_DRAIN).await;
     }
 
@@ -377,9 +587,9 @@ impl Life {
 }
 
 /// Counts a listener as accepting until it is dropped, however its task ends.
-struct Accepting<'l>(&'l Life);
+struct Accepting<'l, S>(&'l Life<S>);
 
-impl Drop for Accepting<'_> {
+impl<S> Drop for Accepting<'_, S> {
     fn drop(&mut self) {
         let life = self.0;
         life.accepting.set(life.accepting.get() - 1);

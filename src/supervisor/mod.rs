@@ -1,4 +1,4 @@
-//! Processes: the worker that wires everything; the master comes above it.
+//! Processes: the master that watches, the workers that serve, and the server without a master.
 
 #[cfg(test)]
 mod alone;
@@ -10,19 +10,23 @@ mod core_thread;
 mod hook;
 mod limits;
 pub mod listen_fds;
-pub mod notify;
 pub mod master;
+mod messages;
+pub mod notify;
 #[cfg(test)]
 mod ok_service;
-pub mod refusal;
 pub mod privileges;
+pub mod refusal;
 pub mod sandbox;
 mod signals;
 mod stall;
 pub mod standalone;
 mod sys;
-mod sys_process;
 mod sys_fds;
+mod sys_process;
 pub mod worker;
+pub mod worker_process;
 
 pub use limits::connections_for;
+pub use master::check::main as check_for_upgrade;
+pub use master::{CHECK_COMMAND, WORKER_COMMAND};

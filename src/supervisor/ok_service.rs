@@ -1,17 +1,23 @@
 //! A service that answers everything with `ok`, to try the wiring without handlers.
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::core_thread::Parts;
+use super::core_thread::{Parts, Serves, Swap};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::session::{Body, Epoch, Exchange, Peer, Registry, Response, Service, Settings};
 use crate::http::types::{Request, ResponseHead, Status};
+use crate::net::listener::Listening;
 use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
 use crate::observability::core_log::CoreLog;
 
-/// Answers `ok`; panics when it is asked for `/panic`.
+/// What a request for `/spin` waits for without giving the core back.
+pub(super) static SPINNING: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
+
+/// Answers `ok`; panics when it is asked for `/panic`, and spins when it is asked for `/spin`.
 pub(super) struct OkService {
     epoch: Rc<OkEpoch>,
     registry: Rc<Registry>,
@@ -30,11 +36,12 @@ impl Epoch for OkEpoch {
 impl OkService {
     pub(super) fn new(parts: Parts<'_>) -> Rc<Self> {
         let Parts {
-            model,
+            first,
             registry,
             log,
             ..
         } = parts;
+        let model = &first.model;
         let timeouts = &model.server.timeouts;
         let settings = Settings {
             head: HeadLimits::default(),
@@ -55,6 +62,14 @@ impl OkService {
     }
 }
 
+impl Serves for OkService {
+    fn swap(&self, _: &Swap, _: &[(Rc<Listening>, usize)]) {}
+
+    fn epochs(&self) -> Vec<(u64, usize)> {
+        Vec::new()
+    }
+}
+
 impl Service for OkService {
     type Epoch = OkEpoch;
 
@@ -64,6 +79,15 @@ impl Service for OkService {
 
     async fn call(&self, _: &Rc<OkEpoch>, request: &Request<'_>, _: &Peer) -> Response {
         assert_ne!(request.path, "/panic", "asked for");
+        if request.path == "/spin" {
+            let spinning = SPINNING.lock().unwrap().clone();
+            while spinning
+                .as_ref()
+                .is_some_and(|it| it.load(Ordering::Relaxed))
+            {
+                std::hint::spin_loop();
+            }
+        }
         Response {
             head: ResponseHead::new(200),
             body: Body::Bytes(b"ok".to_vec()),

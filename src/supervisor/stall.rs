@@ -7,14 +7,26 @@
 
 use std::time::{Duration, Instant};
 
-/// A turn that is longer than this is suspicious.
-const TURN_WALL: Duration = Duration::from_secs(10);
+/// What is too long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// A turn that is longer than this is suspicious.
+    pub(super) turn_wall: Duration,
+    /// Processor time that a suspicious turn must have used.
+    pub(super) turn_cpu: Duration,
+    /// How long a wake may be unanswered.
+    pub(super) wake_answer: Duration,
+}
 
-/// Processor time that a suspicious turn must have used.
-const TURN_CPU: Duration = Duration::from_secs(5);
-
-/// How long a wake may be unanswered.
-const WAKE_ANSWER: Duration = Duration::from_secs(30);
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            turn_wall: Duration::from_secs(10),
+            turn_cpu: Duration::from_secs(5),
+            wake_answer: Duration::from_secs(30),
+        }
+    }
+}
 
 /// How often a core is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -33,6 +45,7 @@ pub(super) struct Sight {
 /// Watches one core.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
+    bounds: Bounds,
     /// When the turn under way began, and the processor time when it was first seen.
     turn: Option<(Instant, Duration)>,
     /// The wake that isn't answered, and when it was first seen so.
@@ -40,6 +53,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Watches with these bounds.
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            ..Self::default()
+        }
+    }
+
     /// Looks at the core. Says why it is stalled, if it is.
     pub(super) fn look(&mut self, sight: Sight, now: Instant) -> Option<String> {
         self.wake = sight.unanswered.map(|number| match self.wake {
@@ -55,7 +76,7 @@ impl Watch {
         });
         if let (Some((_, cpu)), Some(lasted)) = (self.turn, sight.turn) {
             let used = sight.cpu.saturating_sub(cpu);
-            if lasted >= TURN_WALL && used >= TURN_CPU {
+            if lasted >= self.bounds.turn_wall && used >= self.bounds.turn_cpu {
                 return Some(format!(
                     "one turn has lasted {} s and used {} s of processor time",
                     lasted.as_secs(),
@@ -64,7 +85,7 @@ impl Watch {
             }
         }
         let silent = now.saturating_duration_since(self.wake?.1);
-        (silent >= WAKE_ANSWER)
+        (silent >= self.bounds.wake_answer)
             .then(|| format!("it has not answered a wake for {} s", silent.as_secs()))
     }
 }
@@ -77,7 +98,7 @@ mod tests {
 
     /// Looks every five seconds at what `sight` says of that second; gives the first second of a stall.
     fn stalled_at(sight: impl Fn(u32) -> Sight) -> Option<u32> {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (Watch::new(Bounds::default()), Instant::now());
         (0..200).step_by(5).find(|second| {
             watch
                 .look(sight(*second), begin + SECOND * *second)

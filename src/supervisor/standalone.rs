@@ -10,14 +10,16 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::bind::{self, BoundListener};
-use super::core_thread::Message;
+use super::bind::{self, BoundAddr, BoundListener};
+use super::core_thread::{Message, Serving, Swap};
 use super::signals::{Signal, Signals};
-use super::worker::{GRACE, Origin, StartError, Worker, app, failed, level};
+use super::worker::{GRACE, Origin, StartError, Worker, WorkerPlan, app, failed, level, target};
 use super::{banner, hook};
-use crate::config::model::Model;
+use crate::config::model::{AccessLog, LogTarget, Model};
+use crate::net::socket::SocketFile;
 use crate::observability::control_log::{self, Colour, ControlLog};
-use crate::runtime::engine::caps::{EngineKind, check_openat2};
+use crate::observability::sink::Sink;
+use crate::runtime::engine::caps::check_openat2;
 use crate::runtime::mailbox::Wake;
 
 /// Serves until a signal ends it and the drain is over.
@@ -72,11 +74,69 @@ fn run_logged(
         .transpose()
         .map_err(|error| failed("the control log", &error))?;
     hook::log_panics();
-    let mut worker = Worker::start(&model, listeners, app)?;
-    announce(&worker, &model, origin);
+    let plan = WorkerPlan::of(&model, listeners.len(), false)?;
+    let sink = model
+        .server
+        .access_log
+        .as_ref()
+        .map(open_sink)
+        .transpose()?;
+    let Opened {
+        serving,
+        addresses,
+        files,
+    } = open(listeners);
+    let first = Swap {
+        epoch: 1,
+        model: Arc::clone(&model),
+        listeners: serving,
+    };
+    let mut worker = Worker::start(&plan, first, sink, app)?;
+    announce(&worker, &model, &addresses, origin);
     let result = supervise(&mut worker, &signals, &model, origin);
     worker.close();
+    // Socket files go with the server, not before.
+    drop(files);
     result
+}
+
+/// Listening sockets, taken apart.
+pub(super) struct Opened {
+    /// What the cores listen on.
+    pub(super) serving: Vec<Serving>,
+    /// Where that is.
+    pub(super) addresses: Vec<BoundAddr>,
+    /// Files that are removed when this is dropped.
+    pub(super) files: Vec<SocketFile>,
+}
+
+/// Numbers the sockets in their order.
+pub(super) fn open(listeners: Vec<BoundListener>) -> Opened {
+    let mut opened = Opened {
+        serving: Vec::with_capacity(listeners.len()),
+        addresses: Vec::with_capacity(listeners.len()),
+        files: Vec::new(),
+    };
+    for (id, listener) in (0..).zip(listeners) {
+        opened.serving.push(Serving {
+            id,
+            listener: listener.listener,
+            socket: Arc::new(listener.socket),
+        });
+        opened.addresses.push(listener.address);
+        opened.files.extend(listener.file);
+    }
+    opened
+}
+
+fn open_sink(log: &AccessLog) -> Result<Sink, StartError> {
+    Sink::start(&target(&log.target)).map_err(|error| match &log.target {
+        LogTarget::Stdout => failed("the access log on standard output", &error),
+        LogTarget::File(path) => StartError::other(
+            format!("can't open the access log {}: {error}", path.display()),
+            "its directory has to exist, and this user has to be allowed to write there",
+        ),
+    })
 }
 
 /// How far the end has come.
@@ -118,13 +178,16 @@ fn supervise(
                     }
                     tracing::info!(timeout = ?drain, "draining");
                     let deadline = Instant::now() + drain;
-                    worker.tell(Message::Drain { deadline });
+                    worker.tell(&Message::Drain {
+                        deadline,
+                        handover: false,
+                    });
                     give_up = Some(deadline + GRACE);
                 }
                 (_, Phase::Draining) => {
                     phase = Phase::Stopping;
                     tracing::info!("ending at once");
-                    worker.tell(Message::Stop);
+                    worker.tell(&Message::Stop);
                     give_up = Some(Instant::now() + GRACE);
                 }
                 (_, Phase::Stopping) => give_up = Some(Instant::now()),
@@ -141,9 +204,7 @@ fn supervise(
     match phase {
         Phase::Serving => Err(StartError::other("no core is left to serve", "see the log")),
         Phase::Draining | Phase::Stopping => {
-            for (limit, times) in &worker.limits {
-                tracing::info!(limit, times, "limit reached");
-            }
+            worker.log_limits();
             let cut = worker.cut;
             if cut > 0 {
                 tracing::warn!(connections = cut, "stopped; connections were cut");
@@ -173,27 +234,41 @@ fn wait(signals: &Signals, told: &Wake, until: Option<Instant>) {
 }
 
 /// Says what runs and where it listens.
-fn announce(worker: &Worker, model: &Model, origin: Origin) {
-    let mut engines: Vec<(&(EngineKind, String), usize)> = Vec::new();
-    for engine in worker.cores.iter().filter_map(|core| core.engine.as_ref()) {
-        match engines.iter_mut().find(|(known, _)| *known == engine) {
-            Some((_, cores)) => *cores += 1,
-            None => engines.push((engine, 1)),
-        }
+fn announce(worker: &Worker, model: &Model, addresses: &[BoundAddr], origin: Origin) {
+    let engines = worker.engines();
+    for (engine, reason, cores) in &engines {
+        tracing::info!(engine, reason, cores, "engine");
     }
-    for ((kind, reason), cores) in &engines {
-        tracing::info!(engine = %kind, reason, cores, "engine");
-    }
-    for address in &worker.addresses {
+    for address in addresses {
         tracing::info!("listening on {address}");
     }
     if origin == Origin::Serve {
         let kinds: Vec<String> = engines
             .iter()
-            .map(|((kind, reason), _)| format!("{kind} ({reason})"))
+            .map(|(kind, reason, _)| format!("{kind} ({reason})"))
             .collect();
         let engine = kinds.join(" and ");
-        let text = banner::started(model, &worker.addresses, &engine, worker.cores.len());
+        let text = banner::started(model, addresses, &engine, worker.cores.len());
         banner::Stream::of(model).say(&text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::config::model::{ListenAddr, Place};
+
+    #[test]
+    fn a_socket_file_goes_with_what_was_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.sock");
+        let wanted = [(ListenAddr::Unix(path.clone()), Place::default())];
+        let opened = open(bind::bind_missing(&wanted, |_| false).unwrap());
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(opened.serving[0].listener, 0);
+        drop(opened);
+        assert!(!path.exists());
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr;
 use std::thread::JoinHandle;
@@ -31,6 +31,34 @@ pub(super) fn exec(
         libc::fexecve(image.as_raw_fd(), arguments.as_ptr(), environment.as_ptr());
     }
     io::Error::last_os_error()
+}
+
+/// Lets SIGSEGV and SIGBUS end the process at once, whoever sends them. The handler of the standard
+/// library, which is there to name a stack that overflows, survives the first one that a process sends.
+pub(super) fn die_of_faults() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: SIG_DFL is no handler of ours: nothing runs in a signal context.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Takes a descriptor over that the program before this one has left open for us.
+///
+/// # Errors
+/// EBADF for a number that isn't open; the standard streams are refused with it.
+pub(super) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the call takes any number and changes nothing.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and everything that this program opens closes on exec: so it came through
+    // the exec, and the handover, which alone is read for numbers, names each once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The processor time that a thread has used (clock_gettime(2)); nothing for one that has ended.

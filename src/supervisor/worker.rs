@@ -8,32 +8,38 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::bind::{BoundAddr, BoundListener, ListenError};
-use super::core_thread::{self, End, Event, MakeService, Message, Parts, Report, Reporter, Setup};
+use super::bind::ListenError;
+use super::core_thread::{
+    self, Account, End, Event, MakeService, Message, Parts, Report, Reporter, Serves, Setup, Swap,
+};
 use super::limits::{Budget, Means, raise_descriptors};
+use super::stall::{self, Sight, Watch};
+use super::sys_process::thread_cpu;
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
 use crate::handlers::app::App;
 use crate::handlers::epoch::{LogRecord, NewEpoch};
-use crate::http::session::{Counts, Service, count_limit};
-use crate::net::socket::SocketFile;
+use crate::http::session::{Counts, count_limit};
+use crate::net::listener::Listening;
 use crate::observability::access_log::Format;
 use crate::observability::control_log::Level;
-use crate::observability::sink::{Sink, SinkHandle, Target};
-use crate::runtime::affinity;
-use crate::runtime::engine::caps::{EngineChoice, EngineKind, Selection, explain};
+use crate::observability::sink::{Sink, Target};
+use crate::runtime::affinity::{self, CpuId};
+use crate::runtime::engine::Forbidden;
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Restriction, Selection, explain};
+use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
 
 /// Jobs that may wait for the helpers.
 const HELPER_QUEUE: usize = 256;
 
-/// Messages that may wait for a core: no more than one drain and one stop are ever sent.
-const MAILBOX: usize = 4;
+/// Messages that may wait for a core: one drain, one stop, one configuration, and some questions.
+const MAILBOX: usize = 16;
 
 /// How long a core may take to end beyond its deadline before it is left behind.
 pub(super) const GRACE: Duration = Duration::from_secs(8);
@@ -104,12 +110,81 @@ pub(super) fn app(parts: Parts<'_>) -> Rc<App> {
         .log
         .map(|log| -> Rc<LogRecord> { Rc::new(move |record| log.push(record)) });
     let first = NewEpoch {
-        id: 1,
-        model: parts.model,
+        id: parts.first.epoch,
+        model: &parts.first.model,
         listeners: parts.listeners,
         log,
     };
     App::new(parts.core, first, parts.registry, bounds, seed)
+}
+
+impl Serves for App {
+    fn swap(&self, swap: &Swap, listeners: &[(Rc<Listening>, usize)]) {
+        // Where requests are logged changes with a new generation only.
+        self.swap(NewEpoch {
+            id: swap.epoch,
+            model: &swap.model,
+            listeners,
+            log: self.log_in_force(),
+        });
+    }
+
+    fn epochs(&self) -> Vec<(u64, usize)> {
+        self.epochs()
+    }
+}
+
+/// What a worker will run with, found out before it has threads and before it is confined.
+pub(super) struct WorkerPlan {
+    selection: Selection,
+    cpus: Vec<Option<CpuId>>,
+    budget: Budget,
+}
+
+impl WorkerPlan {
+    /// Chooses the engine, the CPUs and the limits. `restricted`: rings get no more opcodes than the
+    /// engine uses.
+    ///
+    /// # Errors
+    /// When io_uring was demanded and can't be had.
+    pub(super) fn of(
+        model: &Model,
+        listeners: usize,
+        restricted: bool,
+    ) -> Result<Self, StartError> {
+        let server = &model.server;
+        let selection = Selection::choose_with(engine(server.engine), restricted)
+            .map_err(|why| StartError::other(why, ""))?;
+        let allowed = affinity::allowed_cpus();
+        let requested = match server.workers {
+            Workers::Auto => None,
+            Workers::Count(count) => Some(count.get()),
+        };
+        let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
+        // Several processes share what the configuration allows, and not what the kernel allows each.
+        let processes = server.processes.get();
+        let share = |count: usize| (count / processes).max(1);
+        let budget = Budget::of(Means {
+            cores: plan.cores.len(),
+            listeners,
+            descriptors: raise_descriptors(),
+            memory: server.memory_limit.map(|bytes| bytes / processes as u64),
+            max_conns: server.max_conns.map(|count| share(count.get())),
+        });
+        if let Some(warning) = budget.warning(plan.cores.len()) {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(
+            cores = plan.reason,
+            connections_per_core = budget.connections_per_core,
+            "starting"
+        );
+        Ok(Self {
+            selection,
+            cpus: plan.cores,
+            budget,
+        })
+    }
 }
 
 /// The cores of a process and what they share.
@@ -119,10 +194,8 @@ pub(super) struct Worker {
     /// Wakes the main thread for reports.
     pub(super) told: Arc<Wake>,
     helpers: Helpers,
-    sink: Option<Sink>,
-    /// Socket files, which are removed with the worker.
-    files: Vec<SocketFile>,
-    pub(super) addresses: Vec<BoundAddr>,
+    /// The writer of the access log.
+    pub(super) sink: Option<Sink>,
     /// Connections that were cut when their cores ended.
     pub(super) cut: usize,
     /// How often each limit was reached on cores that have ended.
@@ -137,50 +210,62 @@ pub(super) struct CoreHandle {
     /// Taken when the core has ended.
     thread: Option<JoinHandle<()>>,
     pub(super) engine: Option<(EngineKind, String)>,
+    restriction: Restriction,
+    wake: Arc<Wake>,
+    heartbeat: Arc<Heartbeat>,
+    watch: Watch,
+    /// It was told of as stalled.
+    stalled: bool,
+}
+
+/// What a core has told that somebody waits for.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// It accepts nothing more, and every answer says that the connection ends.
+    Draining,
+    /// It serves this configuration.
+    Swapped(u64),
+    /// How it goes, for the question of this number.
+    Status(u64, Box<Account>),
+    /// What the ring said to each forbidden op, for the question of this number.
+    Tried(u64, Vec<Forbidden>),
+    /// It has ended as it was told to.
+    Ended,
+    /// It is gone, and nobody has asked for that.
+    Lost(String),
 }
 
 impl Worker {
-    /// Starts everything and waits until every core serves.
+    /// Starts everything and waits until every core serves the configuration.
     ///
     /// # Errors
     /// When one of the parts can't be had; those that were started end again.
-    pub(super) fn start<S: Service>(
-        model: &Arc<Model>,
-        listeners: Vec<BoundListener>,
+    pub(super) fn start<S: Serves>(
+        plan: &WorkerPlan,
+        first: Swap,
+        sink: Option<Sink>,
         make: impl MakeService<S>,
     ) -> Result<Self, StartError> {
-        let server = &model.server;
-        let selection =
-            Selection::choose(engine(server.engine)).map_err(|why| StartError::other(why, ""))?;
-        let allowed = affinity::allowed_cpus();
-        let requested = match server.workers {
-            Workers::Auto => None,
-            Workers::Count(count) => Some(count.get()),
+        let server = &first.model.server;
+        let uring = server.engine == Engine::Uring;
+        let format = server.access_log.as_ref().map(|log| format(log.format));
+        let helpers = Helpers::start(Helpers::threads_default(plan.cpus.len()), HELPER_QUEUE)
+            .map_err(|error| failed("helper threads", &error))?;
+        // Each core starts once and ends once, and answers one question of each kind at a time.
+        let (sender, reports) = mpsc::sync_channel(8 * plan.cpus.len());
+        let mut worker = Self {
+            cores: Vec::with_capacity(plan.cpus.len()),
+            reports,
+            told: Wake::new().map_err(|error| failed("eventfd", &error))?,
+            helpers,
+            sink,
+            cut: 0,
+            limits: Counts::new(),
+            abandoned: false,
         };
-        let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
-        let budget = Budget::of(Means {
-            cores: plan.cores.len(),
-            listeners: listeners.len(),
-            descriptors: raise_descriptors(),
-            memory: server.memory_limit,
-            max_conns: server.max_conns.map(Into::into),
-        });
-        if let Some(warning) = budget.warning(plan.cores.len()) {
-            tracing::warn!("{warning}");
-        }
-        tracing::info!(
-            cores = plan.reason,
-            connections_per_core = budget.connections_per_core,
-            "starting"
-        );
-        let (mut worker, sender) = Self::without_cores(model, plan.cores.len())?;
-        let mut sockets = Vec::with_capacity(listeners.len());
-        for listener in listeners {
-            worker.files.extend(listener.file);
-            worker.addresses.push(listener.address);
-            sockets.push((listener.listener, Arc::new(listener.socket)));
-        }
-        for (index, cpu) in plan.cores.iter().enumerate() {
+        let may_degrade = server.engine == Engine::Auto;
+        let first = Arc::new(first);
+        for (index, cpu) in plan.cpus.iter().enumerate() {
             let reporter = Reporter {
                 sender: sender.clone(),
                 wake: Arc::clone(&worker.told),
@@ -188,18 +273,20 @@ impl Worker {
             };
             let wake = Wake::new().map_err(|error| failed("eventfd", &error))?;
             let (mailbox, messages) = mailbox::channel(MAILBOX, Arc::clone(&wake));
+            let heartbeat = Arc::new(Heartbeat::new(Instant::now()));
+            let sink = worker.sink.as_ref().map(Sink::handle);
             let setup = Setup {
                 cpu: *cpu,
-                selection: selection.clone(),
-                may_degrade: server.engine == Engine::Auto,
+                selection: plan.selection.clone(),
+                may_degrade,
                 helpers: [0; 2].map(|_| Some(worker.helpers.port(Arc::clone(&wake)))),
-                wake,
+                wake: Arc::clone(&wake),
                 mailbox: messages,
-                listeners: sockets.clone(),
-                connections_max: budget.connections_per_core,
-                files_max: budget.files_per_core,
-                model: Arc::clone(model),
-                log: worker.log(model),
+                first: Arc::clone(&first),
+                connections_max: plan.budget.connections_per_core,
+                files_max: plan.budget.files_per_core,
+                log: format.zip(sink),
+                heartbeat: Arc::clone(&heartbeat),
                 reporter,
             };
             let thread = thread::Builder::new()
@@ -210,58 +297,16 @@ impl Worker {
                 mailbox,
                 thread: Some(thread),
                 engine: None,
+                restriction: Restriction::NoRing,
+                wake,
+                heartbeat,
+                watch: Watch::new(stall::Bounds::default()),
+                stalled: false,
             });
         }
-        drop((sender, sockets));
-        worker.wait_for_start(server.engine == Engine::Uring)?;
+        drop((sender, first));
+        worker.wait_for_start(uring)?;
         Ok(worker)
-    }
-
-    /// What is there before the first core: helpers and the log, both on threads that run everywhere.
-    fn without_cores(
-        model: &Model,
-        cores: usize,
-    ) -> Result<(Self, SyncSender<Report>), StartError> {
-        let sink = match &model.server.access_log {
-            None => None,
-            Some(log) => {
-                let sink = Sink::start(&target(&log.target)).map_err(|error| match &log.target {
-                    LogTarget::Stdout => failed("the access log on standard output", &error),
-                    LogTarget::File(path) => StartError::other(
-                        format!("can't open the access log {}: {error}", path.display()),
-                        "its directory has to exist, and this user has to be allowed to write there",
-                    ),
-                })?;
-                Some(sink)
-            }
-        };
-        let helpers = Helpers::start(Helpers::threads_default(cores), HELPER_QUEUE)
-            .map_err(|error| failed("helper threads", &error))?;
-        // Each core starts once and ends once.
-        let (sender, reports) = mpsc::sync_channel(2 * cores);
-        let worker = Self {
-            cores: Vec::with_capacity(cores),
-            reports,
-            told: Wake::new().map_err(|error| failed("eventfd", &error))?,
-            helpers,
-            sink,
-            files: Vec::new(),
-            addresses: Vec::new(),
-            cut: 0,
-            limits: Counts::new(),
-            abandoned: false,
-        };
-        Ok((worker, sender))
-    }
-
-    fn log(&self, model: &Model) -> Option<(Format, SinkHandle)> {
-        let log = model.server.access_log.as_ref()?;
-        let format = match log.format {
-            LogFormat::Common => Format::Common,
-            LogFormat::Combined => Format::Combined,
-            LogFormat::Json => Format::Json,
-        };
-        Some((format, self.sink.as_ref()?.handle()))
     }
 
     /// Opens the access log again, for one that was rotated.
@@ -286,10 +331,13 @@ impl Worker {
                 .recv()
                 .map_err(|_| StartError::other("the cores ended without a word", ""))?;
             match report.event {
-                Event::Started(kind, reason) => {
-                    self.cores[report.core].engine = Some((kind, reason));
+                Event::Started(kind, reason, restriction) => {
+                    let core = &mut self.cores[report.core];
+                    core.engine = Some((kind, reason));
+                    core.restriction = restriction;
                     waiting -= 1;
                 }
+                Event::Draining | Event::Swapped(_) | Event::Status(..) | Event::Tried(..) => {}
                 Event::Ended(end) => {
                     let why = match end {
                         // Without a ring there is epoll, unless the ring was demanded.
@@ -315,26 +363,83 @@ impl Worker {
         self.cores.iter().filter(alive).count()
     }
 
-    /// Sends a message to every core.
-    pub(super) fn tell(&mut self, message: Message) {
-        for core in &mut self.cores {
-            // A core that has ended hears nothing, and one that lives has room.
-            let _ = core.mailbox.try_send(message);
-        }
+    /// Whether the rings are restricted: the worst of all cores.
+    pub(super) fn restriction(&self) -> &Restriction {
+        let of = |core: &CoreHandle| match &core.restriction {
+            Restriction::Missing(_) => 0,
+            Restriction::Off => 1,
+            Restriction::Enforced => 2,
+            Restriction::NoRing => 3,
+        };
+        let worst = self.cores.iter().min_by_key(|core| of(core));
+        worst.map_or(&Restriction::NoRing, |core| &core.restriction)
     }
 
-    /// Takes the reports that have come.
-    pub(super) fn collect(&mut self) {
-        self.told.drain();
-        while let Ok(Report { core, event }) = self.reports.try_recv() {
-            if let Event::Ended(end) = event {
-                self.ended(core, end);
+    /// Each engine with its reason and the number of its cores.
+    pub(super) fn engines(&self) -> Vec<(String, String, usize)> {
+        let mut engines: Vec<(String, String, usize)> = Vec::new();
+        for (kind, reason) in self.cores.iter().filter_map(|core| core.engine.as_ref()) {
+            let kind = kind.to_string();
+            match engines
+                .iter_mut()
+                .find(|it| it.0 == kind && it.1 == *reason)
+            {
+                Some((_, _, cores)) => *cores += 1,
+                None => engines.push((kind, reason.clone(), 1)),
             }
         }
+        engines
     }
 
-    fn ended(&mut self, core: usize, end: End) {
-        match end {
+    /// Sends a message to every core that lives, and gives those that it reached.
+    pub(super) fn tell(&mut self, message: &Message) -> Vec<usize> {
+        let mut told = Vec::with_capacity(self.cores.len());
+        for (index, core) in self.cores.iter_mut().enumerate() {
+            // One that takes nothing is stalled, and told of when that is certain.
+            if core.thread.is_some() && core.mailbox.try_send(message.clone()).is_ok() {
+                told.push(index);
+            }
+        }
+        told
+    }
+
+    /// Takes the reports that have come, each with its core.
+    pub(super) fn collect(&mut self) -> Vec<(usize, Told)> {
+        self.told.drain();
+        let mut all = Vec::new();
+        while let Ok(Report { core, event }) = self.reports.try_recv() {
+            let told = match event {
+                Event::Ended(end) => self.ended(core, end),
+                Event::Draining => Told::Draining,
+                Event::Swapped(epoch) => Told::Swapped(epoch),
+                Event::Status(id, account) => Told::Status(id, account),
+                Event::Tried(id, results) => Told::Tried(id, results),
+                Event::Started(..) => continue,
+            };
+            all.push((core, told));
+        }
+        all
+    }
+
+    /// The cores that are found stalled, each once, with what was seen.
+    pub(super) fn stalled(&mut self, now: Instant) -> Vec<(usize, String)> {
+        let cores = self.cores.iter_mut().enumerate();
+        cores
+            .filter_map(|(index, core)| {
+                let sight = Sight {
+                    turn: core.heartbeat.running_for(now),
+                    cpu: thread_cpu(core.thread.as_ref()?)?,
+                    unanswered: core.wake.unanswered(),
+                };
+                let why = core.watch.look(sight, now).filter(|_| !core.stalled)?;
+                core.stalled = true;
+                Some((index, why))
+            })
+            .collect()
+    }
+
+    fn ended(&mut self, core: usize, end: End) -> Told {
+        let told = match end {
             End::Told {
                 cut,
                 panics,
@@ -347,26 +452,39 @@ impl Worker {
                 if panics > 0 {
                     tracing::error!(core, panics, "tasks of this core had panicked");
                 }
+                Told::Ended
             }
-            End::Refused(error) => tracing::error!(core, %error, "a core could not start"),
+            End::Refused(error) => {
+                tracing::error!(core, %error, "a core could not start");
+                Told::Lost(error.to_string())
+            }
             End::Broken(why) => {
                 tracing::error!(
                     core,
                     why,
                     "A CORE IS GONE, and its connections with it; the others go on"
                 );
+                Told::Lost(why)
             }
-        }
+        };
         if let Some(thread) = self.cores[core].thread.take() {
             // Its body catches panics, and reported its end already.
             let _ = thread.join();
+        }
+        told
+    }
+
+    /// Writes into the control log how often limits were reached, at the end.
+    pub(super) fn log_limits(&self) {
+        for (limit, times) in &self.limits {
+            tracing::info!(limit, times, "limit reached");
         }
     }
 
     /// Ends what the cores shared, after them. Cores that are left are told to stop.
     pub(super) fn close(&mut self) {
         if self.alive() > 0 && !self.abandoned {
-            self.tell(Message::Stop);
+            self.tell(&Message::Stop);
             let deadline = Instant::now() + GRACE;
             while self.alive() > 0 {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -374,7 +492,9 @@ impl Worker {
                     Ok(Report {
                         core,
                         event: Event::Ended(end),
-                    }) => self.ended(core, end),
+                    }) => {
+                        self.ended(core, end);
+                    }
                     Ok(_) => {}
                     Err(_) => break,
                 }
@@ -386,7 +506,6 @@ impl Worker {
             tracing::warn!("the access log is too slow: its last lines are lost");
         }
         self.helpers.stop(HELPERS_STOP);
-        self.files.clear();
     }
 }
 
@@ -400,7 +519,8 @@ pub(super) fn failed(what: &str, error: &io::Error) -> StartError {
     StartError::other(format!("can't set up {what}: {error}"), "")
 }
 
-fn target(target: &LogTarget) -> Target {
+/// Where the access log goes, in the words of the sink.
+pub(super) fn target(target: &LogTarget) -> Target {
     match target {
         LogTarget::Stdout => Target::Stdout,
         LogTarget::File(path) => Target::File(path.clone()),
@@ -412,6 +532,14 @@ fn engine(engine: Engine) -> EngineChoice {
         Engine::Auto => EngineChoice::Auto,
         Engine::Uring => EngineChoice::Uring,
         Engine::Epoll => EngineChoice::Epoll,
+    }
+}
+
+fn format(format: LogFormat) -> Format {
+    match format {
+        LogFormat::Common => Format::Common,
+        LogFormat::Combined => Format::Combined,
+        LogFormat::Json => Format::Json,
     }
 }
 
@@ -428,15 +556,16 @@ pub(super) fn level(level: LogLevel) -> Level {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
-    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
     use crate::config;
     use crate::config::sources::{Input, Setting};
-    use crate::supervisor::bind;
-    use crate::supervisor::ok_service::OkService;
+    use crate::supervisor::bind::{self, BoundAddr};
+    use crate::supervisor::ok_service::{OkService, SPINNING};
+    use crate::supervisor::standalone::{Opened, open};
 
     /// Longest that anything here may take.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -457,11 +586,28 @@ mod tests {
         }
     }
 
+    /// Starts cores on these sockets.
+    fn start_on<S: Serves>(
+        model: &Arc<Model>,
+        opened: &Opened,
+        make: impl MakeService<S>,
+    ) -> Result<Worker, StartError> {
+        let plan = WorkerPlan::of(model, opened.serving.len(), true)?;
+        let sink = model.server.access_log.as_ref();
+        let sink = sink.map(|log| Sink::start(&target(&log.target)).unwrap());
+        let first = Swap {
+            epoch: 1,
+            model: Arc::clone(model),
+            listeners: opened.serving.clone(),
+        };
+        Worker::start(&plan, first, sink, make)
+    }
+
     fn start(settings: &[&str]) -> (Worker, SocketAddr) {
         let model = model(settings);
-        let listeners = bind::bind(&model.listeners).unwrap();
-        let worker = Worker::start(&model, listeners, OkService::new).unwrap();
-        let BoundAddr::Tcp(address) = worker.addresses[0] else {
+        let opened = open(bind::bind(&model.listeners).unwrap());
+        let worker = start_on(&model, &opened, OkService::new).unwrap();
+        let BoundAddr::Tcp(address) = opened.addresses[0] else {
             panic!("it listens on TCP");
         };
         (worker, address)
@@ -506,7 +652,10 @@ mod tests {
 
     fn drain(worker: &mut Worker, time: Duration) {
         let deadline = Instant::now() + time;
-        worker.tell(Message::Drain { deadline });
+        worker.tell(&Message::Drain {
+            deadline,
+            handover: false,
+        });
     }
 
     #[test]
@@ -594,7 +743,7 @@ mod tests {
             drop(other);
             if stop {
                 drain(&mut worker, PATIENCE);
-                worker.tell(Message::Stop);
+                worker.tell(&Message::Stop);
             } else {
                 drain(&mut worker, Duration::from_millis(1));
             }
@@ -602,6 +751,46 @@ mod tests {
             assert_eq!(worker.cut, 1);
             assert_eq!(response(&mut begun), "");
         }
+    }
+
+    #[test]
+    fn a_core_that_spins_is_told_of_once_and_the_other_serves() {
+        let (mut worker, address) = start(&["server.workers=2"]);
+        let bounds = stall::Bounds {
+            turn_wall: Duration::from_millis(50),
+            turn_cpu: Duration::from_millis(20),
+            wake_answer: PATIENCE,
+        };
+        for core in &mut worker.cores {
+            core.watch = Watch::new(bounds);
+        }
+        let spinning = Arc::new(AtomicBool::new(true));
+        *SPINNING.lock().unwrap() = Some(Arc::clone(&spinning));
+        let mut bad = connect(address);
+        write!(bad, "GET /spin HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let stalled = loop {
+            assert!(Instant::now() < deadline, "no core is found stalled");
+            let stalled = worker.stalled(Instant::now());
+            if !stalled.is_empty() {
+                break stalled;
+            }
+            thread::yield_now();
+        };
+        assert_eq!(stalled.len(), 1);
+        assert!(stalled[0].1.contains("one turn has lasted"), "{stalled:?}");
+        assert_eq!(worker.stalled(Instant::now()), [], "it is told once");
+        // Whoever is accepted by the other core is served; one may be promised to the spinning one.
+        let mut clients: Vec<_> = (0..4).map(|_| connect(address)).collect();
+        let served = clients.iter_mut().any(|client| {
+            client.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+            request(client, "/").ends_with("ok")
+        });
+        assert!(served);
+        spinning.store(false, Ordering::Relaxed);
+        assert!(response(&mut bad).ends_with("ok"));
+        drain(&mut worker, PATIENCE);
+        wait_for_end(&mut worker);
     }
 
     #[test]
@@ -618,8 +807,8 @@ mod tests {
     #[test]
     fn a_core_that_panics_at_its_start_ends_the_others_in_order() {
         let model = model(&["server.workers=2"]);
-        let listeners = bind::bind(&model.listeners).unwrap();
-        let started = Worker::start(&model, listeners, |parts| {
+        let opened = open(bind::bind(&model.listeners).unwrap());
+        let started = start_on(&model, &opened, |parts| {
             let name = thread::current().name().unwrap_or_default().to_owned();
             assert_ne!(name, "beltway-core-1", "for this test");
             OkService::new(parts)
@@ -642,18 +831,5 @@ mod tests {
         worker.close();
         let lines = std::fs::read_to_string(path).unwrap();
         assert_eq!(lines.matches("GET /page HTTP/1.1").count(), 4, "{lines}");
-    }
-
-    #[test]
-    fn a_socket_file_goes_with_the_worker() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("site.sock");
-        let listen = format!(r#"site.*.listen=["unix:{}"]"#, path.display());
-        let model = model(&[&listen]);
-        let listeners = bind::bind(&model.listeners).unwrap();
-        let worker = Worker::start(&model, listeners, OkService::new).unwrap();
-        std::os::unix::net::UnixStream::connect(&path).unwrap();
-        drop(worker);
-        assert!(!Path::new(&path).exists());
     }
 }

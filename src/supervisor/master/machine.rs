@@ -37,6 +37,9 @@ pub use self::types::{
 };
 pub use self::view::{ChangeView, GenerationView, View, WorkerView};
 
+/// [`View::phase`] of a server that ends.
+pub const ENDING: &str = "ending";
+
 /// Form of a [`Snapshot`]. It changes with every change of the state that an older reader would
 /// misunderstand.
 pub const SNAPSHOT_VERSION: u32 = 1;

@@ -18,7 +18,7 @@ use landlock::{
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use crate::config::model::{Action, Model, Route};
+use crate::config::model::Model;
 
 /// What a lookup of a host name reads (resolver(5), nsswitch.conf(5), gai.conf(5)).
 const RESOLVER: [&str; 6] = [
@@ -70,30 +70,6 @@ impl Grant {
     }
 }
 
-/// The directories that a configuration serves files from, each once, as they are written there.
-pub fn roots(model: &Model) -> Vec<PathBuf> {
-    let of_route = |route: &Route| {
-        let own = match &route.action {
-            Action::Files(files) => Some(files.root.clone()),
-            Action::Redirect { .. } | Action::Respond { .. } | Action::None => None,
-        };
-        let pages = route.error_pages.iter().map(|page| page.files.root.clone());
-        own.into_iter().chain(pages).collect::<Vec<_>>()
-    };
-    let mut roots = Vec::new();
-    for site in &model.sites {
-        let routes = site.router.iter().flat_map(|(_, routes)| routes);
-        roots.extend(
-            routes
-                .chain([&site.fallback])
-                .flat_map(|route| of_route(route)),
-        );
-    }
-    roots.sort();
-    roots.dedup();
-    roots
-}
-
 /// What a configuration needs: to read beneath the parents of its roots and beneath the paths of
 /// `extra`, and the files of the resolver. `write` are directories for what the server itself keeps.
 ///
@@ -101,7 +77,7 @@ pub fn roots(model: &Model) -> Vec<PathBuf> {
 /// container more often than something that is built anew; if it is replaced, [`covers`] says so.
 pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
     let mut read: Vec<Grant> = Vec::new();
-    for root in roots(model) {
+    for root in model.roots() {
         let why = format!("root {}", root.display());
         read.extend(around(&root).map(|path| Grant::new(path, why)));
     }

@@ -10,6 +10,10 @@ pub mod calls;
 pub mod files;
 pub mod probe;
 
+pub use calls::{Notifier, restrict_calls};
+pub use files::{Grants, covers, grants, restrict_files};
+pub use probe::{Attempt, probe};
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

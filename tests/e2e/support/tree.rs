@@ -1,7 +1,7 @@
 //! A temporary directory with files to serve.
 
-use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, FileTimes, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +15,9 @@ impl Tree {
     /// An empty one.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        // A worker that root starts is somebody else, who has to get here.
+        let open = Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), open).expect("permissions");
         fs::create_dir(directory.path().join("www")).expect("www");
         Self { directory }
     }

@@ -83,7 +83,13 @@ impl Turn<'_> {
             self.state.generations[g].id,
             self.state.generations[g].stage,
         );
-        self.state.last_exit = Some((self.now, format!("{worker} ({id}): {cause}")));
+        let life = self.state.generations[g].workers[w].life;
+        // One that was drained, or killed in the end, has done what it was told.
+        let was_told = matches!(stage, Stage::Draining { .. } | Stage::Ending)
+            && matches!(life, Life::Leaving { .. } | Life::Killed { .. });
+        if !was_told {
+            self.state.last_exit = Some((self.now, format!("{worker} ({id}): {cause}")));
+        }
         match stage {
             Stage::Starting(_) => {
                 self.state.generations[g].workers.remove(w);

@@ -1,0 +1,143 @@
+//! One configuration as the master has it: what it needs to know itself, and the bundle that it hands to
+//! its workers unread.
+//!
+//! An upgrade checks the configuration with the new binary, whose bundle may differ in form from ours.
+//! So the new binary tells the facts beside it, and those are all that this master works with.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::Policy;
+use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place};
+use crate::config::sources::Input;
+use crate::config::{self, Loaded, bundle};
+use crate::observability::sink::Target;
+use crate::supervisor::messages::{SandboxMode, SocketId};
+use crate::supervisor::privileges::{self, Identity};
+use crate::supervisor::refusal;
+use crate::supervisor::sandbox::{self, Grants};
+
+/// What the master needs to know of a configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::supervisor) struct Facts {
+    /// Where to listen, in the order of the model, with the place where it was asked for.
+    pub(super) listeners: Vec<(ListenAddr, Place)>,
+    /// Worker processes of a generation.
+    pub(super) processes: usize,
+    /// How long a worker may take to be ready, in milliseconds.
+    pub(super) start_timeout_ms: u64,
+    /// How long connections may take to end, in milliseconds.
+    pub(super) drain_timeout_ms: u64,
+    /// Who the workers become.
+    pub(super) identity: Option<Identity>,
+    /// What confines them.
+    pub(super) sandbox: SandboxMode,
+    /// Which files they may use.
+    pub(super) grants: Grants,
+    /// Where requests are logged.
+    pub(super) log: Option<LogTarget>,
+}
+
+impl Facts {
+    /// The facts of a configuration that was read here.
+    ///
+    /// # Errors
+    /// Whole lines: a user that doesn't exist, or that this process may not become.
+    pub(super) fn of(model: &Model) -> Result<Self, String> {
+        let server = &model.server;
+        let is_root = rustix::process::geteuid().is_root();
+        let identity =
+            privileges::resolve(server.user.as_deref(), server.group.as_deref(), is_root)
+                .map_err(|what| refusal::message(&what, None, &[]))?;
+        let listeners = model.listeners.iter();
+        Ok(Self {
+            listeners: listeners
+                .map(|listener| (listener.address.clone(), listener.place.clone()))
+                .collect(),
+            processes: server.processes.get(),
+            start_timeout_ms: millis(server.start_timeout),
+            drain_timeout_ms: millis(server.drain_timeout),
+            identity,
+            sandbox: server.sandbox.into(),
+            grants: sandbox::grants(model, &server.sandbox_read, &[]),
+            log: server
+                .access_log
+                .as_ref()
+                .map(|log: &AccessLog| log.target.clone()),
+        })
+    }
+
+    /// What the state machine goes by.
+    pub(super) fn policy(&self) -> Policy {
+        Policy {
+            processes: self.processes,
+            start_timeout: Duration::from_millis(self.start_timeout_ms),
+            drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+        }
+    }
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A configuration that was checked.
+pub(super) struct Configuration {
+    /// What the master knows of it.
+    pub(super) facts: Facts,
+    /// What the workers get: a sealed memory file.
+    pub(super) bundle: Arc<OwnedFd>,
+    /// What was read, where it was read by this binary.
+    pub(super) loaded: Option<Loaded>,
+    /// Which socket serves which listener.
+    pub(super) sockets: Vec<(SocketId, usize)>,
+    /// The access log, open.
+    pub(super) log: Option<Arc<OwnedFd>>,
+}
+
+/// What checking a configuration has given, before any socket is bound for it.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// What the master knows of it.
+    pub(super) facts: Facts,
+    /// The bytes of the bundle.
+    pub(super) bundle: Vec<u8>,
+    /// What was read, where this binary did it.
+    pub(super) loaded: Option<Loaded>,
+}
+
+/// Reads and checks the configuration with this binary.
+///
+/// # Errors
+/// Everything that is wrong with it, in whole lines.
+pub(super) fn check(input: &Input, coloured: bool) -> Result<Checked, String> {
+    let loaded = config::load(input).map_err(|diagnostics| diagnostics.render(coloured))?;
+    let facts = Facts::of(&loaded.model)?;
+    let bundle = bundle::pack(&loaded).map_err(|what| refusal::message(&what, None, &[]))?;
+    Ok(Checked {
+        facts,
+        bundle,
+        loaded: Some(loaded),
+    })
+}
+
+/// Opens the access log.
+///
+/// # Errors
+/// Whole lines.
+pub(super) fn open_log(target: &LogTarget) -> Result<OwnedFd, String> {
+    let target = match target {
+        LogTarget::Stdout => Target::Stdout,
+        LogTarget::File(path) => Target::File(path.clone()),
+    };
+    target.open().map_err(|error| {
+        let help = "its directory has to exist, and the user that starts beltway has to be allowed to \
+                    write there";
+        let what = format!("can't open the access log {target}: {error}");
+        refusal::message(&what, None, &[help.to_owned()])
+    })
+}

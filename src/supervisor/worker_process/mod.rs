@@ -1,0 +1,570 @@
+//! The worker process: started by a master, unprivileged, confined, and told everything over the
+//! channel that is its standard input.
+//!
+//! The order matters. Privileges go first, while there is one thread; then the engine is chosen, as the
+//! user that will run it; then the files are confined; then threads and rings come up; and when all
+//! rings stand, system calls are confined for every thread. READY says that all of this is done.
+
+mod questions;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use self::questions::{Asked, Question};
+use super::channel::{Channel, ChannelError, read_blob};
+use super::core_thread::{Message, Serving, Swap};
+use super::hook;
+use super::messages::{Failed, FromWorker, Next, Ready, SandboxMode, SocketId, Start, ToWorker};
+use super::privileges;
+use super::refusal;
+use super::sandbox::{self, Notifier, Report, State};
+use super::signals::Signals;
+use super::stall::LOOK_EVERY;
+use super::sys_process;
+use super::worker::{GRACE, Told, Worker, WorkerPlan, app, level};
+use crate::config::bundle;
+use crate::config::model::{Engine, Model};
+use crate::observability::control_log::{self, Colour};
+use crate::observability::sink::Sink;
+use crate::runtime::engine::caps::check_openat2;
+
+/// Serves as the worker of the master at the other end of the standard input, until it says so or is
+/// gone. Gives the exit code.
+///
+/// # Errors
+/// When the standard input is no channel of a master: somebody has typed the command.
+pub fn main() -> Result<u8, String> {
+    let channel = take_channel().map_err(|error| {
+        format!("only the master starts workers (standard input is no channel: {error}); use `beltway run`")
+    })?;
+    let Some((start, sockets, descriptors)) = first_messages(&channel) else {
+        // The master is gone, or speaks another language; it was told.
+        return Ok(1);
+    };
+    match Process::start(channel, start, sockets, descriptors) {
+        Ok(process) => Ok(process.serve()),
+        Err((channel, failed)) => {
+            // The master that hears it not is gone.
+            let _ = channel.send(&FromWorker::Failed(failed), &[]);
+            Ok(1)
+        }
+    }
+}
+
+/// Moves the channel away from the standard input, which becomes empty.
+fn take_channel() -> io::Result<Channel> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+    let channel = Channel::of(socket)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(channel)
+}
+
+/// The sockets by number.
+type SocketTable = BTreeMap<SocketId, Arc<OwnedFd>>;
+
+/// Everything up to the start.
+fn first_messages(channel: &Channel) -> Option<(Start, SocketTable, Vec<OwnedFd>)> {
+    let mut sockets = SocketTable::new();
+    loop {
+        match channel.receive() {
+            Ok(None) => wait(&mut [PollFd::new(channel, PollFlags::IN)], None),
+            Ok(Some((ToWorker::Sockets(ids), descriptors))) => {
+                let descriptors = descriptors.into_iter().map(Arc::new);
+                sockets.extend(ids.into_iter().zip(descriptors));
+            }
+            Ok(Some((ToWorker::Start(start), descriptors))) => {
+                return Some((*start, sockets, descriptors));
+            }
+            Ok(Some((ToWorker::Stop | ToWorker::Drain { .. }, _))) => return None,
+            Ok(Some(_)) => {}
+            Err(error) => {
+                let text = format!("error: the worker can't understand its master: {error}\n");
+                let permanent = true;
+                let _ = channel.send(&FromWorker::Failed(Failed { permanent, text }), &[]);
+                return None;
+            }
+        }
+    }
+}
+
+fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // Out of memory for a moment: the caller looks for what there is and comes back.
+        Err(errno) => tracing::error!(%errno, "waiting for the master failed"),
+    }
+}
+
+fn failed(permanent: bool, what: &str, help: &str) -> Failed {
+    let text = refusal::message(what, None, &[help.to_owned()]);
+    Failed { permanent, text }
+}
+
+/// The worker process while it serves.
+struct Process {
+    /// `None` when the master is gone.
+    channel: Option<Channel>,
+    start: Start,
+    worker: Worker,
+    sockets: SocketTable,
+    report: Report,
+    notifier: Option<Notifier>,
+    /// The model in force, whose drain timeout counts when the master is gone.
+    model: Arc<Model>,
+    swapping: Option<Swapping>,
+    /// Cores that still accept, while the worker drains.
+    accepting: Vec<usize>,
+    asked: Vec<Asked>,
+    /// When cores that don't end are left behind.
+    give_up: Option<Instant>,
+    /// What the control log is written by; dropped last.
+    _log: Option<Sink>,
+}
+
+/// A configuration on its way to the cores.
+struct Swapping {
+    /// It is the first one: nothing was accepted before it.
+    first: bool,
+    config: u64,
+    model: Arc<Model>,
+    sockets: Vec<SocketId>,
+    waiting: Vec<usize>,
+}
+
+impl Process {
+    /// Becomes a confined worker and serves.
+    ///
+    /// # Errors
+    /// Why not, and the channel to say it through.
+    fn start(
+        channel: Channel,
+        start: Start,
+        sockets: SocketTable,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, (Channel, Failed)> {
+        match Self::try_start(&start, &sockets, descriptors) {
+            Ok((worker, first, report, notifier, log)) => {
+                let mut process = Self {
+                    channel: Some(channel),
+                    start,
+                    worker,
+                    sockets,
+                    report,
+                    notifier,
+                    model: Arc::clone(&first.model),
+                    swapping: None,
+                    accepting: Vec::new(),
+                    asked: Vec::new(),
+                    give_up: None,
+                    _log: log,
+                };
+                let next = process.start.next.clone();
+                process.swap(&next, first, true);
+                Ok(process)
+            }
+            Err(failed) => Err((channel, failed)),
+        }
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "the parts of a process, named where it is made"
+    )]
+    fn try_start(
+        start: &Start,
+        sockets: &SocketTable,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(Worker, Swap, Report, Option<Notifier>, Option<Sink>), Failed> {
+        let mut descriptors = descriptors.into_iter();
+        let broken =
+            |what: &str| failed(true, what, "the master and the worker don't fit together");
+        let content = descriptors
+            .next()
+            .ok_or_else(|| broken("the configuration is missing"))?;
+        let content = read_blob(content)
+            .map_err(|error| broken(&format!("the configuration can't be read: {error}")))?;
+        let loaded = bundle::unpack(&content)
+            .map_err(|error| broken(&format!("the configuration can't be understood: {error}")))?;
+        drop(content);
+        let model = loaded.model;
+        let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
+        hook::log_panics();
+        sys_process::die_of_faults();
+        // A name that `top` and `ps` show. That it can't be set would do no harm.
+        let _ = rustix::thread::set_name(c"beltway-worker");
+        let _signals = Signals::block()
+            .map_err(|error| failed(false, &format!("can't block signals: {error}"), ""))?;
+        check_openat2().map_err(|what| {
+            let help = "Linux 5.6 or later is needed; in a container, a current runtime";
+            failed(true, &what, help)
+        })?;
+        let mut report = drop_privileges(start)?;
+        readable(&start.identity_name(), &model.roots()).map_err(|text| Failed {
+            permanent: true,
+            text,
+        })?;
+        let plan = WorkerPlan::of(
+            &model,
+            start.next.listeners.len(),
+            start.sandbox != SandboxMode::Off,
+        )
+        .map_err(|error| Failed {
+            // Another engine, or another number of descriptors, takes a change by somebody.
+            permanent: true,
+            text: refusal::start_refused(&error, super::worker::Origin::Run),
+        })?;
+        if start.sandbox != SandboxMode::Off {
+            report.files = sandbox::restrict_files(&start.grants);
+        }
+        let log = log.and_then(|log| log.detach().ok());
+        let sink = if start.logs {
+            let fd = descriptors
+                .next()
+                .ok_or_else(|| broken("the access log is missing"))?;
+            let sink = Sink::start_on(fd, "the access log".to_owned());
+            Some(sink.map_err(|error| {
+                failed(
+                    false,
+                    &format!("can't start the writer of the access log: {error}"),
+                    "",
+                )
+            })?)
+        } else {
+            None
+        };
+        let serving = listening(&start.next, sockets)
+            .ok_or_else(|| broken("a listening socket is missing"))?;
+        let engine = model.server.engine;
+        let swap = |listeners| Swap {
+            epoch: start.next.config,
+            model: Arc::clone(&model),
+            listeners,
+        };
+        // No connection is accepted before all of this has succeeded: one that fails now would take
+        // the clients along that it has met.
+        let worker = Worker::start(&plan, swap(Vec::new()), sink, app).map_err(|error| Failed {
+            permanent: engine == Engine::Uring,
+            text: refusal::start_refused(&error, super::worker::Origin::Run),
+        })?;
+        let mut notifier = None;
+        if start.sandbox != SandboxMode::Off {
+            report.rings = State::from(worker.restriction());
+            (report.calls, notifier) = sandbox::restrict_calls();
+        }
+        if start.sandbox == SandboxMode::Strict {
+            let missing = sandbox::missing(&report);
+            if !missing.is_empty() {
+                let what = format!("the sandbox is not whole: {}", missing.join("; "));
+                let help = "use a kernel that has it, or sandbox = \"auto\"";
+                return Err(failed(true, &what, help));
+            }
+        }
+        for (what, state) in [
+            ("files", &report.files),
+            ("rings", &report.rings),
+            ("system calls", &report.calls),
+        ] {
+            if let State::Missing(why) | State::Partly { lacks: why, .. } = state {
+                tracing::warn!(what, why, "the sandbox is not whole");
+            }
+        }
+        Ok((worker, swap(serving), report, notifier, log))
+    }
+
+    /// Serves until the end, and gives the exit code.
+    fn serve(mut self) -> u8 {
+        let mut next_look = Instant::now() + LOOK_EVERY;
+        while self.worker.alive() > 0 {
+            self.sleep(next_look);
+            self.hear();
+            self.collect();
+            let now = Instant::now();
+            if now >= next_look {
+                next_look = now + LOOK_EVERY;
+                for (core, why) in self.worker.stalled(now) {
+                    tracing::error!(core, why, "A CORE IS STALLED");
+                    self.say(&FromWorker::CoreLost { core, why });
+                }
+            }
+            self.answer_late(now);
+            if self.give_up.is_some_and(|at| at <= now) {
+                let cores = self.worker.alive();
+                tracing::error!(cores, "cores that don't end are left behind");
+                self.worker.abandoned = true;
+                break;
+            }
+        }
+        self.worker.log_limits();
+        let cut = self.worker.cut;
+        if cut > 0 {
+            tracing::warn!(connections = cut, "connections were cut");
+        }
+        self.worker.close();
+        self.say(&FromWorker::Drained { cut });
+        0
+    }
+
+    fn sleep(&self, next_look: Instant) {
+        let asked = self.asked.iter().map(|asked| asked.deadline).min();
+        let until = [Some(next_look), self.give_up, asked]
+            .into_iter()
+            .flatten()
+            .min();
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let told = PollFd::from_borrowed_fd(self.worker.told.as_fd(), PollFlags::IN);
+        match &self.channel {
+            Some(channel) => wait(&mut [told, PollFd::new(channel, PollFlags::IN)], timeout),
+            None => wait(&mut [told], timeout),
+        }
+    }
+
+    /// Says something to the master, if it is there.
+    fn say(&self, message: &FromWorker) {
+        let Some(channel) = &self.channel else { return };
+        if let Err(error) = channel.send(message, &[]) {
+            tracing::warn!(%error, "the master could not be told");
+        }
+    }
+
+    /// Does what the master says. A master that is gone leaves the rest to us: let go of the listeners,
+    /// and serve the clients that are there to their end.
+    fn hear(&mut self) {
+        loop {
+            let Some(channel) = &self.channel else { return };
+            match channel.receive::<ToWorker>() {
+                Ok(None) => return,
+                Ok(Some((message, descriptors))) => self.obey(message, descriptors),
+                Err(ChannelError::Unknown(what)) => {
+                    tracing::error!(what, "a message of the master was not understood");
+                }
+                Err(error) => {
+                    self.channel = None;
+                    if self.give_up.is_none() {
+                        tracing::error!(%error, "the master is gone: no more connections are accepted");
+                        self.drain(Duration::from_millis(self.start.orphan_drain_ms), false);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
+        match message {
+            ToWorker::Sockets(ids) => {
+                let descriptors = descriptors.into_iter().map(Arc::new);
+                self.sockets.extend(ids.into_iter().zip(descriptors));
+            }
+            ToWorker::Start(_) => tracing::error!("the master has started this worker twice"),
+            ToWorker::Reload(next) => {
+                let config = next.config;
+                if let Err(why) = self.reload(next, descriptors) {
+                    self.say(&FromWorker::NotApplied { config, why });
+                }
+            }
+            ToWorker::Drain {
+                within_ms,
+                handover,
+            } => self.drain(Duration::from_millis(within_ms), handover),
+            ToWorker::Stop => {
+                let _ = self.worker.tell(&Message::Stop);
+                self.give_up = Some(Instant::now() + GRACE);
+            }
+            ToWorker::Reopen => match (descriptors.into_iter().next(), &self.worker.sink) {
+                (Some(fd), Some(sink)) => sink.reopen(fd),
+                _ => tracing::error!("the access log can't be reopened: there is none"),
+            },
+            ToWorker::Status { id } => {
+                self.ask(id, Question::Status(Box::default()), &Message::Status(id))
+            }
+            ToWorker::Probe { id } => {
+                let attempts = sandbox::probe();
+                self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
+            }
+        }
+    }
+
+    fn drain(&mut self, within: Duration, handover: bool) {
+        let now = Instant::now();
+        tracing::info!(timeout = ?within, handover, "draining");
+        let deadline = now + within;
+        self.accepting = self.worker.tell(&Message::Drain { deadline, handover });
+        // Cores that had a copy each of the listening sockets let go of theirs.
+        self.sockets.clear();
+        self.give_up = Some(deadline + GRACE);
+    }
+
+    /// Hands another configuration to the cores.
+    ///
+    /// # Errors
+    /// Why it can't be served by this worker; nothing has changed then.
+    fn reload(&mut self, next: Next, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let content = descriptors
+            .into_iter()
+            .next()
+            .ok_or("it came without its content")?;
+        let content = read_blob(content).map_err(|error| error.to_string())?;
+        let model = bundle::unpack(&content)?.model;
+        readable(&self.start.identity_name(), &model.roots())?;
+        let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
+        let swap = Swap {
+            epoch: next.config,
+            model,
+            listeners,
+        };
+        self.swap(&next, swap, false);
+        Ok(())
+    }
+
+    fn swap(&mut self, next: &Next, swap: Swap, first: bool) {
+        let model = Arc::clone(&swap.model);
+        let waiting = self.worker.tell(&Message::Swap(Arc::new(swap)));
+        self.swapping = Some(Swapping {
+            first,
+            config: next.config,
+            model,
+            sockets: next.listeners.iter().map(|(id, _)| *id).collect(),
+            waiting,
+        });
+        self.swapped();
+    }
+
+    /// Tells the master when the last core has the new configuration.
+    fn swapped(&mut self) {
+        if !self
+            .swapping
+            .as_ref()
+            .is_some_and(|swap| swap.waiting.is_empty())
+        {
+            return;
+        }
+        let Some(swap) = self.swapping.take() else {
+            return;
+        };
+        // The master closes its own copies when every worker has said so.
+        self.sockets.retain(|id, _| swap.sockets.contains(id));
+        self.model = swap.model;
+        if swap.first {
+            self.say(&FromWorker::Ready(Box::new(Ready {
+                engines: self.worker.engines(),
+                sandbox: self.report.clone(),
+            })));
+        } else {
+            self.say(&FromWorker::Applied {
+                config: swap.config,
+            });
+        }
+    }
+
+    /// Takes what the cores have told.
+    fn collect(&mut self) {
+        for (core, told) in self.worker.collect() {
+            match told {
+                Told::Lost(why) => {
+                    self.forget(core);
+                    self.say(&FromWorker::CoreLost { core, why });
+                }
+                Told::Ended => self.forget(core),
+                Told::Draining => self.accepts_no_more(core),
+                Told::Swapped(config) => {
+                    let swap = self.swapping.iter_mut();
+                    for swap in swap.filter(|swap| swap.config == config) {
+                        swap.waiting.retain(|waiting| *waiting != core);
+                    }
+                    self.swapped();
+                }
+                Told::Status(id, account) => self.accounted(core, id, &account),
+                Told::Tried(id, results) => self.tried(core, id, &results),
+            }
+        }
+    }
+
+    /// Tells the master when the last core has let go of the listening sockets.
+    fn accepts_no_more(&mut self, core: usize) {
+        let before = self.accepting.len();
+        self.accepting.retain(|accepting| *accepting != core);
+        if before > 0 && self.accepting.is_empty() {
+            self.say(&FromWorker::Draining);
+        }
+    }
+
+    /// A core that is gone answers nothing.
+    fn forget(&mut self, core: usize) {
+        self.accepts_no_more(core);
+        for asked in &mut self.asked {
+            asked.waiting.retain(|waiting| *waiting != core);
+        }
+        if let Some(swap) = &mut self.swapping {
+            swap.waiting.retain(|waiting| *waiting != core);
+        }
+        self.swapped();
+    }
+}
+
+impl Start {
+    /// Who serves, for messages.
+    fn identity_name(&self) -> String {
+        match &self.identity {
+            Some(identity) => format!("the user {}", identity.user),
+            None => "this user".to_owned(),
+        }
+    }
+}
+
+/// Becomes who the master said, for good.
+fn drop_privileges(start: &Start) -> Result<Report, Failed> {
+    privileges::drop_to(start.identity.as_ref()).map_err(|error| {
+        let who = start.identity_name();
+        let help = "start as root, or as that user without `user` in the configuration";
+        failed(true, &format!("can't become {who}: {error}"), help)
+    })?;
+    Ok(Report {
+        user: privileges::Identity::current().user,
+        no_new_privs: true,
+        files: State::Off,
+        rings: State::Off,
+        calls: State::Off,
+        refused: 0,
+    })
+}
+
+/// Says which of these directories can't be read, if any.
+fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
+    let unreadable = privileges::unreadable(roots);
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let lines = unreadable.iter().map(|(path, error)| {
+        let path = path.display();
+        let help = format!(
+            "give it the right to (every directory above needs x), for example \
+             `chmod -R a+rX {path}`; or set `user` in [server]"
+        );
+        let what = format!("{who} can't read the directory {path}: {error}");
+        refusal::message(&what, None, &[help])
+    });
+    Err(lines.collect())
+}
+
+/// The sockets that a configuration wants, with their numbers and places.
+fn listening(next: &Next, sockets: &SocketTable) -> Option<Vec<Serving>> {
+    let listeners = next.listeners.iter();
+    listeners
+        .map(|(id, listener)| {
+            Some(Serving {
+                id: *id,
+                listener: *listener,
+                socket: Arc::clone(sockets.get(id)?),
+            })
+        })
+        .collect()
+}
