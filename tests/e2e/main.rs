@@ -14,4 +14,5 @@ mod methods;
 mod process;
 mod smuggling;
 mod static_files;
+mod supervise;
 mod support;

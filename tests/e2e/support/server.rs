@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,9 +20,19 @@ use super::{Client, Engine, PATIENCE, Tree, wait_for};
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_beltway");
 
+/// Name of the configuration file of `run`.
+const CONFIG: &str = "beltway.toml";
+
+/// Name of its control socket, beside it.
+const CONTROL: &str = "control.sock";
+
 /// A command that runs the program without what the environment of the tests may have set.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(PROGRAM);
+    command_of(Path::new(PROGRAM))
+}
+
+fn command_of(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("BELTWAY_") {
             command.env_remove(name);
@@ -33,6 +44,7 @@ pub(crate) fn program() -> Command {
 
 /// How a server is started.
 pub(crate) struct Setup {
+    program: PathBuf,
     engine: Option<Engine>,
     workers: Option<usize>,
     arguments: Vec<OsString>,
@@ -42,6 +54,7 @@ pub(crate) struct Setup {
     before: Before,
     config: Option<tempfile::TempDir>,
     hold_stdout: bool,
+    activated: Option<(OwnedFd, String)>,
 }
 
 impl Setup {
@@ -62,15 +75,31 @@ impl Setup {
     /// `beltway run -c FILE` with this text.
     pub(crate) fn run(engine: Engine, config: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let file = directory.path().join("beltway.toml");
+        let file = directory.path().join(CONFIG);
         fs::write(&file, config).expect("the configuration");
-        let mut setup = Self::command(engine, vec!["run".into(), "-c".into(), file.into()]);
+        // Not where servers of this machine have theirs.
+        let control = directory.path().join(CONTROL).into();
+        let arguments = vec![
+            "run".into(),
+            "-c".into(),
+            file.into(),
+            "--control".into(),
+            control,
+        ];
+        let mut setup = Self::command(engine, arguments);
         setup.config = Some(directory);
         setup
     }
 
+    /// Another program in the place of the one under test, such as a copy that is replaced later.
+    pub(crate) fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
+    }
+
     fn command(engine: Engine, arguments: Vec<OsString>) -> Self {
         Self {
+            program: PROGRAM.into(),
             engine: Some(engine),
             workers: Some(1),
             arguments,
@@ -80,6 +109,7 @@ impl Setup {
             before: Before::default(),
             config: None,
             hold_stdout: false,
+            activated: None,
         }
     }
 
@@ -113,6 +143,12 @@ impl Setup {
         self
     }
 
+    /// With a listening socket of this name, as a service manager hands one over (sd_listen_fds(3)).
+    pub(crate) fn activated(mut self, socket: OwnedFd, name: &str) -> Self {
+        self.activated = Some((socket, name.to_owned()));
+        self
+    }
+
     /// The server chooses its engine.
     pub(crate) fn engine_auto(mut self) -> Self {
         self.engine = None;
@@ -132,8 +168,19 @@ impl Setup {
     }
 
     /// The command, without its output.
-    fn build(&self) -> Command {
-        let mut command = program();
+    fn build(&mut self) -> Command {
+        let mut command = command_of(&self.program);
+        if let Some((socket, name)) = self.activated.take() {
+            // Only the process itself knows its number, and only a shell puts it into a variable.
+            command = command_of(Path::new("/bin/sh"));
+            let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+            command
+                .args(["-c", script])
+                .arg(&self.program)
+                .env("LISTEN_FDS", "1")
+                .env("LISTEN_FDNAMES", name)
+                .stdin(Stdio::from(socket));
+        }
         command
             .args(&self.arguments)
             .args(self.workers.map(|count| format!("--workers={count}")))
@@ -149,7 +196,7 @@ impl Setup {
     }
 
     /// Starts the server and waits until it listens.
-    pub(crate) fn start(self) -> Server {
+    pub(crate) fn start(mut self) -> Server {
         let mut child = self
             .build()
             .stdout(Stdio::piped())
@@ -170,7 +217,7 @@ impl Setup {
             held: Mutex::new(held),
             stderr,
             addresses: Vec::new(),
-            _config: self.config,
+            config: self.config,
         };
         server.await_listening(self.listeners);
         if let Some(engine) = self.engine {
@@ -183,7 +230,7 @@ impl Setup {
     }
 
     /// Runs it to its end, which must come soon: a start that fails.
-    pub(crate) fn fail(self) -> Output {
+    pub(crate) fn fail(mut self) -> Output {
         output(&mut self.build())
     }
 }
@@ -319,7 +366,7 @@ pub(crate) struct Server {
     held: Mutex<Option<ChildStdout>>,
     stderr: Collected,
     addresses: Vec<Address>,
-    _config: Option<tempfile::TempDir>,
+    config: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -350,6 +397,106 @@ impl Server {
     /// A new connection to its first socket.
     pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address())
+    }
+
+    /// The directory of its configuration file.
+    fn config_directory(&self) -> &Path {
+        self.config.as_ref().expect("it runs with a file").path()
+    }
+
+    /// Its configuration file.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.config_directory().join(CONFIG)
+    }
+
+    /// Puts another text into its configuration file, at one go.
+    pub(crate) fn write_config(&self, text: &str) {
+        let new = self.config_directory().join("new.toml");
+        fs::write(&new, text).expect("the configuration");
+        fs::rename(new, self.config_file()).expect("a rename");
+    }
+
+    /// Runs a command about it to its end: `reload`, `status`, `stop` …
+    pub(crate) fn control(&self, arguments: &[&str]) -> Output {
+        let mut command = program();
+        command
+            .args(arguments)
+            .arg("-c")
+            .arg(self.config_file())
+            .arg("--control")
+            .arg(self.config_directory().join(CONTROL));
+        output(&mut command)
+    }
+
+    /// Asks the control socket itself, without a program between: quick enough for hundreds.
+    pub(crate) fn ask(&self, command: &str) -> serde_json::Value {
+        let path = self.config_directory().join(CONTROL);
+        let mut socket = std::os::unix::net::UnixStream::connect(path).expect("the control socket");
+        socket
+            .set_read_timeout(Some(3 * PATIENCE))
+            .expect("a timeout");
+        let request = format!("{{\"version\":1,\"command\":\"{command}\"}}\n");
+        socket.write_all(request.as_bytes()).expect("a request");
+        let mut reply = String::new();
+        socket.read_to_string(&mut reply).expect("a reply");
+        serde_json::from_str(&reply).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
+    }
+
+    /// Asks the control socket, which has to do it.
+    #[track_caller]
+    pub(crate) fn ask_must(&self, command: &str) -> serde_json::Value {
+        let reply = self.ask(command);
+        assert_eq!(reply["exit"], 0, "{command}: {reply}");
+        reply
+    }
+
+    /// Runs a command about it, which has to succeed.
+    #[track_caller]
+    pub(crate) fn must(&self, arguments: &[&str]) -> Output {
+        let output = self.control(arguments);
+        assert_eq!(output.code, Some(0), "{arguments:?}: {output:?}");
+        output
+    }
+
+    /// What `status --json` tells.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let output = self.must(&["status", "--json"]);
+        serde_json::from_str(&output.stdout).expect("JSON")
+    }
+
+    /// Process ids of the workers of generations in this state, oldest generation first.
+    pub(crate) fn workers(&self, state: &str) -> Vec<u32> {
+        let status = self.status();
+        let generations = status["generations"].as_array().expect("generations");
+        let mut pids: Vec<u32> = generations
+            .iter()
+            .rev()
+            .filter(|generation| generation["state"] == state)
+            .flat_map(|generation| generation["workers"].as_array().expect("workers"))
+            .map(|worker| worker["pid"].as_u64().expect("a pid") as u32)
+            .collect();
+        pids.retain(|pid| *pid > 0);
+        pids
+    }
+
+    /// The one worker that serves.
+    pub(crate) fn worker(&self) -> u32 {
+        wait_for("a worker serves", PATIENCE, || {
+            let workers = self.workers("serving");
+            (workers.len() == 1).then(|| workers[0])
+        })
+    }
+
+    /// The addresses that it has named until now, each once, in their order.
+    pub(crate) fn named_addresses(&self) -> Vec<Address> {
+        let mut addresses = listening(&self.stderr());
+        let mut seen = Vec::new();
+        addresses.retain(|address| {
+            let new = !seen.contains(address);
+            seen.push(address.clone());
+            new
+        });
+        addresses
     }
 
     /// Its process id.
