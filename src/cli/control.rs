@@ -33,8 +33,10 @@ Examples:
   beltway check && beltway reload
   beltway reload -c /etc/beltway/beltway.toml
 
-Connections stay open, and running requests end by the old configuration. When anything is wrong
-with the new one, the old one goes on, the errors are printed, and the exit code is 78.",
+Connections stay open, and running requests end by the old configuration. What can't be changed in
+running workers, such as their number, is done by new ones, and said; the old ones end with their
+clients, within drain_timeout. When anything is wrong with the new configuration, the old one goes
+on, the errors are printed, and the exit code is 78.",
     },
     Remote {
         name: "stop",
@@ -46,7 +48,7 @@ Examples:
   beltway stop                         returns when the server has ended
   beltway stop --now                   cuts off running requests
 
-Running requests may take until drain_timeout.",
+Running requests may take until drain_timeout; then they are cut off.",
     },
     Remote {
         name: "upgrade",
@@ -57,8 +59,11 @@ Running requests may take until drain_timeout.",
 Examples:
   sudo install beltway /usr/local/bin/beltway && beltway upgrade
 
-The process keeps its number and its sockets, and no connection is lost. A new program that doesn't
-start, or refuses the configuration, is given up: the old one goes on, and the exit code is not 0.",
+The program is looked for where the running one was started from. The process keeps its number and
+its sockets; requests end with the old workers, and idle connections are closed with their next
+answer. A new program that doesn't start, or refuses the configuration, is given up: the old one
+goes on, and the exit code is 1, or 78 for the configuration. A changed configuration is taken over
+with it.",
     },
     Remote {
         name: "reopen",
@@ -69,7 +74,7 @@ start, or refuses the configuration, is given up: the old one goes on, and the e
 Examples:
   mv access.log access.log.1 && beltway reopen
 
-No line is lost.",
+No line is lost. The server's own log is standard error, which isn't reopened.",
     },
     Remote {
         name: "status",

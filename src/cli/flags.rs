@@ -192,7 +192,8 @@ pub(super) const FLAGS: &[Flag] = &[
         "drain_timeout",
         Kind::Value("TIME"),
         LISTENING,
-        "How long running requests may take to end after SIGTERM or Ctrl-C [default: 30s]",
+        "How long running requests may take to end: at a stop, and in workers that others replace \
+         [default: 30s]",
     ),
     flag(
         "user",
@@ -200,7 +201,8 @@ pub(super) const FLAGS: &[Flag] = &[
         "user",
         Kind::Value("NAME"),
         RIGHTS,
-        "The user that the workers become, a name or a number",
+        "The user that the workers become when root starts a master, a name or a number [default: \
+         beltway if there is one, else nobody]",
     ),
     flag(
         "group",

@@ -24,11 +24,12 @@ Examples:
   beltway run -c site.toml --access-log
 
 A master holds the sockets, and workers serve. While it runs: `beltway reload` takes a changed
-configuration without closing a connection, `beltway plan` says what that would change, `beltway
+configuration without losing a request, `beltway plan` says what that would change, `beltway
 upgrade` takes a new binary, `beltway status` tells how it goes, `beltway stop` ends it.
 
 Signals to the master: TERM, INT and QUIT let running requests end, a second one ends at once; HUP
-reloads, USR1 reopens logs, USR2 upgrades, WINCH drains the workers.";
+reloads, USR1 reopens logs, USR2 upgrades, WINCH drains the workers, and the master waits with its
+sockets for a reload.";
 
 pub(super) fn command() -> Command {
     Command::new("run")
@@ -89,7 +90,8 @@ pub(super) fn supervise_arg() -> Arg {
         .long("supervise")
         .action(clap::ArgAction::SetTrue)
         .help_heading("Where and how many")
-        .help("Serve under a master, which starts a worker anew when it dies and confines it")
+        .help("Serve under a master, which starts a worker anew when it dies and confines it; without it \
+             --user, --group and --sandbox have no effect")
 }
 
 /// `beltway worker`.
