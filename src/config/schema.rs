@@ -171,7 +171,8 @@ const SERVER: &[Key] = &[
         DURATION,
         "\"30s\"",
         "\"30s\"",
-        "How long running requests may take to end after SIGTERM or SIGINT.",
+        "How long running requests may take to end: at a stop, on a listener that a reload removes,\n\
+         and in workers that others replace.",
     ),
     key(
         "processes",
@@ -185,7 +186,8 @@ const SERVER: &[Key] = &[
         "the name or the number of a user",
         "\"www-data\"",
         "",
-        "The user that the workers become when the server is started as root.",
+        "The user that the workers become when the server is started as root under a master. Without\n\
+         it, \"beltway\" if there is one, else \"nobody\".",
     ),
     key(
         "group",
@@ -222,7 +224,8 @@ const SERVER: &[Key] = &[
         "true, false, \"-\" or a file name",
         "\"/var/log/beltway/access.log\"",
         "false",
-        "Where requests are logged. true and \"-\" are standard output.",
+        "Where requests are logged. true and \"-\" are standard output. A file is opened by the master,\n\
+         and again after `beltway reopen`.",
     ),
     key(
         "log_format",
