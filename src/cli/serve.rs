@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command};
 
 use super::flags::{self, Table, site_setting};
+use crate::config::model::{Sandbox, Server};
 use crate::config::sources::{FlagValue, Setting};
 use crate::config::{self, print};
 use crate::supervisor::worker::Origin;
@@ -66,8 +67,31 @@ fn serve(settings: Vec<Setting>, print_config: bool) -> ExitCode {
             super::say(&print::to_toml(&loaded.tree, &loaded.sources, hidden));
             ExitCode::SUCCESS
         }
-        Ok(loaded) => super::start::start(loaded.model, Origin::Serve),
+        Ok(loaded) => match needs_master(&loaded.model.server) {
+            None => super::start::start(loaded.model, Origin::Serve),
+            Some(what) => {
+                super::complain(&format!(
+                    "error: {what} needs a master\n  = help: add --supervise\n"
+                ));
+                ExitCode::from(super::exit::USAGE)
+            }
+        },
     }
+}
+
+/// A setting that a server without a master could only ignore.
+fn needs_master(server: &Server) -> Option<&'static str> {
+    [
+        (
+            server.user.is_some() || server.group.is_some(),
+            "another user",
+        ),
+        (server.sandbox == Sandbox::Strict, "the strict sandbox"),
+        (!server.sandbox_read.is_empty(), "sandbox_read"),
+        (server.processes.get() > 1, "more than one process"),
+    ]
+    .into_iter()
+    .find_map(|(is_set, what)| is_set.then_some(what))
 }
 
 fn settings(directory: &str, matches: &ArgMatches) -> Vec<Setting> {

@@ -225,11 +225,6 @@ fn restart(old: &Model, new: &Model) -> Vec<Restart> {
             LOGS,
         ),
         ("log_format", format, LOGS),
-        (
-            "log_level",
-            a.log_level != b.log_level,
-            "the control log of a worker is made when it starts",
-        ),
     ]
     .into_iter()
     .filter(|(_, differs, _)| *differs)

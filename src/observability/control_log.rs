@@ -20,7 +20,9 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Registry, reload};
 
 use super::escape::{Style, escape};
 use super::sink::{Sink, SinkHandle};
@@ -118,8 +120,10 @@ pub fn init(level: Level, colour: Colour) -> Result<Arc<ControlLog>, AlreadyStar
         now_unix,
     };
     let log = Arc::<ControlLog>::default();
-    tracing::subscriber::set_global_default(subscriber(level, line, Arc::clone(&log)))
-        .map_err(|_| AlreadyStarted)?;
+    let (subscriber, handle) = subscriber(level, line, Arc::clone(&log));
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| AlreadyStarted)?;
+    // It was made a moment ago, and nobody has set it.
+    let _ = log.level.set(handle);
     Ok(log)
 }
 
@@ -127,6 +131,8 @@ pub fn init(level: Level, colour: Colour) -> Result<Arc<ControlLog>, AlreadyStar
 #[derive(Debug, Default)]
 pub struct ControlLog {
     queue: OnceLock<SinkHandle>,
+    /// Changes what is logged.
+    level: OnceLock<reload::Handle<LevelFilter, Registry>>,
     /// Lines that found the queue full and that the log doesn't tell of yet.
     dropped: AtomicU64,
 }
@@ -139,6 +145,14 @@ impl ControlLog {
     /// EMFILE, or EAGAIN when the system refuses another thread.
     pub fn detach(&self) -> io::Result<Sink> {
         self.detach_to(io::stderr().as_fd().try_clone_to_owned()?)
+    }
+
+    /// Logs this and everything worse from now on.
+    pub fn set_level(&self, level: Level) {
+        if let Some(handle) = self.level.get() {
+            // It fails only when the subscriber is gone, and nothing is logged then.
+            let _ = handle.modify(|filter| *filter = filter_of(level));
+        }
     }
 
     fn detach_to(&self, fd: OwnedFd) -> io::Result<Sink> {
@@ -186,25 +200,38 @@ fn now_unix() -> i64 {
         .map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// Writes each event at one go, so that lines of threads don't mix.
-fn subscriber<W>(level: Level, line: Line, writer: W) -> impl Subscriber + Send + Sync
-where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
-    let filter = match level {
+fn filter_of(level: Level) -> LevelFilter {
+    match level {
         Level::Off => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(filter)
+    }
+}
+
+/// Writes each event at one go, so that lines of threads don't mix; with what changes the level.
+fn subscriber<W>(
+    level: Level,
+    line: Line,
+    writer: W,
+) -> (
+    impl Subscriber + Send + Sync,
+    reload::Handle<LevelFilter, Registry>,
+)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter_of(level));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_ansi(line.coloured)
-        .event_format(line)
-        .finish()
+        .event_format(line);
+    (
+        tracing_subscriber::registry().with(filter).with(lines),
+        handle,
+    )
 }
 
 /// How an event becomes a line.
@@ -318,7 +345,7 @@ mod tests {
             coloured,
             now_unix: || 1_795_168_800,
         };
-        tracing::subscriber::with_default(subscriber(level, line, move || writer.clone()), work);
+        tracing::subscriber::with_default(subscriber(level, line, move || writer.clone()).0, work);
         let bytes = captured.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -393,6 +420,30 @@ mod tests {
     }
 
     #[test]
+    fn the_level_changes_while_it_logs() {
+        let captured = Captured::default();
+        let line = Line {
+            coloured: false,
+            now_unix: || 0,
+        };
+        let writer = captured.clone();
+        let (subscriber, handle) = subscriber(Level::Warn, line, move || writer.clone());
+        let log = ControlLog::default();
+        log.level.set(handle).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("one");
+            log.set_level(Level::Info);
+            tracing::info!("two");
+            log.set_level(Level::Error);
+            tracing::info!("three");
+        });
+        let bytes = captured.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains("two"), "{text}");
+        assert!(!text.contains("one") && !text.contains("three"), "{text}");
+    }
+
+    #[test]
     fn a_reader_that_does_not_read_costs_lines_and_no_time() {
         const LINES: usize = 20_000;
         let (mut reader, writer) = io::pipe().unwrap();
@@ -403,9 +454,12 @@ mod tests {
             now_unix: || 0,
         };
         // Far more than the pipe and the queue hold, and nobody reads: a wait would be for ever.
-        tracing::subscriber::with_default(subscriber(Level::Info, line, Arc::clone(&log)), || {
-            (0..LINES).for_each(|n| tracing::info!(n, "{}", "x".repeat(100)));
-        });
+        tracing::subscriber::with_default(
+            subscriber(Level::Info, line, Arc::clone(&log)).0,
+            || {
+                (0..LINES).for_each(|n| tracing::info!(n, "{}", "x".repeat(100)));
+            },
+        );
         let dropped = log.dropped.load(Ordering::Relaxed);
         assert!(dropped > 0 && dropped < LINES as u64, "{dropped}");
         let text = std::thread::spawn(move || {

@@ -121,6 +121,8 @@ pub(super) enum FromWorker {
         core: usize,
         /// What was seen of it.
         why: String,
+        /// It stalls, and lets nothing go.
+        stalls: bool,
     },
     /// It accepts nothing more, and every answer says that its connection ends.
     Draining,

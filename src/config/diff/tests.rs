@@ -168,7 +168,6 @@ fn what_a_worker_can_not_change_needs_a_new_generation() {
             "server.access_log",
             "server.engine",
             "server.group",
-            "server.log_level",
             "server.max_conns",
             "server.memory_limit",
             "server.pin",
@@ -188,7 +187,7 @@ fn what_a_worker_can_not_change_needs_a_new_generation() {
     assert_eq!(
         text.matches("a new generation with drain, for server.")
             .count(),
-        12
+        11
     );
     // A format without a log, and further places without a sandbox, change nothing.
     let format = changed(&[("[server]", "[server]\nlog_format = \"json\"")]);

@@ -4,6 +4,7 @@
 //! Durations are in whole seconds, sizes in bytes, their unit last in the name. Fields are only ever
 //! added, and each has a default: programs of another version read them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -34,8 +35,8 @@ pub struct StatusReport {
     pub restarts: u64,
     /// How the last worker ended that nobody had asked to.
     pub last_exit: Option<ExitStatus>,
-    /// How often a bound was reached and something was refused or put off.
-    pub limits: LimitsStatus,
+    /// How often each limit of clients was reached, in the workers that live.
+    pub limits: BTreeMap<String, u64>,
 }
 
 /// A reload or an upgrade that has ended.
@@ -56,26 +57,10 @@ pub struct ChangeStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExitStatus {
-    /// Its process.
-    pub pid: u32,
     /// How long ago.
     pub ago_s: u64,
-    /// What ended it: `killed by SIGSEGV`, `exit code 1`.
+    /// Which one it was, and what ended it: `killed by SIGSEGV`, `exit code 1`.
     pub cause: String,
-}
-
-/// Bounds that were reached, each counted since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LimitsStatus {
-    /// Changes that were refused because too many generations drained.
-    pub draining_generations: u64,
-    /// Changes that were refused because too many waited.
-    pub waiting_changes: u64,
-    /// Respawns that had to wait because workers had died too often.
-    pub respawns_put_off: u64,
-    /// Times that a core stopped to accept because it held all the connections that it may.
-    pub connections: u64,
 }
 
 /// What a generation does.
@@ -217,10 +202,11 @@ impl StatusReport {
         let mut fact = |name: &str, value: &str| {
             let _ = writeln!(text, "  {name:<15}{value}");
         };
-        fact(
-            "configuration",
-            &format!("{}, epoch {}", self.config_file, self.epoch),
-        );
+        let file = match self.config_file.as_str() {
+            "" => "from the command line",
+            file => file,
+        };
+        fact("configuration", &format!("{file}, epoch {}", self.epoch));
         fact("listening on", &or_none(&self.listeners.join(", ")));
         if let Some(ChangeStatus {
             kind,
@@ -239,17 +225,20 @@ impl StatusReport {
         if self.waiting_changes > 0 {
             fact("waiting", &count(self.waiting_changes as u64, "change"));
         }
-        if let Some(ExitStatus { pid, ago_s, cause }) = &self.last_exit {
+        if let Some(ExitStatus { ago_s, cause }) = &self.last_exit {
             let ago = duration(*ago_s);
             let restarts = count(self.restarts, "respawn");
             fact(
                 "last death",
-                &format!("worker {pid}, {cause}, {ago} ago; {restarts} in all"),
+                &format!("{cause}, {ago} ago; {restarts} in all"),
             );
         }
-        let limits = self.limits.text();
+        let limits = self.limits.iter();
+        let limits: Vec<String> = limits
+            .map(|(name, times)| format!("{name} ×{times}"))
+            .collect();
         if !limits.is_empty() {
-            fact("limits reached", &limits);
+            fact("limits reached", &limits.join(", "));
         }
         for generation in &self.generations {
             generation.text(&mut text);
@@ -264,22 +253,6 @@ impl StatusReport {
     pub fn to_json(&self) -> serde_json::Value {
         // Numbers, texts and lists of them can always be JSON.
         serde_json::to_value(self).unwrap_or_default()
-    }
-}
-
-impl LimitsStatus {
-    fn text(&self) -> String {
-        let told: Vec<String> = [
-            (self.draining_generations, "draining generations"),
-            (self.waiting_changes, "waiting changes"),
-            (self.respawns_put_off, "respawns put off"),
-            (self.connections, "connections of a core"),
-        ]
-        .into_iter()
-        .filter(|(times, _)| *times > 0)
-        .map(|(times, what)| format!("{what} ×{times}"))
-        .collect();
-        told.join(", ")
     }
 }
 
@@ -342,11 +315,11 @@ impl WorkerStatus {
         }
         // The one epoch that everything uses is the usual case, and told above.
         for EpochStatus { epoch, requests } in self.epochs.iter().skip(1) {
-            let _ = writeln!(
-                text,
-                "    epoch {epoch}: old, kept by {}",
-                count(*requests, "request")
-            );
+            let keeper = match requests {
+                0 => "connections of a removed listener".to_owned(),
+                requests => count(*requests, "request"),
+            };
+            let _ = writeln!(text, "    epoch {epoch}: old, kept by {keeper}");
         }
     }
 
@@ -562,9 +535,8 @@ mod tests {
             }),
             restarts: 1,
             last_exit: Some(ExitStatus {
-                pid: 99,
                 ago_s: 3600,
-                cause: "killed by SIGSEGV".into(),
+                cause: "worker 3 (generation 2): process 99, killed by SIGSEGV".into(),
             }),
             ..StatusReport::default()
         }
@@ -577,7 +549,7 @@ mod tests {
           configuration  /etc/beltway/beltway.toml, epoch 3
           listening on   0.0.0.0:80, [::]:80
           last change    reload done 1m 5s ago: new generation: workers changed
-          last death     worker 99, killed by SIGSEGV, 1h ago; 1 respawn in all
+          last death     worker 3 (generation 2): process 99, killed by SIGSEGV, 1h ago; 1 respawn in all
 
         generation 2: serving for 1m 5s
           worker 102: io_uring (all setup flags work), 19.5 MiB
@@ -603,16 +575,13 @@ mod tests {
     fn what_was_refused_and_what_waits_is_told() {
         let report = StatusReport {
             waiting_changes: 2,
-            limits: LimitsStatus {
-                draining_generations: 3,
-                ..LimitsStatus::default()
-            },
+            limits: [("keep-alive idle".to_owned(), 3)].into(),
             ..StatusReport::default()
         };
         let text = report.text();
         for part in [
             "2 changes",
-            "draining generations ×3",
+            "keep-alive idle ×3",
             "nothing",
             "no worker runs",
         ] {

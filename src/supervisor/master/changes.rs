@@ -13,7 +13,7 @@ use crate::config::model::LogTarget;
 use crate::supervisor::bind::BoundAddr;
 use crate::supervisor::channel::blob;
 use crate::supervisor::messages::SocketId;
-use crate::supervisor::worker::Origin;
+use crate::supervisor::worker::{Origin, level};
 use crate::supervisor::{banner, refusal, sandbox};
 
 impl Master {
@@ -196,12 +196,17 @@ impl Master {
         self.in_force = Some(config.0);
         self.configurations.retain(|id, _| *id == config.0);
         self.release();
+        let configuration = self.configurations.get(&config.0);
+        let loaded = configuration.and_then(|configuration| configuration.loaded.as_ref());
+        if let (Some(log), Some(loaded)) = (&self.control_log, loaded) {
+            log.set_level(level(loaded.model.server.log_level));
+        }
         let addresses = self.addresses(Some(config));
         let new: Vec<&BoundAddr> = addresses
             .iter()
             .filter(|address| !self.announced.contains(address))
             .collect();
-        let engines = self.engines(config);
+        let engines = self.engines();
         let newest = self.children.iter().map(|child| child.generation).max();
         if newest > self.told_engines {
             self.told_engines = newest;
@@ -249,12 +254,11 @@ impl Master {
             .collect()
     }
 
-    /// The engines of the workers that serve a configuration, each with its reason and cores.
-    pub(super) fn engines(&self, config: ConfigId) -> Vec<(String, String, usize)> {
-        let children = self
-            .children
-            .iter()
-            .filter(|child| child.config == config.0);
+    /// The engines of the newest generation, each with its reason and cores.
+    pub(super) fn engines(&self) -> Vec<(String, String, usize)> {
+        let newest = self.children.iter().map(|child| child.generation).max();
+        let children = self.children.iter();
+        let children = children.filter(|child| Some(child.generation) == newest);
         let mut engines: Vec<(String, String, usize)> = Vec::new();
         let ready = children.filter_map(|child| child.ready.as_ref());
         for (kind, reason, cores) in ready.flat_map(|ready| &ready.engines) {

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 use serde::{Deserialize, Serialize};
 
 use super::children::OWN_VARIABLES;
@@ -29,6 +29,9 @@ const SPEAKS: [u32; 3] = [
     upgrade::VERSION as u32,
     machine::SNAPSHOT_VERSION,
 ];
+
+/// Most bytes that the program may write: a bundle has 256 MiB at most.
+const ANSWER_MAX: u64 = 272 << 20;
 
 /// The first line of the answer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,7 +86,7 @@ impl Check {
         let answer = rustix::fs::memfd_create("beltway-answer", MemfdFlags::CLOEXEC)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
         command
-            .arg0("beltway: check")
+            .arg0("beltway:")
             .arg(CHECK_COMMAND)
             .stdin(Stdio::from(question))
             .stdout(Stdio::from(answer.try_clone()?))
@@ -93,6 +96,12 @@ impl Check {
         }
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
+        let bound = Rlimit {
+            current: Some(ANSWER_MAX),
+            maximum: Some(ANSWER_MAX),
+        };
+        // A program that is none of ours may write for ever. Without the bound it ends at the timeout.
+        let _ = prlimit(Some(pid), Resource::Fsize, bound);
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self {
                 change,

@@ -1,7 +1,7 @@
 //! Worker processes as the master has them: started by exec, talked to over a channel, and noticed at
 //! once when they end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -13,6 +13,7 @@ use rustix::process::{
 };
 
 use super::machine::{GenerationId, WorkerId};
+use crate::config::model::LogTarget;
 use crate::supervisor::channel::{Channel, ChannelError, DESCRIPTORS_MAX};
 use crate::supervisor::messages::{Ready, SocketId, ToWorker};
 
@@ -45,6 +46,10 @@ pub(super) struct Child {
     pub(super) silent: bool,
     /// The sockets that it has been given and not been told to give up.
     pub(super) sockets: BTreeSet<SocketId>,
+    /// Where the sockets that it has ever had listen, for the status.
+    pub(super) addresses: BTreeMap<SocketId, String>,
+    /// Where it logs requests.
+    pub(super) log: Option<LogTarget>,
     /// The configuration that it was given last.
     pub(super) config: u64,
     /// What it serves with, once it does.
@@ -67,7 +72,7 @@ impl Child {
         // its path by now. It is resolved in the child, which has the descriptor until the exec.
         let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
         command
-            .arg0("beltway: worker")
+            .arg0("beltway:")
             .arg(WORKER_COMMAND)
             .stdin(Stdio::from(theirs.into_socket()))
             // Ctrl-C at a terminal is for the master, which drains.
@@ -99,6 +104,8 @@ impl Child {
             channel,
             silent: false,
             sockets: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            log: None,
             config,
             ready: None,
         })

@@ -42,16 +42,21 @@ pub(in crate::supervisor) struct Facts {
 }
 
 impl Facts {
-    /// The facts of a configuration that was read here.
+    /// The facts of a configuration that was read here; a one-liner has no file.
     ///
     /// # Errors
     /// Whole lines: a user that doesn't exist, or that this process may not become.
-    pub(super) fn of(model: &Model) -> Result<Self, String> {
+    pub(super) fn of(model: &Model, is_one_liner: bool) -> Result<Self, String> {
         let server = &model.server;
+        let (user, group) = (server.user.as_deref(), server.group.as_deref());
         let is_root = rustix::process::geteuid().is_root();
-        let identity =
-            privileges::resolve(server.user.as_deref(), server.group.as_deref(), is_root)
-                .map_err(|what| refusal::message(&what, None, &[]))?;
+        // Root becomes somebody else only where a file says what is served.
+        let stays = is_one_liner && user.is_none() && group.is_none();
+        let identity = match stays {
+            true => None,
+            false => privileges::resolve(user, group, is_root)
+                .map_err(|what| refusal::message(&what, None, &[]))?,
+        };
         let listeners = model.listeners.iter();
         Ok(Self {
             listeners: listeners
@@ -116,7 +121,7 @@ pub(super) struct Checked {
 /// Everything that is wrong with it, in whole lines.
 pub(super) fn check(input: &Input, coloured: bool) -> Result<Checked, String> {
     let loaded = config::load(input).map_err(|diagnostics| diagnostics.render(coloured))?;
-    let facts = Facts::of(&loaded.model)?;
+    let facts = Facts::of(&loaded.model, input.file.is_none())?;
     let bundle = bundle::pack(&loaded).map_err(|what| refusal::message(&what, None, &[]))?;
     Ok(Checked {
         facts,

@@ -14,7 +14,7 @@ use super::machine::{self, ConfigId, Event, Machine};
 use super::requests::Requests;
 use super::sockets::{Held, Sockets, file_of};
 use super::upgrade::{self, Handover, Kept};
-use super::{LOG_FLUSH, Master, begin, own_image};
+use super::{Begun, LOG_FLUSH, Master, begin, own_image};
 use crate::config::bundle;
 use crate::supervisor::channel::{Channel, read_blob};
 use crate::supervisor::control::server::{ControlServer, Exported};
@@ -26,7 +26,6 @@ impl Master {
     /// Puts the new binary in the place of this one. When that fails, nothing has changed, and the
     /// machine is told.
     pub(super) fn execute(&mut self) {
-        self.answer_all();
         self.accepting.clear();
         self.answer_held(Instant::now());
         let error = match self.try_execute() {
@@ -101,6 +100,8 @@ impl Master {
                 pid: child.pid.as_raw_nonzero().get(),
                 channel: keep(child.channel.as_fd())?,
                 sockets: child.sockets.iter().copied().collect(),
+                addresses: child.addresses.clone().into_iter().collect(),
+                log: child.log.clone(),
                 config: child.config,
                 ready: child.ready.clone(),
             })
@@ -139,6 +140,7 @@ impl Master {
             in_force: self.in_force,
             next_config: self.next_config,
             control: control.transpose()?,
+            questions: self.requests.waiting().collect(),
             input: self.input.clone(),
             started_unix: self.started_unix,
             program: self.program.clone(),
@@ -162,7 +164,11 @@ impl Master {
             .find_map(|configuration| configuration.loaded.as_ref())
             .map(|loaded| loaded.model.server.log_level);
         // Signals were blocked all along; those that came meanwhile are read now.
-        let (signals, log) = begin(level).map_err(|end| end.text)?;
+        let Begun {
+            signals,
+            control_log,
+            log,
+        } = begin(level).map_err(|end| end.text)?;
         let own_image = own_image().map_err(|error| failed("the own program", &error))?;
         let sockets = sockets(handover.sockets, handover.next_socket, handover.spare)
             .map_err(|error| failed("a listening socket", &error))?;
@@ -209,18 +215,21 @@ impl Master {
             held: Vec::new(),
             events: std::collections::VecDeque::new(),
             started_unix: handover.started_unix,
-            last_dead: None,
             told_engines: None,
             announced: Vec::new(),
             end: None,
             notify_ready: true,
             ending: false,
+            control_log,
             log,
         };
         master.announced = master.addresses(master.in_force.map(ConfigId));
         actions
             .into_iter()
             .for_each(|action| master.perform(action));
+        for (caller, command) in handover.questions {
+            master.asked(caller, command, now);
+        }
         Ok(master)
     }
 }
@@ -286,6 +295,8 @@ fn child(handed: upgrade::Worker) -> io::Result<Child> {
         handed.config,
     )?;
     child.sockets = handed.sockets.into_iter().collect();
+    child.addresses = handed.addresses.into_iter().collect();
+    child.log = handed.log;
     child.ready = handed.ready;
     Ok(child)
 }

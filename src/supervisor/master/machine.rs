@@ -208,7 +208,12 @@ impl Turn<'_> {
                 config,
                 why,
             } => self.not_applied(worker, config, &why),
-            Event::CoreLost { worker, core, why } => self.core_lost(worker, core, &why),
+            Event::CoreLost {
+                worker,
+                core,
+                why,
+                stalls,
+            } => self.core_lost(worker, core, &why, stalls),
             Event::Ask { request, kind } => self.ask(request, kind),
             Event::Prepared {
                 change,
@@ -326,6 +331,7 @@ impl Turn<'_> {
                 config,
                 applying: None,
                 lost: false,
+                stalls: false,
                 permanent: None,
                 deaths: 0,
                 restarts: 0,
@@ -457,7 +463,7 @@ impl Turn<'_> {
     }
 
     fn drain_generation(&mut self, g: usize, handover: bool, until: Moment) {
-        let (clock, now) = (self.clock, self.now);
+        let (clock, now, grace) = (self.clock, self.now, self.limits.grace);
         let generation = &mut self.state.generations[g];
         generation.workers.retain(|w| w.life.is_process());
         let mut last = now;
@@ -469,6 +475,8 @@ impl Turn<'_> {
             }
             let until = match worker.life {
                 Life::Draining { until: before } => before.min(until),
+                // Its clients wait for nothing, and new ones fall to it that it never serves.
+                _ if worker.stalls => until.min(now + grace),
                 _ => until,
             };
             worker.life = Life::Draining { until };

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,8 +44,9 @@ use super::notify::Notifier;
 use super::signals::{Signal, Signals};
 use super::worker::{Origin, level};
 use super::{hook, listen_fds, privileges, refusal};
+use crate::config::model::LogLevel;
 use crate::config::sources::Input;
-use crate::observability::control_log::{self, Colour};
+use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 
 /// How long the last lines of the control log may take before an exec.
@@ -122,8 +124,6 @@ struct Master {
     held: Vec<(RequestId, Outcome, Instant)>,
     events: VecDeque<Event>,
     started_unix: u64,
-    /// The process of the worker that ended last without being told to.
-    last_dead: Option<u32>,
     /// The generation whose engines were told.
     told_engines: Option<GenerationId>,
     /// The addresses that were told to listen.
@@ -133,6 +133,8 @@ struct Master {
     notify_ready: bool,
     /// It ends, and the service manager knows.
     ending: bool,
+    /// What is logged follows the configuration.
+    control_log: Option<Arc<ControlLog>>,
     /// Writes the control log; dropped last.
     log: Option<Sink>,
 }
@@ -149,7 +151,11 @@ impl Master {
         let own_image = own_image().map_err(fatal)?;
         let program = std::env::current_exe().unwrap_or_default();
         let (inherited, refused) = listen_fds::take();
-        let (signals, log) = begin(log_level)?;
+        let Begun {
+            signals,
+            control_log,
+            log,
+        } = begin(log_level)?;
         for why in refused {
             tracing::warn!("{why}");
         }
@@ -176,12 +182,12 @@ impl Master {
             held: Vec::new(),
             events: VecDeque::new(),
             started_unix: unix_now(),
-            last_dead: None,
             told_engines: None,
             announced: Vec::new(),
             end: None,
             notify_ready: true,
             ending: false,
+            control_log,
             log,
         };
         let policy = checked.facts.policy();
@@ -229,7 +235,13 @@ impl Master {
             Ok(server) => Ok(Some(server)),
             Err(why) if explicit || in_use => Err(End {
                 code: 1,
-                text: refusal::message(&format!("no control socket: {why}"), None, &[]),
+                text: refusal::message(
+                    &format!("no control socket: {why}"),
+                    None,
+                    &["one server runs with one file; `beltway status` tells of the other one, and \
+                       --control=PATH puts this socket elsewhere"
+                        .to_owned()],
+                ),
             }),
             Err(why) => {
                 tracing::warn!(
@@ -413,11 +425,12 @@ impl Master {
                 };
                 self.end = Some(End { code, text });
             }
-            Action::Log { level, text } => match level {
-                Level::Error => tracing::error!("{text}"),
-                Level::Warn => tracing::warn!("{text}"),
-                Level::Info => tracing::info!("{text}"),
-            },
+            // A diagnostic has several lines, and each is one of the log.
+            Action::Log { level, text } => text.lines().for_each(|line| match level {
+                Level::Error => tracing::error!("{line}"),
+                Level::Warn => tracing::warn!("{line}"),
+                Level::Info => tracing::info!("{line}"),
+            }),
         }
     }
 
@@ -475,21 +488,31 @@ fn lines(mut text: String) -> String {
     text
 }
 
+/// What a master takes of its process first.
+struct Begun {
+    signals: Signals,
+    control_log: Option<Arc<ControlLog>>,
+    /// Writes the control log.
+    log: Option<Sink>,
+}
+
 /// Takes the signals and the control log of a master.
-fn begin(
-    log_level: Option<crate::config::model::LogLevel>,
-) -> Result<(Signals, Option<Sink>), End> {
+fn begin(log_level: Option<LogLevel>) -> Result<Begun, End> {
     let log_level = log_level.map_or(control_log::Level::Info, level);
-    let log = control_log::init(log_level, Colour::Auto).ok();
+    let control_log = control_log::init(log_level, Colour::Auto).ok();
     let signals = Signals::block().map_err(|error| End {
         code: 1,
         text: format!("error: can't read signals: {error}\n"),
     })?;
-    let log = log.and_then(|log| log.detach().ok());
+    let log = control_log.as_ref().and_then(|log| log.detach().ok());
     hook::log_panics();
     // After an upgrade it would be a number. That it can't be set would do no harm.
     let _ = rustix::thread::set_name(c"beltway");
-    Ok((signals, log))
+    Ok(Begun {
+        signals,
+        control_log,
+        log,
+    })
 }
 
 /// The program that this process runs, also when another one stands at its path by now.

@@ -2,13 +2,15 @@
 //! of it after the workers have been asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::configuration::{check, open_log};
 use super::machine::{self, Event, Outcome, RequestId, WorkerId};
 use super::{Child, Master, unix_now};
-use crate::config::diff::{self, Difference};
+use crate::config::diff::{self, Difference, Restart};
+use crate::config::model::LogTarget;
 use crate::supervisor::control::protocol::{Command, Reply, RequestId as CallerId};
 use crate::supervisor::control::status::{
     ChangeStatus, ExitStatus, GenerationState, GenerationStatus, ListenerStatus, SandboxStatus,
@@ -45,11 +47,23 @@ struct Gather {
 /// What the answers are for.
 enum Kind {
     Status,
-    Plan(Box<Difference>, Vec<String>),
+    Plan(Box<Difference>),
     Probe,
 }
 
 impl Requests {
+    /// The questions that wait, for a master that asks them again.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (CallerId, Command)> {
+        self.gathers.iter().map(|gather| {
+            let command = match gather.kind {
+                Kind::Status => Command::Status,
+                Kind::Plan(_) => Command::Plan,
+                Kind::Probe => Command::Probe,
+            };
+            (gather.caller, command)
+        })
+    }
+
     /// When the first question is answered without those that haven't come.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.gathers.iter().map(|gather| gather.deadline).min()
@@ -80,51 +94,7 @@ impl Master {
             return;
         };
         for (caller, request) in control.ready(now) {
-            let id = Some(RequestId(caller.0));
-            let event = match request.command {
-                Command::Reload => Event::Ask {
-                    request: id,
-                    kind: machine::Kind::Reload,
-                },
-                Command::Upgrade => Event::Ask {
-                    request: id,
-                    kind: machine::Kind::Upgrade,
-                },
-                Command::Stop => Event::Stop {
-                    at_once: true,
-                    request: id,
-                },
-                Command::Quit => Event::Stop {
-                    at_once: false,
-                    request: id,
-                },
-                Command::Reopen => {
-                    let reply = match self.reopen_logs() {
-                        Ok(text) => Reply::done(text),
-                        Err(text) => Reply::failed(1, text),
-                    };
-                    self.reply(caller, &reply);
-                    continue;
-                }
-                Command::Status => {
-                    self.gather(caller, Kind::Status, now);
-                    continue;
-                }
-                Command::Plan => {
-                    match self.difference() {
-                        Ok((difference, more)) => {
-                            self.gather(caller, Kind::Plan(Box::new(difference), more), now);
-                        }
-                        Err(reply) => self.reply(caller, &reply),
-                    }
-                    continue;
-                }
-                Command::Probe => {
-                    self.gather(caller, Kind::Probe, now);
-                    continue;
-                }
-            };
-            self.events.push_back(event);
+            self.asked(caller, request.command, now);
         }
     }
 
@@ -143,7 +113,7 @@ impl Master {
         let id = self.requests.next;
         self.requests.next += 1;
         let message = match kind {
-            Kind::Status | Kind::Plan(..) => ToWorker::Status { id },
+            Kind::Status | Kind::Plan(_) => ToWorker::Status { id },
             Kind::Probe => ToWorker::Probe { id },
         };
         let serving = self.children.iter().filter(|child| child.ready.is_some());
@@ -181,20 +151,50 @@ impl Master {
                     let report = self.status(&gather.reports);
                     Reply::done(report.text()).with_data(report.to_json())
                 }
-                Kind::Plan(difference, more) => self.plan(&difference, &more, &gather.reports),
+                Kind::Plan(difference) => self.plan(&difference, &gather.reports),
                 Kind::Probe => probe_reply(&gather.attempts),
             };
             self.reply(gather.caller, &reply);
         }
     }
 
-    /// Answers what waits for workers, before another program comes in the place of this one, which knows
-    /// nothing of it.
-    pub(super) fn answer_all(&mut self) {
-        for gather in std::mem::take(&mut self.requests.gathers) {
-            let reply = Reply::failed(1, "error: the server is being upgraded; ask again\n");
-            self.reply(gather.caller, &reply);
-        }
+    /// Takes a request of the control socket, just come or left by the master before.
+    pub(super) fn asked(&mut self, caller: CallerId, command: Command, now: Instant) {
+        let id = Some(RequestId(caller.0));
+        let event = match command {
+            Command::Reload => Event::Ask {
+                request: id,
+                kind: machine::Kind::Reload,
+            },
+            Command::Upgrade => Event::Ask {
+                request: id,
+                kind: machine::Kind::Upgrade,
+            },
+            Command::Stop => Event::Stop {
+                at_once: true,
+                request: id,
+            },
+            Command::Quit => Event::Stop {
+                at_once: false,
+                request: id,
+            },
+            Command::Reopen => {
+                let reply = match self.reopen_logs() {
+                    Ok(text) => Reply::done(text),
+                    Err(text) => Reply::failed(1, text),
+                };
+                return self.reply(caller, &reply);
+            }
+            Command::Status => return self.gather(caller, Kind::Status, now),
+            Command::Plan => {
+                return match self.difference() {
+                    Ok(difference) => self.gather(caller, Kind::Plan(Box::new(difference)), now),
+                    Err(reply) => self.reply(caller, &reply),
+                };
+            }
+            Command::Probe => return self.gather(caller, Kind::Probe, now),
+        };
+        self.events.push_back(event);
     }
 
     /// Opens the access logs again and hands them to the workers.
@@ -203,34 +203,34 @@ impl Master {
     /// What went wrong, in whole lines; the old files go on then.
     pub(super) fn reopen_logs(&mut self) -> Result<String, String> {
         let mut errors = String::new();
-        let mut opened = Vec::new();
-        for (id, configuration) in &mut self.configurations {
-            let Some(target) = &configuration.facts.log else {
+        let configurations = self.configurations.values();
+        let logs = configurations.filter_map(|configuration| configuration.facts.log.clone());
+        // A draining worker may log elsewhere than any configuration that is still known.
+        let logs = logs.chain(self.children.iter().filter_map(|child| child.log.clone()));
+        let mut opened: Vec<(LogTarget, Arc<OwnedFd>)> = Vec::new();
+        for target in logs {
+            if opened.iter().any(|(known, _)| *known == target) {
                 continue;
-            };
-            match open_log(target) {
-                Ok(fd) => {
-                    configuration.log = Some(Arc::new(fd));
-                    opened.push(*id);
-                }
+            }
+            match open_log(&target) {
+                Ok(fd) => opened.push((target, Arc::new(fd))),
                 Err(text) => errors.push_str(&text),
             }
         }
-        let in_force = self.in_force;
+        let of = |target: Option<&LogTarget>| {
+            let known = opened.iter().find(|(known, _)| Some(known) == target);
+            known.map(|(_, fd)| Arc::clone(fd))
+        };
+        for configuration in self.configurations.values_mut() {
+            if let Some(log) = of(configuration.facts.log.as_ref()) {
+                configuration.log = Some(log);
+            }
+        }
         for child in &self.children {
-            // A draining worker's own configuration may be gone, and its log goes on in the same file.
-            let configuration = [Some(child.config), in_force]
-                .into_iter()
-                .flatten()
-                .find_map(|id| self.configurations.get(&id));
-            let Some(log) = configuration.and_then(|configuration| configuration.log.as_ref())
-            else {
+            let Some(log) = of(child.log.as_ref()) else {
                 continue;
             };
-            if let Err(error) = child
-                .channel
-                .send(&ToWorker::Reopen, &[std::os::fd::AsFd::as_fd(log)])
-            {
+            if let Err(error) = child.channel.send(&ToWorker::Reopen, &[log.as_fd()]) {
                 errors.push_str(&format!("error: a worker could not be told: {error}\n"));
             }
         }
@@ -246,7 +246,7 @@ impl Master {
     }
 
     /// What a reload would change, and why it would need a new generation beside the configuration.
-    fn difference(&self) -> Result<(Difference, Vec<String>), Reply> {
+    fn difference(&self) -> Result<Difference, Reply> {
         let in_force = self.in_force.and_then(|id| self.configurations.get(&id));
         let Some((facts, old)) = in_force.and_then(|c| Some((&c.facts, c.loaded.as_ref()?))) else {
             let text =
@@ -258,19 +258,15 @@ impl Master {
             .loaded
             .as_ref()
             .ok_or_else(|| Reply::failed(1, "error: nothing was read\n"))?;
-        let mut more = Vec::new();
+        let mut difference = diff::diff(old, new);
         if let Err(why) = sandbox::covers(&facts.grants, &checked.facts.grants) {
-            more.push(why);
+            let key = "the sandbox".to_owned();
+            difference.restart.push(Restart { key, why });
         }
-        Ok((diff::diff(old, new), more))
+        Ok(difference)
     }
 
-    fn plan(
-        &self,
-        difference: &Difference,
-        more: &[String],
-        reports: &BTreeMap<WorkerId, WorkerReport>,
-    ) -> Reply {
+    fn plan(&self, difference: &Difference, reports: &BTreeMap<WorkerId, WorkerReport>) -> Reply {
         let mut live: BTreeMap<String, u64> = BTreeMap::new();
         for (id, listener) in reports.values().flat_map(|report| &report.listeners) {
             if let Some(held) = self.sockets.get(*id) {
@@ -278,15 +274,7 @@ impl Master {
             }
         }
         let count = |listener: &str| live.get(listener).copied();
-        let mut text = difference.text(&count);
-        for why in more {
-            text.push_str(&format!("a new generation with drain: {why}\n"));
-        }
-        let mut data = difference.to_json();
-        if let Some(data) = data.as_object_mut() {
-            data.insert("sandbox".into(), more.into());
-        }
-        Reply::done(text).with_data(data)
+        Reply::done(difference.text(&count)).with_data(difference.to_json())
     }
 
     /// The server as a whole.
@@ -315,7 +303,6 @@ impl Master {
         report.waiting_changes = view.waiting;
         report.restarts = view.restarts;
         report.last_exit = view.last_exit.map(|(at, cause)| ExitStatus {
-            pid: self.last_dead.unwrap_or_default(),
             ago_s: since(at),
             cause,
         });
@@ -354,7 +341,9 @@ impl Master {
                 workers: workers.collect(),
             });
         }
-        report.limits.connections = limit(reports, "connections");
+        for (name, times) in reports.values().flat_map(|report| &report.limits) {
+            *report.limits.entry(name.clone()).or_default() += times;
+        }
         report
     }
 
@@ -391,25 +380,15 @@ impl Master {
             .listeners
             .iter()
             .map(|(id, listener)| {
-                let held = self.sockets.get(*id);
-                let gone = || format!("(removed, number {id})");
+                let address = child.addresses.get(id).cloned();
                 ListenerStatus {
-                    address: held.map_or_else(gone, |held| held.address.listen_text()),
+                    address: address.unwrap_or_else(|| "a removed listener".to_owned()),
                     ..listener.clone()
                 }
             })
             .collect();
         status
     }
-}
-
-/// How often a limit was reached, in all workers.
-fn limit(reports: &BTreeMap<WorkerId, WorkerReport>, name: &str) -> u64 {
-    let limits = reports.values().flat_map(|report| &report.limits);
-    limits
-        .filter(|(known, _)| known == name)
-        .map(|(_, times)| times)
-        .sum()
 }
 
 fn sandbox_status(report: &Report) -> SandboxStatus {

@@ -32,6 +32,20 @@ pub(super) struct Held {
     pub(super) dual_stack: bool,
 }
 
+impl Held {
+    /// Whether it is the socket of this address: by the name under which it was bound, or, when the
+    /// service manager made it, by where it listens.
+    fn serves(&self, address: &ListenAddr) -> bool {
+        self.key == *address
+            || self.inherited
+                && match (address, &self.address) {
+                    (ListenAddr::Tcp { address, .. }, BoundAddr::Tcp(bound)) => address == bound,
+                    (ListenAddr::Unix(path), BoundAddr::Unix(bound)) => path == bound,
+                    _ => false,
+                }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
@@ -105,7 +119,7 @@ impl Sockets {
             return Err(errors);
         }
         let of = |(index, (address, _)): (usize, &(ListenAddr, Place))| {
-            let held = self.held.iter().filter(|held| held.key == *address);
+            let held = self.held.iter().filter(|held| held.serves(address));
             held.map(|held| (held.id, index)).collect::<Vec<_>>()
         };
         Ok(wanted.iter().enumerate().flat_map(of).collect())
@@ -125,7 +139,7 @@ impl Sockets {
     }
 
     fn holds(&self, address: &ListenAddr) -> bool {
-        self.held.iter().any(|held| held.key == *address)
+        self.held.iter().any(|held| held.serves(address))
     }
 
     /// Whether a socket of the service manager takes the connections to this IPv4 address, too. None can
@@ -264,6 +278,10 @@ mod tests {
         assert_eq!(address(&sockets, got[2].0), other_address);
         assert_eq!(sockets.retain(&BTreeSet::new()), []);
         TcpStream::connect(other_address).unwrap();
+        // The same socket by its address, where it was known by its name.
+        let web = address(&sockets, got[0].0);
+        let again = sockets.bind(&[tcp(&web.to_string())]).unwrap();
+        assert_eq!(again, [(got[0].0, 0)]);
         let missing = (ListenAddr::Inherited("none".into()), Place::default());
         assert_eq!(sockets.bind(&[missing]).unwrap_err().len(), 1);
     }

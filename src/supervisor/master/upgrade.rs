@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::configuration::Facts;
 use super::machine::{GenerationId, Snapshot, WorkerId};
-use crate::config::model::ListenAddr;
+use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
 use crate::supervisor::bind::BoundAddr;
 use crate::supervisor::channel::{blob, read_blob};
+use crate::supervisor::control::protocol::{Command, RequestId};
 use crate::supervisor::control::server::Caller;
 use crate::supervisor::messages::{Ready, SocketId};
 use crate::supervisor::sys_process;
@@ -56,6 +57,8 @@ pub(super) struct Handover {
     pub(super) next_config: u64,
     /// The control socket.
     pub(super) control: Option<Control>,
+    /// Questions that wait for workers, which are asked again.
+    pub(super) questions: Vec<(RequestId, Command)>,
     /// What the configuration is read from.
     pub(super) input: Input,
     /// When the first master started, in seconds since 1970.
@@ -93,6 +96,8 @@ pub(super) struct Worker {
     pub(super) pid: i32,
     pub(super) channel: RawFd,
     pub(super) sockets: Vec<SocketId>,
+    pub(super) addresses: Vec<(SocketId, String)>,
+    pub(super) log: Option<LogTarget>,
     pub(super) config: u64,
     pub(super) ready: Option<Ready>,
 }

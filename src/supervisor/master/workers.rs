@@ -26,7 +26,7 @@ impl Master {
                 let child = &mut self.children[index];
                 child.silent = true;
                 let worker = child.worker;
-                self.last_dead = Some(child.pid.as_raw_nonzero().get().unsigned_abs());
+                let cause = format!("process {}, {cause}", child.pid.as_raw_nonzero());
                 self.events.push_back(Event::Exited { worker, cause });
             }
         }
@@ -89,7 +89,12 @@ impl Master {
                 config: ConfigId(config),
                 why,
             },
-            FromWorker::CoreLost { core, why } => Event::CoreLost { worker, core, why },
+            FromWorker::CoreLost { core, why, stalls } => Event::CoreLost {
+                worker,
+                core,
+                why,
+                stalls,
+            },
             FromWorker::Draining => {
                 self.accepting.remove(&worker);
                 return;
@@ -161,6 +166,7 @@ impl Master {
         self.children.push(child);
         let child = self.children.last_mut().ok_or("it is gone")?;
         let facts = &configuration.facts;
+        child.log.clone_from(&facts.log);
         let start = Start {
             generation: generation.0,
             next: Next {
@@ -238,6 +244,9 @@ fn give(
     child: &mut Child,
     used: &[(SocketId, usize)],
 ) -> Result<(), ChannelError> {
+    for held in used.iter().filter_map(|(id, _)| sockets.get(*id)) {
+        child.addresses.insert(held.id, held.address.listen_text());
+    }
     let held = used.iter().filter_map(|(id, _)| sockets.get(*id));
     child.give(held.map(|held| (held.id, held.socket.as_fd())))
 }

@@ -5,24 +5,24 @@
 //! user that will run it; then the files are confined; then threads and rings come up; and when all
 //! rings stand, system calls are confined for every thread. READY says that all of this is done.
 
+mod begin;
 mod questions;
 
-use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use self::begin::{
+    SocketTable, drop_privileges, first_messages, listening, readable, take_channel,
+};
 use self::questions::{Asked, Question};
 use super::channel::{Channel, ChannelError, read_blob};
-use super::core_thread::{Message, Serving, Swap};
+use super::core_thread::{Message, Swap};
 use super::hook;
 use super::messages::{Failed, FromWorker, Next, Ready, SandboxMode, SocketId, Start, ToWorker};
-use super::privileges;
 use super::refusal;
 use super::sandbox::{self, Notifier, Report, State};
 use super::signals::Signals;
@@ -31,7 +31,7 @@ use super::sys_process;
 use super::worker::{GRACE, Told, Worker, WorkerPlan, app, level};
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
-use crate::observability::control_log::{self, Colour};
+use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::runtime::engine::caps::check_openat2;
 
@@ -54,43 +54,6 @@ pub fn main() -> Result<u8, String> {
             // The master that hears it not is gone.
             let _ = channel.send(&FromWorker::Failed(failed), &[]);
             Ok(1)
-        }
-    }
-}
-
-/// Moves the channel away from the standard input, which becomes empty.
-fn take_channel() -> io::Result<Channel> {
-    let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
-    let channel = Channel::of(socket)?;
-    let null = std::fs::File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    Ok(channel)
-}
-
-/// The sockets by number.
-type SocketTable = BTreeMap<SocketId, Arc<OwnedFd>>;
-
-/// Everything up to the start.
-fn first_messages(channel: &Channel) -> Option<(Start, SocketTable, Vec<OwnedFd>)> {
-    let mut sockets = SocketTable::new();
-    loop {
-        match channel.receive() {
-            Ok(None) => wait(&mut [PollFd::new(channel, PollFlags::IN)], None),
-            Ok(Some((ToWorker::Sockets(ids), descriptors))) => {
-                let descriptors = descriptors.into_iter().map(Arc::new);
-                sockets.extend(ids.into_iter().zip(descriptors));
-            }
-            Ok(Some((ToWorker::Start(start), descriptors))) => {
-                return Some((*start, sockets, descriptors));
-            }
-            Ok(Some((ToWorker::Stop | ToWorker::Drain { .. }, _))) => return None,
-            Ok(Some(_)) => {}
-            Err(error) => {
-                let text = format!("error: the worker can't understand its master: {error}\n");
-                let permanent = true;
-                let _ = channel.send(&FromWorker::Failed(Failed { permanent, text }), &[]);
-                return None;
-            }
         }
     }
 }
@@ -126,8 +89,21 @@ struct Process {
     asked: Vec<Asked>,
     /// When cores that don't end are left behind.
     give_up: Option<Instant>,
+    /// What is logged follows the configuration.
+    control_log: Option<Arc<ControlLog>>,
     /// What the control log is written by; dropped last.
     _log: Option<Sink>,
+}
+
+/// What a worker process is made of, when all of it stands.
+struct Started {
+    worker: Worker,
+    /// What it is to serve now.
+    first: Swap,
+    report: Report,
+    notifier: Option<Notifier>,
+    control_log: Option<Arc<ControlLog>>,
+    log: Option<Sink>,
 }
 
 /// A configuration on its way to the cores.
@@ -152,7 +128,14 @@ impl Process {
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, (Channel, Failed)> {
         match Self::try_start(&start, &sockets, descriptors) {
-            Ok((worker, first, report, notifier, log)) => {
+            Ok(Started {
+                worker,
+                first,
+                report,
+                notifier,
+                control_log,
+                log,
+            }) => {
                 let mut process = Self {
                     channel: Some(channel),
                     start,
@@ -165,6 +148,7 @@ impl Process {
                     accepting: Vec::new(),
                     asked: Vec::new(),
                     give_up: None,
+                    control_log,
                     _log: log,
                 };
                 let next = process.start.next.clone();
@@ -175,15 +159,11 @@ impl Process {
         }
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "the parts of a process, named where it is made"
-    )]
     fn try_start(
         start: &Start,
         sockets: &SocketTable,
         descriptors: Vec<OwnedFd>,
-    ) -> Result<(Worker, Swap, Report, Option<Notifier>, Option<Sink>), Failed> {
+    ) -> Result<Started, Failed> {
         let mut descriptors = descriptors.into_iter();
         let broken =
             |what: &str| failed(true, what, "the master and the worker don't fit together");
@@ -196,7 +176,7 @@ impl Process {
             .map_err(|error| broken(&format!("the configuration can't be understood: {error}")))?;
         drop(content);
         let model = loaded.model;
-        let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
+        let control_log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
         hook::log_panics();
         sys_process::die_of_faults();
         // A name that `top` and `ps` show. That it can't be set would do no harm.
@@ -225,7 +205,7 @@ impl Process {
         if start.sandbox != SandboxMode::Off {
             report.files = sandbox::restrict_files(&start.grants);
         }
-        let log = log.and_then(|log| log.detach().ok());
+        let log = control_log.as_ref().and_then(|log| log.detach().ok());
         let sink = if start.logs {
             let fd = descriptors
                 .next()
@@ -277,7 +257,14 @@ impl Process {
                 tracing::warn!(what, why, "the sandbox is not whole");
             }
         }
-        Ok((worker, swap(serving), report, notifier, log))
+        Ok(Started {
+            worker,
+            first: swap(serving),
+            report,
+            notifier,
+            control_log,
+            log,
+        })
     }
 
     /// Serves until the end, and gives the exit code.
@@ -292,7 +279,8 @@ impl Process {
                 next_look = now + LOOK_EVERY;
                 for (core, why) in self.worker.stalled(now) {
                     tracing::error!(core, why, "A CORE IS STALLED");
-                    self.say(&FromWorker::CoreLost { core, why });
+                    let stalls = true;
+                    self.say(&FromWorker::CoreLost { core, why, stalls });
                 }
             }
             self.answer_late(now);
@@ -395,8 +383,11 @@ impl Process {
 
     fn drain(&mut self, within: Duration, handover: bool) {
         let now = Instant::now();
-        tracing::info!(timeout = ?within, handover, "draining");
         let deadline = now + within;
+        // It was cut to milliseconds on its way.
+        let tenths = (within.as_millis() + 50) / 100;
+        let timeout = Duration::from_millis(u64::try_from(tenths * 100).unwrap_or(u64::MAX));
+        tracing::info!(?timeout, handover, "draining");
         self.accepting = self.worker.tell(&Message::Drain { deadline, handover });
         // Cores that had a copy each of the listening sockets let go of theirs.
         self.sockets.clear();
@@ -453,6 +444,9 @@ impl Process {
         // The master closes its own copies when every worker has said so.
         self.sockets.retain(|id, _| swap.sockets.contains(id));
         self.model = swap.model;
+        if let Some(log) = &self.control_log {
+            log.set_level(level(self.model.server.log_level));
+        }
         if swap.first {
             self.say(&FromWorker::Ready(Box::new(Ready {
                 engines: self.worker.engines(),
@@ -471,7 +465,8 @@ impl Process {
             match told {
                 Told::Lost(why) => {
                     self.forget(core);
-                    self.say(&FromWorker::CoreLost { core, why });
+                    let stalls = false;
+                    self.say(&FromWorker::CoreLost { core, why, stalls });
                 }
                 Told::Ended => self.forget(core),
                 Told::Draining => self.accepts_no_more(core),
@@ -518,53 +513,4 @@ impl Start {
             None => "this user".to_owned(),
         }
     }
-}
-
-/// Becomes who the master said, for good.
-fn drop_privileges(start: &Start) -> Result<Report, Failed> {
-    privileges::drop_to(start.identity.as_ref()).map_err(|error| {
-        let who = start.identity_name();
-        let help = "start as root, or as that user without `user` in the configuration";
-        failed(true, &format!("can't become {who}: {error}"), help)
-    })?;
-    Ok(Report {
-        user: privileges::Identity::current().user,
-        no_new_privs: true,
-        files: State::Off,
-        rings: State::Off,
-        calls: State::Off,
-        refused: 0,
-    })
-}
-
-/// Says which of these directories can't be read, if any.
-fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
-    let unreadable = privileges::unreadable(roots);
-    if unreadable.is_empty() {
-        return Ok(());
-    }
-    let lines = unreadable.iter().map(|(path, error)| {
-        let path = path.display();
-        let help = format!(
-            "give it the right to (every directory above needs x), for example \
-             `chmod -R a+rX {path}`; or set `user` in [server]"
-        );
-        let what = format!("{who} can't read the directory {path}: {error}");
-        refusal::message(&what, None, &[help])
-    });
-    Err(lines.collect())
-}
-
-/// The sockets that a configuration wants, with their numbers and places.
-fn listening(next: &Next, sockets: &SocketTable) -> Option<Vec<Serving>> {
-    let listeners = next.listeners.iter();
-    listeners
-        .map(|(id, listener)| {
-            Some(Serving {
-                id: *id,
-                listener: *listener,
-                socket: Arc::clone(sockets.get(id)?),
-            })
-        })
-        .collect()
 }

@@ -178,3 +178,24 @@ fn when_the_master_dies_the_worker_lets_go_and_serves_its_clients_to_the_end() {
         });
     });
 }
+
+#[test]
+fn a_worker_that_stalls_as_a_whole_is_replaced_and_takes_no_clients_with_it() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let text = config_with(&tree, "old", "start_timeout = \"1s\"");
+        let server = Setup::run(engine, &text).start();
+        let worker = server.worker();
+        send(worker, Signal::STOP);
+        wait_until("it is stopped", PATIENCE, || is_stopped(worker));
+        server.write_config(&text.replace("old", "new"));
+        server.must(&["reload"]);
+        // Its accepts are armed, and it would keep what falls to it.
+        wait_until("it is gone", PATIENCE, || {
+            !std::path::Path::new(&format!("/proc/{worker}")).exists()
+        });
+        for _ in 0..10 {
+            assert_eq!(server.connect().get("/ok").text(), "new");
+        }
+    });
+}

@@ -184,3 +184,19 @@ fn one_liners_run_under_a_master_when_asked() {
         assert_eq!(server.exit_code(), Some(0));
     });
 }
+
+#[test]
+fn a_one_liner_refuses_what_only_a_master_can_do() {
+    let tree = Tree::new();
+    for flag in [
+        "--user=nobody",
+        "--sandbox=strict",
+        "--set=server.processes=2",
+    ] {
+        let output = Setup::serve(Engine::Epoll, tree.root())
+            .arguments(&[flag])
+            .fail();
+        assert_eq!(output.code, Some(2), "{flag}: {output:?}");
+        assert!(output.stderr.contains("--supervise"), "{flag}: {output:?}");
+    }
+}

@@ -288,7 +288,9 @@ impl Turn<'_> {
         };
         let waited = self.now.since(change.since);
         let text = match change.step {
-            Step::Preparing { .. } => format!("the check took longer than {waited:?}"),
+            Step::Preparing { .. } => {
+                format!("the check took longer than {} s", waited.as_secs())
+            }
             _ => format!("the new binary did not take over within {waited:?}"),
         };
         self.change_failed(text, 1);

@@ -600,7 +600,16 @@ impl World {
             let (core, why) = (0, "stalls".to_owned());
             // Beside what it says in order: the core is lost at any time.
             let when = self.now + self.random.up_to(faults.crash_within);
-            self.at(when, Event::CoreLost { worker, core, why });
+            let stalls = self.random.hits(500);
+            self.at(
+                when,
+                Event::CoreLost {
+                    worker,
+                    core,
+                    why,
+                    stalls,
+                },
+            );
         }
         if self.random.hits(faults.crashes) {
             let when = self.now + self.random.up_to(faults.crash_within);

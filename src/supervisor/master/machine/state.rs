@@ -224,6 +224,8 @@ pub(super) struct Worker {
     pub(super) applying: Option<Applying>,
     /// It lost a core or doesn't answer: the generation has to be replaced.
     pub(super) lost: bool,
+    /// A core of it, or all of it, does nothing and lets nothing go.
+    pub(super) stalls: bool,
     /// Why no process would ever start here.
     pub(super) permanent: Option<String>,
     /// Deaths in a row.

@@ -183,10 +183,19 @@ impl Master {
     }
 
     fn core_lost(&mut self, id: u64) {
+        self.core_is(id, false);
+    }
+
+    fn core_stalls(&mut self, id: u64) {
+        self.core_is(id, true);
+    }
+
+    fn core_is(&mut self, id: u64, stalls: bool) {
         self.event(Event::CoreLost {
             worker: worker(id),
             core: 0,
             why: "a turn longer than 10 s".to_owned(),
+            stalls,
         });
     }
 
@@ -200,6 +209,15 @@ impl Master {
             worker: worker(id),
             deadline: self.now + DRAIN,
             handover,
+        }
+    }
+
+    /// Of one that stalls: it gets no longer than it would get after its deadline.
+    fn drain_soon(&self, id: u64) -> Action {
+        Action::Drain {
+            worker: worker(id),
+            deadline: self.now + Limits::default().grace,
+            handover: true,
         }
     }
 
@@ -505,7 +523,7 @@ fn a_preparation_that_takes_too_long_is_cancelled_and_what_it_bound_later_is_clo
     let mut master = Master::serving(1);
     master.ask(1, Kind::Upgrade);
     master.pass(START);
-    master.is_refused(1, 1, "longer than 5s");
+    master.is_refused(1, 1, "longer than 5 s");
     let change = ChangeId(1);
     master.did(&[prepare(1, Kind::Upgrade), Action::CancelPrepare { change }]);
     master.prepared(1, 2, Placement::InPlace);
@@ -655,7 +673,8 @@ fn a_worker_that_does_not_answer_is_replaced_with_its_generation() {
     master.did(&[spawn(2, 2, 2)]);
     master.ready(2);
     master.is_done(1, "doesn't answer");
-    let one = master.drain(1, true);
+    // What it holds in its accepts waits for its end.
+    let one = master.drain_soon(1);
     master.did(&[commit(2), one]);
 }
 
@@ -804,6 +823,25 @@ fn lost_cores_of_a_generation_bring_one_replacement() {
     master.did(&[one, two]);
     master.core_lost(1);
     master.did(&[]);
+}
+
+#[test]
+fn a_worker_with_a_stalled_core_gets_little_time_and_one_with_a_dead_core_all_of_it() {
+    let mut master = Master::serving(1);
+    master.core_stalls(1);
+    master.done.clear();
+    master.ready(2);
+    let soon = master.drain_soon(1);
+    master.did(&[soon]);
+    master.pass(2 * Limits::default().grace);
+    master.did(&[kill(1)]);
+
+    let mut master = Master::serving(1);
+    master.core_lost(1);
+    master.done.clear();
+    master.ready(2);
+    let all = master.drain(1, true);
+    master.did(&[all]);
 }
 
 #[test]

@@ -187,6 +187,9 @@ pub enum Event {
         core: usize,
         /// What is known of it.
         why: String,
+        /// It does nothing and lets nothing go: what it was to accept waits until the process is gone. One
+        /// that is dead has let go of all.
+        stalls: bool,
     },
     /// Somebody wants a change.
     Ask {

@@ -123,14 +123,12 @@ impl Turn<'_> {
         let answered = place.deaths;
         place.deaths = place.deaths.saturating_add(1);
         place.applying = None;
-        place.lost = false;
+        (place.lost, place.stalls) = (false, false);
         let (worker, id) = (place.id, generation.id);
         let what = format!("{worker} ({id}) has died: {cause}");
         if let Some(why) = &place.permanent {
-            let text = format!(
-                "{what}; it isn't started again, since that would fail alike: {why}. A reload tries \
-                 again"
-            );
+            let text =
+                format!("{what}; it isn't started again, since that would fail alike: {why}");
             place.life = Life::Down;
             return self.log(Level::Error, text);
         }
@@ -172,13 +170,14 @@ impl Turn<'_> {
         place.restarts += 1;
     }
 
-    pub(super) fn core_lost(&mut self, worker: WorkerId, core: usize, why: &str) {
+    pub(super) fn core_lost(&mut self, worker: WorkerId, core: usize, why: &str, stalls: bool) {
         let Some((g, w)) = self.state.find(worker) else {
             return;
         };
         let generation = &self.state.generations[g];
         let (id, stage) = (generation.id, generation.stage);
         let is_active = generation.workers[w].life.is_active();
+        self.state.generations[g].workers[w].stalls |= stalls;
         let text = format!("core {core} of {worker} ({id}) is lost: {why}");
         match stage {
             Stage::Starting(_) => self.fail_generation(g, text),
@@ -232,6 +231,7 @@ impl Turn<'_> {
             );
         if silent || !is_change {
             // It neither runs with what it has to, nor can it be brought to.
+            self.state.generations[g].workers[w].stalls |= silent;
             self.lost(g, w, text.clone());
         }
         if is_change {

@@ -1,0 +1,102 @@
+//! How a worker begins: its channel, the first words of its master, and what it gives up.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::{failed, wait};
+use crate::supervisor::channel::Channel;
+use crate::supervisor::core_thread::Serving;
+use crate::supervisor::messages::{Failed, FromWorker, Next, SocketId, Start, ToWorker};
+use crate::supervisor::sandbox::{Report, State};
+use crate::supervisor::{privileges, refusal};
+
+/// Moves the channel away from the standard input, which becomes empty.
+pub(super) fn take_channel() -> io::Result<Channel> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+    let channel = Channel::of(socket)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(channel)
+}
+
+/// The sockets by number.
+pub(super) type SocketTable = BTreeMap<SocketId, Arc<OwnedFd>>;
+
+/// Everything up to the start.
+pub(super) fn first_messages(channel: &Channel) -> Option<(Start, SocketTable, Vec<OwnedFd>)> {
+    let mut sockets = SocketTable::new();
+    loop {
+        match channel.receive() {
+            Ok(None) => wait(&mut [PollFd::new(channel, PollFlags::IN)], None),
+            Ok(Some((ToWorker::Sockets(ids), descriptors))) => {
+                let descriptors = descriptors.into_iter().map(Arc::new);
+                sockets.extend(ids.into_iter().zip(descriptors));
+            }
+            Ok(Some((ToWorker::Start(start), descriptors))) => {
+                return Some((*start, sockets, descriptors));
+            }
+            Ok(Some((ToWorker::Stop | ToWorker::Drain { .. }, _))) => return None,
+            Ok(Some(_)) => {}
+            Err(error) => {
+                let text = format!("error: the worker can't understand its master: {error}\n");
+                let permanent = true;
+                let _ = channel.send(&FromWorker::Failed(Failed { permanent, text }), &[]);
+                return None;
+            }
+        }
+    }
+}
+
+/// Becomes who the master said, for good.
+pub(super) fn drop_privileges(start: &Start) -> Result<Report, Failed> {
+    privileges::drop_to(start.identity.as_ref()).map_err(|error| {
+        let who = start.identity_name();
+        let help = "start as root, or as that user without `user` in the configuration";
+        failed(true, &format!("can't become {who}: {error}"), help)
+    })?;
+    Ok(Report {
+        user: privileges::Identity::current().user,
+        no_new_privs: true,
+        files: State::Off,
+        rings: State::Off,
+        calls: State::Off,
+        refused: 0,
+    })
+}
+
+/// Says which of these directories can't be read, if any.
+pub(super) fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
+    let unreadable = privileges::unreadable(roots);
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let lines = unreadable.iter().map(|(path, error)| {
+        let path = path.display();
+        let help = format!(
+            "give it the right to (every directory above needs x), for example \
+             `chmod -R a+rX {path}`; or set `user` in [server]"
+        );
+        let what = format!("{who} can't read the directory {path}: {error}");
+        refusal::message(&what, None, &[help])
+    });
+    Err(lines.collect())
+}
+
+/// The sockets that a configuration wants, with their numbers and places.
+pub(super) fn listening(next: &Next, sockets: &SocketTable) -> Option<Vec<Serving>> {
+    let listeners = next.listeners.iter();
+    listeners
+        .map(|(id, listener)| {
+            Some(Serving {
+                id: *id,
+                listener: *listener,
+                socket: Arc::clone(sockets.get(id)?),
+            })
+        })
+        .collect()
+}
