@@ -14,4 +14,5 @@ pub mod net;
 pub mod observability;
 pub mod runtime;
 pub mod supervisor;
+pub mod upstream;
 pub mod util;
