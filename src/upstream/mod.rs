@@ -6,3 +6,4 @@
 //! property tests in virtual time. Whoever uses them tells them what happened and does what they say.
 
 pub mod balance;
+pub mod status_set;
