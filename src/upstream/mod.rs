@@ -6,5 +6,6 @@
 //! property tests in virtual time. Whoever uses them tells them what happened and does what they say.
 
 pub mod balance;
+pub mod health;
 pub mod queue;
 pub mod status_set;
