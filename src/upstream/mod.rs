@@ -8,4 +8,5 @@
 pub mod balance;
 pub mod health;
 pub mod queue;
+pub mod shared;
 pub mod status_set;
