@@ -8,5 +8,6 @@
 pub mod balance;
 pub mod health;
 pub mod queue;
+pub mod retry;
 pub mod shared;
 pub mod status_set;
