@@ -163,6 +163,7 @@ const HOT: &[&str] = &[
     "src/http/",
     "src/handlers/",
     "src/cache/",
+    "src/upstream/",
 ];
 const PRINTERS: &[&str] = &["src/cli/", "src/main.rs"];
 const WALL_CLOCKS: &[&str] = &["src/util/clock", "src/runtime/clock"];
