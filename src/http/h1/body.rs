@@ -1,12 +1,13 @@
-//! Finds the content of a request body, and its end, in bytes that arrive in any pieces.
+//! Finds the content of a body, and its end, in bytes that arrive in any pieces.
 //!
 //! The decoder copies nothing: it says which range of the input is content. It stops exactly at
-//! the end of the body, so that what follows is the next request and nothing of the body ever is
+//! the end of the body, so that what follows is the next message and nothing of the body ever is
 //! (RFC 9112 §6, §7.1). Only the trailer section, which is rare and small, is kept.
 
 use std::ops::Range;
 
 use super::Reject;
+use super::encode::ResponseFraming;
 use crate::http::types::{Fields, Framing};
 
 /// Longest chunk extension of one chunk, in bytes, whitespace included.
@@ -39,6 +40,8 @@ pub struct Decoded {
 enum State {
     /// Within content of known length, this many bytes before its end; never 0.
     Length(u64),
+    /// Within content that ends with the connection.
+    UntilClose,
     /// Within the hexadecimal chunk size.
     Size { digits: u8, size: u64 },
     /// Behind the size, in whitespace that only an extension may follow.
@@ -67,7 +70,7 @@ enum State {
     Broken(Reject),
 }
 
-/// Decodes one request body.
+/// Decodes one body.
 #[derive(Clone, Debug)]
 pub struct BodyDecoder {
     state: State,
@@ -78,6 +81,8 @@ pub struct BodyDecoder {
     /// The trailer section with its final empty line once the body has ended; empty, and without
     /// an allocation, when there is none.
     trailers: Vec<u8>,
+    /// Whether fields that may not stand in a trailer section are left out instead of refused.
+    filters_trailers: bool,
 }
 
 impl BodyDecoder {
@@ -92,7 +97,60 @@ impl BodyDecoder {
             extension: 0,
             extensions: 0,
             trailers: Vec::new(),
+            filters_trailers: false,
         }
+    }
+
+    /// A decoder for the body of a response with this framing, as it stands on the wire (so
+    /// [`ResponseFraming::None`] for the answer to HEAD).
+    ///
+    /// Trailer fields that may not stand there are left out of [`trailers`](Self::trailers) rather
+    /// than refused: the content has gone to the client before they come, and a backend that sends
+    /// its Date again does no harm (RFC 9110 §6.5.1 lets a recipient drop any of them).
+    pub fn for_response(framing: ResponseFraming) -> Self {
+        let request = match framing {
+            ResponseFraming::Length(length) => Framing::Length(length),
+            ResponseFraming::Chunked => Framing::Chunked,
+            ResponseFraming::None | ResponseFraming::Close => Framing::None,
+        };
+        let mut decoder = Self::new(request);
+        decoder.filters_trailers = true;
+        if framing == ResponseFraming::Close {
+            decoder.state = State::UntilClose;
+        }
+        decoder
+    }
+
+    /// The peer has ended the connection. Returns whether the body is whole: one that lasts until
+    /// the close ends here, any other one that has not ended is cut short (RFC 9112 §8) and must be
+    /// shown as cut short to whoever it is passed on to.
+    pub fn end_of_input(&mut self) -> bool {
+        if self.state == State::UntilClose {
+            self.state = State::End;
+        }
+        self.is_ended()
+    }
+
+    /// How many bytes of plain content follow next, so that they can be moved without being looked
+    /// at: 0 where framing comes next, `u64::MAX` when the end of the connection is the only end.
+    pub fn content_ahead(&self) -> u64 {
+        match self.state {
+            State::Length(left) | State::Data(left) => left,
+            State::UntilClose => u64::MAX,
+            _ => 0,
+        }
+    }
+
+    /// Counts `length` bytes as content that was moved past the decoder.
+    ///
+    /// # Panics
+    /// If that is more than [`content_ahead`](Self::content_ahead): framing would have been moved.
+    pub fn skip_content(&mut self, length: u64) {
+        assert!(
+            length <= self.content_ahead(),
+            "framing was taken for content"
+        );
+        self.pass_data(length);
     }
 
     /// Whether the whole body has been consumed.
@@ -109,12 +167,19 @@ impl BodyDecoder {
         }
     }
 
-    /// The trailer fields; none before the end of the body.
+    /// The trailer fields; none before the end of the body, and never one of
+    /// [`is_forbidden_trailer`].
     pub fn trailers(&self) -> Fields<'_> {
+        let mut allowed = Fields::default();
         if !self.is_ended() || self.trailers.is_empty() {
-            return Fields::default();
+            return allowed;
         }
-        parse_trailers(&self.trailers).unwrap_or_default()
+        for (name, value) in parse_trailers(&self.trailers).unwrap_or_default().iter() {
+            if !is_forbidden_trailer(name) {
+                allowed.push(name, value);
+            }
+        }
+        allowed
     }
 
     /// Takes the next bytes of the connection: at most one range of content a call. Call again
@@ -123,8 +188,8 @@ impl BodyDecoder {
     ///
     /// # Errors
     /// 400 for anything but exact chunked coding (a bare LF, a size that is not hexadecimal or
-    /// overflows, extensions beyond their bounds, a field that may not stand in a trailer section)
-    /// and 431 for too large a trailer section. The error repeats at each later call; the
+    /// overflows, extensions beyond their bounds, a field that may not stand in the trailer section
+    /// of a request) and 431 for too large a trailer section. The error repeats at each later call; the
     /// connection must close.
     pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, Reject> {
         let mut at = 0;
@@ -137,6 +202,10 @@ impl BodyDecoder {
                     at += length;
                     self.pass_data(length as u64);
                     break;
+                }
+                State::UntilClose => {
+                    data = at..input.len();
+                    at = input.len();
                 }
                 State::Trailer => at += self.take_trailer(&input[at..])?,
                 State::End => break,
@@ -158,6 +227,9 @@ impl BodyDecoder {
 
     /// Counts `length` bytes of content as seen.
     fn pass_data(&mut self, length: u64) {
+        if length == 0 {
+            return;
+        }
         self.state = match self.state {
             State::Length(left) if left > length => State::Length(left - length),
             State::Length(_) => State::End,
@@ -216,7 +288,8 @@ impl BodyDecoder {
                 return Err(Reject::bad("bare CR in trailers"));
             }
             (State::Broken(reject), _) => return Err(reject),
-            (State::Length(_) | State::Data(_) | State::Trailer | State::End, _) => self.state,
+            (State::Length(_) | State::UntilClose | State::Data(_), _) => self.state,
+            (State::Trailer | State::End, _) => self.state,
         })
     }
 
@@ -285,7 +358,7 @@ impl BodyDecoder {
         if !self.trailers.is_empty() {
             self.trailers.extend_from_slice(b"\r\n");
             for (name, _) in parse_trailers(&self.trailers)?.iter() {
-                if is_forbidden_trailer(name) {
+                if !self.filters_trailers && is_forbidden_trailer(name) {
                     return Err(Reject::bad("field not allowed in trailers"));
                 }
             }
@@ -341,6 +414,7 @@ pub fn is_forbidden_trailer(name: &str) -> bool {
         "expect",
         "forwarded",
         "host",
+        "http2-settings",
         "keep-alive",
         "max-forwards",
         "pragma",
@@ -350,19 +424,22 @@ pub fn is_forbidden_trailer(name: &str) -> bool {
         "proxy-connection",
         "range",
         "set-cookie",
+        "strict-transport-security",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
         "via",
         "www-authenticate",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-proto",
         "x-real-ip",
     ];
-    let conditional = name.len() > 3 && name.as_bytes()[..3].eq_ignore_ascii_case(b"if-");
-    conditional || FORBIDDEN.iter().any(|f| f.eq_ignore_ascii_case(name))
+    let begins = |prefix: &[u8]| {
+        let start = name.as_bytes().get(..prefix.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    begins(b"if-")
+        || begins(b"x-forwarded-")
+        || FORBIDDEN.iter().any(|f| f.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
@@ -423,6 +500,70 @@ mod tests {
         assert!(decoder.decode(b"ab").expect("content").end);
         let after = decoder.decode(b"GET / HTTP/1.1").expect("nothing");
         assert_eq!((after.consumed, after.data, after.end), (0, 0..0, true));
+    }
+
+    #[test]
+    fn a_response_body_may_end_with_the_connection() {
+        let mut decoder = BodyDecoder::for_response(ResponseFraming::Close);
+        assert_eq!(decoder.content_ahead(), u64::MAX);
+        let decoded = decoder.decode(b"abc").expect("content");
+        assert_eq!(
+            (decoded.consumed, decoded.data, decoded.end),
+            (3, 0..3, false)
+        );
+        assert!(!decoder.is_ended());
+        assert!(decoder.end_of_input() && decoder.is_ended());
+        for (framing, bytes) in [
+            (ResponseFraming::Length(4), &b"abc"[..]),
+            (ResponseFraming::Chunked, b"3\r\nabc\r\n"),
+            (ResponseFraming::Chunked, b"3\r\nabc\r\n0\r\n"),
+        ] {
+            let mut decoder = BodyDecoder::for_response(framing);
+            let mut at = 0;
+            while at < bytes.len() {
+                at += decoder.decode(&bytes[at..]).expect("valid").consumed;
+            }
+            assert!(!decoder.end_of_input(), "{framing:?} is cut short");
+        }
+        assert!(BodyDecoder::for_response(ResponseFraming::None).is_ended());
+        assert!(BodyDecoder::for_response(ResponseFraming::Length(0)).end_of_input());
+    }
+
+    #[test]
+    fn content_can_be_moved_past_the_decoder() {
+        let mut decoder = BodyDecoder::for_response(ResponseFraming::Chunked);
+        assert_eq!(decoder.content_ahead(), 0);
+        let decoded = decoder.decode(b"5\r\n").expect("a size");
+        assert_eq!((decoded.consumed, decoder.content_ahead()), (3, 5));
+        decoder.skip_content(0);
+        decoder.skip_content(5);
+        assert_eq!(decoder.content_ahead(), 0);
+        assert!(decoder.decode(b"\r\n0\r\n\r\n").expect("valid").end);
+        let mut decoder = BodyDecoder::for_response(ResponseFraming::Length(7));
+        decoder.skip_content(7);
+        assert!(decoder.is_ended());
+    }
+
+    #[test]
+    #[should_panic(expected = "framing was taken for content")]
+    fn framing_is_never_moved_past_the_decoder() {
+        BodyDecoder::new(Framing::Length(3)).skip_content(4);
+    }
+
+    #[test]
+    fn forbidden_trailers_of_a_response_are_left_out() {
+        let body =
+            b"0\r\nX-Sum: 1\r\nSet-Cookie: a=b\r\nX-Forwarded-Anything: c\r\nDate: d\r\n\r\n";
+        let mut decoder = BodyDecoder::for_response(ResponseFraming::Chunked);
+        assert!(decoder.decode(body).expect("valid").end);
+        let names: Vec<_> = decoder.trailers().iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["X-Sum"]);
+        let request = chunked(body);
+        assert_eq!(
+            request,
+            Err(Reject::bad("field not allowed in trailers")),
+            "a request that has them is refused"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the fields of a request say about the connection: where the body ends, whether another
-//! request may follow, for which host it is (RFC 9112 §6, §9.3, RFC 9110 §7.2, §7.6.1, §10.1.1).
+//! What the fields of a message say about the connection: where the body ends, whether another
+//! message may follow, for which host it is (RFC 9112 §6, §9.3, RFC 9110 §7.2, §7.6.1, §10.1.1).
 //!
 //! Everything that two recipients have been seen to read differently is an error here: each rule
 //! closes one way of request smuggling.
@@ -22,6 +22,17 @@ pub(super) struct Control<'b> {
     close: bool,
     keep_alive: bool,
     expectation: Option<Expectation>,
+}
+
+/// What a message says about the length of its content, whatever its method or status make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Neither Content-Length nor Transfer-Encoding.
+    Nothing,
+    /// Content-Length.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +102,15 @@ impl<'b> Control<'b> {
 
     /// Where the body ends (RFC 9112 §6.3).
     pub(super) fn framing(&self, version: Version) -> Result<Framing, Reject> {
+        Ok(match self.told(version)? {
+            Told::Nothing | Told::Length(0) => Framing::None,
+            Told::Length(length) => Framing::Length(length),
+            Told::Chunked => Framing::Chunked,
+        })
+    }
+
+    /// What the fields say about the length of the content.
+    pub(super) fn told(&self, version: Version) -> Result<Told, Reject> {
         if self.length_repeated {
             return Err(Reject::bad("more than one Content-Length"));
         }
@@ -101,15 +121,16 @@ impl<'b> Control<'b> {
             if self.length.is_some() {
                 return Err(Reject::bad("Content-Length with Transfer-Encoding"));
             }
-            return self.codings.framing();
+            self.codings.check()?;
+            return Ok(Told::Chunked);
         }
         match self.length.map(parse_length).transpose()? {
-            None | Some(0) => Ok(Framing::None),
-            Some(length) => Ok(Framing::Length(length)),
+            None => Ok(Told::Nothing),
+            Some(length) => Ok(Told::Length(length)),
         }
     }
 
-    /// Whether the client lets the connection stay open (RFC 9112 §9.3). `close` wins over
+    /// Whether the sender lets the connection stay open (RFC 9112 §9.3). `close` wins over
     /// `keep-alive`.
     pub(super) fn keep_alive(&self, version: Version) -> bool {
         !self.close && (version == Version::Http11 || self.keep_alive)
@@ -149,7 +170,8 @@ impl Codings {
         }
     }
 
-    fn framing(&self) -> Result<Framing, Reject> {
+    /// Accepts `chunked` alone.
+    fn check(&self) -> Result<(), Reject> {
         if self.malformed {
             return Err(Reject::bad("malformed Transfer-Encoding"));
         }
@@ -162,12 +184,12 @@ impl Codings {
         if self.other {
             return Err(Reject::new(501, "unknown transfer coding"));
         }
-        Ok(Framing::Chunked)
+        Ok(())
     }
 }
 
 /// The elements of a comma-separated list, trimmed; empty ones are kept, for the strict to refuse.
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 

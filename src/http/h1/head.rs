@@ -10,7 +10,7 @@ use crate::http::uri::{self, Authority, UriError};
 
 /// Fields that the usual parse has room for on the stack (3.2 KiB, not initialised). Limits above
 /// it take a larger array.
-const FIELDS_ON_STACK: usize = 100;
+pub(super) const FIELDS_ON_STACK: usize = 100;
 
 /// Parses `head`, exactly the bytes whose end [`HeadScanner`](super::HeadScanner) has found: the
 /// scan refuses a bare LF, which this parser by itself would take.
@@ -184,7 +184,7 @@ fn refuse_syntax(head: &[u8], error: httparse::Error) -> Reject {
 }
 
 /// Why the first bad field line of `head` is bad.
-fn broken_name(head: &[u8]) -> &'static str {
+pub(super) fn broken_name(head: &[u8]) -> &'static str {
     let lines = head.trim_ascii_start().split(|&byte| byte == b'\n');
     for line in lines.skip(1) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);

@@ -2,7 +2,8 @@
 //!
 //! A connection uses it in this order: [`HeadScanner`] finds the end of a head in the bytes that
 //! have come so far, [`parse_head`] turns it into a [`Request`](crate::http::types::Request),
-//! [`body::BodyDecoder`] finds the body and its end, [`encode`] writes the response. All of them
+//! [`body::BodyDecoder`] finds the body and its end, [`encode`] writes the response. Towards a
+//! backend, [`response::ResponseReader`] reads what it answers. All of them
 //! are strict: what two implementations could read differently is refused, since that difference
 //! is what request smuggling is made of.
 
@@ -10,6 +11,7 @@ pub mod body;
 pub mod encode;
 mod framing;
 mod head;
+pub mod response;
 mod scan;
 
 use std::fmt;
@@ -17,6 +19,7 @@ use std::fmt;
 use crate::http::types::Status;
 use crate::http::uri::UriError;
 
+pub(crate) use framing::list;
 pub use head::parse_head;
 pub use scan::HeadScanner;
 

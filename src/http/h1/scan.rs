@@ -1,4 +1,4 @@
-//! Finds the end of a request head in bytes that arrive in any pieces.
+//! Finds the end of a head, of a request or of a response, in bytes that arrive in any pieces.
 //!
 //! httparse starts from the beginning each time and accepts a bare LF, so this scan runs first: it
 //! remembers how far it has looked, which makes a head that comes byte by byte cost linear time,
@@ -23,11 +23,24 @@ pub struct HeadScanner {
     /// Field lines that are whole.
     fields: usize,
     blank_lines: u8,
+    /// Whether it begins with a status line.
+    response: bool,
     #[cfg(test)]
     examined: usize,
 }
 
 impl HeadScanner {
+    /// A scanner for the head of a response; the default one is for a request.
+    ///
+    /// A response may not begin with an empty line: that tolerance is for servers alone
+    /// (RFC 9112 §2.2), and behind a reused connection it would be a piece of another response.
+    pub fn for_response() -> Self {
+        Self {
+            response: true,
+            ..Self::default()
+        }
+    }
+
     /// Looks for the end of the head that begins at `buffer[0]`. `buffer` holds all bytes of the
     /// head that have come so far; each call passes the same bytes as the last one and more.
     ///
@@ -36,7 +49,8 @@ impl HeadScanner {
     ///
     /// # Errors
     /// 400 for a bare CR, a bare LF, a NUL, too many empty lines or a broken request line, 414 and
-    /// 431 beyond `limits`, 505 for a version other than HTTP/1.0 and HTTP/1.1.
+    /// 431 beyond `limits`, 505 for a version other than HTTP/1.0 and HTTP/1.1. For a response the
+    /// reason alone matters: see [`ResponseError`](super::response::ResponseError).
     pub fn scan(&mut self, buffer: &[u8], limits: &HeadLimits) -> Result<Option<usize>, Reject> {
         loop {
             let unseen = &buffer[self.scanned..];
@@ -76,6 +90,11 @@ impl HeadScanner {
     /// Takes a whole line; true if it ends the head.
     fn end_line(&mut self, line: &[u8], limits: &HeadLimits) -> Result<bool, Reject> {
         if self.section_start == 0 {
+            if self.response {
+                check_status_line(line)?;
+                self.section_start = self.scanned;
+                return Ok(false);
+            }
             if !line.is_empty() {
                 check_request_line(line)?;
                 self.section_start = self.scanned;
@@ -102,7 +121,13 @@ impl HeadScanner {
     fn check_size(&self, line_end: usize, end: usize, limits: &HeadLimits) -> Result<(), Reject> {
         if self.section_start == 0 {
             if line_end - self.line_start > limits.line_max {
-                return Err(Reject::new(414, "limit: request line"));
+                return Err(Reject::new(
+                    414,
+                    match self.response {
+                        true => "limit: status line",
+                        false => "limit: request line",
+                    },
+                ));
             }
         } else if end - self.section_start > limits.section_max {
             return Err(Reject::new(431, "limit: header section"));
@@ -126,6 +151,28 @@ fn check_request_line(line: &[u8]) -> Result<(), Reject> {
         return Ok(());
     }
     Err(refuse_request_line(line))
+}
+
+/// Checks version and status code (RFC 9112 §4). The space behind the code may be missing where
+/// there is no reason phrase: many servers leave it out, and nothing can be read into it.
+fn check_status_line(line: &[u8]) -> Result<(), Reject> {
+    let Some(rest) = line.strip_prefix(b"HTTP/") else {
+        return Err(Reject::bad("status line"));
+    };
+    match rest {
+        [b'1', b'.', b'0' | b'1', b' ', code @ ..] => match code {
+            [b'1'..=b'5', b'0'..=b'9', b'0'..=b'9'] => Ok(()),
+            [b'1'..=b'5', b'0'..=b'9', b'0'..=b'9', b' ', ..] => Ok(()),
+            [b'0' | b'6'..=b'9', b'0'..=b'9', b'0'..=b'9', ..] => {
+                Err(Reject::bad("status code out of range"))
+            }
+            _ => Err(Reject::bad("status code")),
+        },
+        [b'0'..=b'9', b'.', b'0'..=b'9', b' ', ..] | [b'0'..=b'9', b' ', ..] => {
+            Err(Reject::new(505, "HTTP version"))
+        }
+        _ => Err(Reject::bad("status line")),
+    }
 }
 
 #[cold]
