@@ -8,7 +8,7 @@ use std::io::Write;
 
 use super::is_token;
 use crate::http::semantics::date::imf_fixdate;
-use crate::http::types::{FieldName, FieldValue, ResponseHead, Status, Version};
+use crate::http::types::{FieldName, FieldValue, Fields, ResponseHead, Status, Version};
 
 /// The interim response to `Expect: 100-continue` (RFC 9110 §15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -73,27 +73,74 @@ pub struct HeadContext<'a> {
 pub fn write_head(out: &mut Vec<u8>, head: &ResponseHead, context: &HeadContext<'_>) -> bool {
     let fields: usize = head.fields.iter().map(field_size).sum();
     out.reserve(fields + HEAD_ROOM);
-    write_status_line(out, head.status);
-    let interim = head.status.0 < 200;
-    let (mut has_date, mut has_server) = (interim, interim);
+    let mut writer = HeadWriter::new(out, head.status);
     for (name, value) in &head.fields {
-        match role(name.as_str()) {
-            Role::Framing => continue,
-            Role::Date => has_date = true,
-            Role::Server => has_server = true,
+        if writer.takes(name.as_str()) {
+            write_field(writer.out, name, value);
+        }
+    }
+    writer.finish(context)
+}
+
+/// Writes a head field by field, by the rules of [`write_head`], for whoever has the fields in
+/// another form than a [`ResponseHead`].
+#[derive(Debug)]
+pub struct HeadWriter<'o> {
+    out: &'o mut Vec<u8>,
+    status: Status,
+    has_date: bool,
+    has_server: bool,
+}
+
+impl<'o> HeadWriter<'o> {
+    /// Appends the status line to `out`.
+    pub fn new(out: &'o mut Vec<u8>, status: Status) -> Self {
+        write_status_line(out, status);
+        let interim = status.0 < 200;
+        Self {
+            out,
+            status,
+            has_date: interim,
+            has_server: interim,
+        }
+    }
+
+    /// Appends a field, unless framing owns it or it would split the response.
+    pub fn field(&mut self, name: &str, value: &[u8]) {
+        if !self.takes(name) {
+            return;
+        }
+        let safe = is_token(name.as_bytes()) && is_one_line(value);
+        debug_assert!(safe, "field {name:?} would split the response");
+        if safe {
+            write_line(self.out, name, value);
+        }
+    }
+
+    /// Appends what belongs to the session, and the empty line; returns whether the connection may
+    /// stay open behind the response.
+    pub fn finish(self, context: &HeadContext<'_>) -> bool {
+        if !self.has_server {
+            self.out.extend_from_slice(SERVER_LINE);
+        }
+        if !self.has_date {
+            self.out.extend_from_slice(context.date.date_line());
+        }
+        let keep_alive = write_framing(self.out, self.status, context);
+        self.out.extend_from_slice(b"\r\n");
+        keep_alive
+    }
+
+    /// Notes a field; false if it is left out.
+    fn takes(&mut self, name: &str) -> bool {
+        match role(name) {
+            Role::Framing => return false,
+            Role::Date => self.has_date = true,
+            Role::Server => self.has_server = true,
             Role::Other => {}
         }
-        write_field(out, name, value);
+        true
     }
-    if !has_server {
-        out.extend_from_slice(SERVER_LINE);
-    }
-    if !has_date {
-        out.extend_from_slice(context.date.date_line());
-    }
-    let keep_alive = write_framing(out, head.status, context);
-    out.extend_from_slice(b"\r\n");
-    keep_alive
 }
 
 /// Room for all that [`write_head`] adds to the fields of a head: status line, Server, Date,
@@ -183,11 +230,19 @@ fn write_field(out: &mut Vec<u8>, name: &FieldName, value: &FieldValue) {
     let safe = is_safe(name, value);
     debug_assert!(safe, "field {:?} would split the response", name.as_str());
     if safe {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        write_line(out, name.as_str(), value.as_bytes());
     }
+}
+
+fn write_line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn is_one_line(value: &[u8]) -> bool {
+    memchr::memchr3(b'\r', b'\n', 0, value).is_none()
 }
 
 /// Whether a field line stays one line. Constants of the source are checked in debug builds alone.
@@ -198,7 +253,7 @@ fn is_safe(name: &FieldName, value: &FieldValue) -> bool {
     };
     let value_safe = match value {
         FieldValue::Static(_) if cfg!(not(debug_assertions)) => true,
-        value => memchr::memchr3(b'\r', b'\n', 0, value.as_bytes()).is_none(),
+        value => is_one_line(value.as_bytes()),
     };
     name_safe && value_safe
 }
@@ -225,6 +280,19 @@ pub fn write_last_chunk(out: &mut Vec<u8>, trailers: &[(FieldName, FieldValue)])
     for (name, value) in trailers {
         if !super::body::is_forbidden_trailer(name.as_str()) {
             write_field(out, name, value);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the last chunk with the trailer fields of another message, by the same rule; names with an
+/// underscore are left out too, as from a head that is passed on.
+pub fn write_last_chunk_of(out: &mut Vec<u8>, trailers: &Fields<'_>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.iter() {
+        let safe = is_token(name.as_bytes()) && is_one_line(value);
+        if safe && !name.contains('_') && !super::body::is_forbidden_trailer(name) {
+            write_line(out, name, value);
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -483,6 +551,14 @@ mod tests {
             &mut out,
             &[("X-Sum".into(), "1".into()), ("Host".into(), "a".into())],
         );
+        assert_eq!(out, b"0\r\nX-Sum: 1\r\n\r\n");
+        let mut trailers = Fields::default();
+        for name in ["X-Sum", "X_Sum", "Host", "a b"] {
+            trailers.push(name, b"1");
+        }
+        trailers.push("X-Line", b"1\r\nHost: a");
+        out.clear();
+        write_last_chunk_of(&mut out, &trailers);
         assert_eq!(out, b"0\r\nX-Sum: 1\r\n\r\n");
     }
 
