@@ -3,6 +3,7 @@
 pub mod accept_gate;
 pub mod listener;
 pub mod owner;
+pub mod proxy_protocol;
 pub mod recv;
 pub mod send;
 pub mod socket;
