@@ -31,8 +31,11 @@ pub const TARGETS: &[Target] = &[
     targets::bundle::TARGET,
     targets::config::TARGET,
     targets::date::TARGET,
+    targets::forward::TARGET,
+    targets::proxy_protocol::TARGET,
     targets::range::TARGET,
     targets::request::TARGET,
+    targets::response::TARGET,
     targets::uri::TARGET,
 ];
 
@@ -135,6 +138,16 @@ mod tests {
     }
 
     #[test]
+    fn forward() {
+        smoke("forward");
+    }
+
+    #[test]
+    fn proxy_protocol() {
+        smoke("proxy_protocol");
+    }
+
+    #[test]
     fn range() {
         smoke("range");
     }
@@ -142,6 +155,11 @@ mod tests {
     #[test]
     fn request() {
         smoke("request");
+    }
+
+    #[test]
+    fn response() {
+        smoke("response");
     }
 
     #[test]

@@ -4,8 +4,11 @@ pub mod body;
 pub mod bundle;
 pub mod config;
 pub mod date;
+pub mod forward;
+pub mod proxy_protocol;
 pub mod range;
 pub mod request;
+pub mod response;
 pub mod uri;
 
 use crate::mutate::Random;
