@@ -139,7 +139,7 @@ pub(super) struct Hops<'r> {
     peer: Option<IpAddr>,
     /// The scheme and the authority of this hop.
     scheme: &'static str,
-    authority: String,
+    authority: Cow<'r, str>,
     /// Those that the client used at the outermost proxy.
     client_scheme: Option<Cow<'r, [u8]>>,
     client_authority: Option<Cow<'r, [u8]>>,
@@ -148,7 +148,7 @@ pub(super) struct Hops<'r> {
 impl<'r> Hops<'r> {
     /// Reads the fields of a request; only `believed` ones count. `scheme` is that of our listener.
     pub(super) fn of(
-        request: &Request<'r>,
+        request: &'r Request<'_>,
         peer: Option<IpAddr>,
         believed: bool,
         scheme: &'static str,
@@ -169,11 +169,12 @@ impl<'r> Hops<'r> {
         hops
     }
 
-    fn read(&mut self, fields: &Fields<'r>) {
-        self.list = fields
-            .get_all("x-forwarded-for")
-            .filter(|value| !value.is_empty())
-            .collect();
+    fn read(&mut self, fields: &'r Fields<'_>) {
+        for value in fields.get_all("x-forwarded-for") {
+            if !value.is_empty() {
+                self.list.push(value);
+            }
+        }
         for value in fields.get_all("forwarded") {
             if let Some(list) = elements(value)
                 && list.iter().any(|element| *element != Element::default())
@@ -193,24 +194,23 @@ impl<'r> Hops<'r> {
             .filter(|host| parse_authority(host).is_ok());
     }
 
-    /// The value of X-Forwarded-For; empty when nothing is known.
-    pub(super) fn forwarded_for(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+    /// Appends the value of X-Forwarded-For; nothing when nothing is known.
+    pub(super) fn write_forwarded_for(&self, out: &mut Vec<u8>) {
+        let mut list = List::new(out);
         for value in &self.list {
-            separate(&mut out, value);
+            list.next().extend_from_slice(value);
         }
         if self.list.is_empty() {
             for element in &self.elements {
                 match element.address() {
-                    Some(address) => separate(&mut out, address.to_string().as_bytes()),
-                    None => separate(&mut out, b"unknown"),
+                    Some(address) => write_address(list.next(), address),
+                    None => list.next().extend_from_slice(b"unknown"),
                 }
             }
         }
         if let Some(peer) = self.peer {
-            separate(&mut out, peer.to_string().as_bytes());
+            write_address(list.next(), peer);
         }
-        out
     }
 
     /// The value of X-Forwarded-Proto.
@@ -227,46 +227,70 @@ impl<'r> Hops<'r> {
             .unwrap_or(self.authority.as_bytes())
     }
 
-    /// The value of Forwarded.
-    pub(super) fn forwarded(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+    /// Appends the value of Forwarded.
+    pub(super) fn write_forwarded(&self, out: &mut Vec<u8>) {
+        let mut list = List::new(out);
         for value in &self.forwarded {
-            separate(&mut out, value);
+            list.next().extend_from_slice(value);
         }
+        // Host and scheme of the client belong to the hop that saw them, the first one.
+        let client = (self.forwarded_host(), self.forwarded_proto());
         if self.forwarded.is_empty() {
             let nodes = self
                 .list
                 .iter()
-                .flat_map(|value| value.split(|&b| b == b','));
-            for node in nodes
-                .map(<[u8]>::trim_ascii)
-                .filter(|node| !node.is_empty())
-            {
-                // Host and scheme of the client belong to the hop that saw them, the first one.
-                let first = out.is_empty();
-                separate(&mut out, b"");
-                let (host, proto) = match first {
-                    true => (self.forwarded_host(), self.forwarded_proto()),
+                .flat_map(|value| value.split(|&byte| byte == b','));
+            for node in nodes.map(<[u8]>::trim_ascii).filter(|n| !n.is_empty()) {
+                let (host, proto) = match list.is_empty() {
+                    true => client,
                     false => (&b""[..], &b""[..]),
                 };
-                write_element(&mut out, node_address(node), host, proto);
+                write_element(list.next(), node_address(node), host, proto);
             }
         }
-        separate(&mut out, b"");
-        let (host, proto) = match out.is_empty() {
-            true => (self.forwarded_host(), self.forwarded_proto()),
+        let (host, proto) = match list.is_empty() {
+            true => client,
             false => (self.authority.as_bytes(), self.scheme.as_bytes()),
         };
-        write_element(&mut out, self.peer, host, proto);
-        out
+        write_element(list.next(), self.peer, host, proto);
     }
 }
 
+/// Writes a comma-separated list behind what stands in a buffer.
+struct List<'o> {
+    out: &'o mut Vec<u8>,
+    start: usize,
+}
+
+impl<'o> List<'o> {
+    fn new(out: &'o mut Vec<u8>) -> Self {
+        let start = out.len();
+        Self { out, start }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.out.len() == self.start
+    }
+
+    /// The place for the next element.
+    fn next(&mut self) -> &mut Vec<u8> {
+        if !self.is_empty() {
+            self.out.extend_from_slice(b", ");
+        }
+        self.out
+    }
+}
+
+fn write_address(out: &mut Vec<u8>, address: IpAddr) {
+    // Writing into a vector can't fail.
+    let _ = write!(out, "{address}");
+}
+
 /// Host and port of a request as its Host field would have them.
-pub(super) fn authority(request: &Request<'_>) -> String {
+pub(super) fn authority<'r>(request: &'r Request<'_>) -> Cow<'r, str> {
     match request.port {
-        Some(port) => format!("{}:{port}", request.host),
-        None => request.host.clone().into_owned(),
+        Some(port) => Cow::Owned(format!("{}:{port}", request.host)),
+        None => Cow::Borrowed(&request.host),
     }
 }
 
@@ -285,14 +309,6 @@ fn is_scheme(text: &[u8]) -> bool {
         && text
             .iter()
             .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b))
-}
-
-/// Appends an element of a list.
-fn separate(out: &mut Vec<u8>, value: &[u8]) {
-    if !out.is_empty() {
-        out.extend_from_slice(b", ");
-    }
-    out.extend_from_slice(value);
 }
 
 fn write_element(out: &mut Vec<u8>, client: Option<IpAddr>, host: &[u8], proto: &[u8]) {
@@ -398,11 +414,15 @@ mod tests {
         let request = parse_head(head.as_bytes(), &HeadLimits::default()).expect("valid");
         let hops = Hops::of(&request, peer.parse().ok(), believed, "http");
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).expect("ASCII");
+        // A list begins where it begins, whatever stands before it.
+        let (mut list, mut forwarded) = (b"A: ".to_vec(), b"B: ".to_vec());
+        hops.write_forwarded_for(&mut list);
+        hops.write_forwarded(&mut forwarded);
         [
-            text(&hops.forwarded_for()),
+            text(&list[3..]),
             text(hops.forwarded_proto()),
             text(hops.forwarded_host()),
-            text(&hops.forwarded()),
+            text(&forwarded[3..]),
         ]
     }
 

@@ -318,15 +318,43 @@ fn write_framing(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestCont
 fn write_hops(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestContext<'_>) {
     write_line(out, "Via", via(request.version));
     let hops = Hops::of(request, context.peer, context.peer_trusted, context.scheme);
-    let mut write = |name: &str, value: &[u8]| {
-        if !value.is_empty() && !replaces(context.operations, name) {
-            write_line(out, name, value);
-        }
-    };
-    write("X-Forwarded-For", &hops.forwarded_for());
-    write("X-Forwarded-Proto", hops.forwarded_proto());
-    write("X-Forwarded-Host", hops.forwarded_host());
-    write("Forwarded", &hops.forwarded());
+    let operations = context.operations;
+    write_made(out, operations, "X-Forwarded-For", |out| {
+        hops.write_forwarded_for(out);
+    });
+    write_made(out, operations, "X-Forwarded-Proto", |out| {
+        out.extend_from_slice(hops.forwarded_proto());
+    });
+    write_made(out, operations, "X-Forwarded-Host", |out| {
+        out.extend_from_slice(hops.forwarded_host());
+    });
+    write_made(out, operations, "Forwarded", |out| {
+        hops.write_forwarded(out);
+    });
+}
+
+/// Appends a field of ours whose value `make` appends, unless there is none, an operation stands in
+/// its place, or it would not stay one line.
+fn write_made(
+    out: &mut Vec<u8>,
+    operations: &[FieldOp],
+    name: &'static str,
+    make: impl FnOnce(&mut Vec<u8>),
+) {
+    if replaces(operations, name) {
+        return;
+    }
+    let start = out.len();
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    let value = out.len();
+    make(out);
+    let safe = memchr::memchr3(b'\r', b'\n', 0, &out[value..]).is_none();
+    debug_assert!(safe, "field {name:?} would split the head");
+    match safe && out.len() > value {
+        true => out.extend_from_slice(b"\r\n"),
+        false => out.truncate(start),
+    }
 }
 
 #[cfg(test)]
