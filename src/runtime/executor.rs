@@ -25,6 +25,7 @@ use super::heartbeat::Heartbeat;
 use super::mailbox::Wake;
 use super::offload::HelperPort;
 use super::op::Job;
+use super::pipe::PipePool;
 use super::scope::ScopeTable;
 use super::slot::{SlotKey, SlotTable};
 use super::task::{FuturePool, TaskId, TaskTable};
@@ -66,6 +67,8 @@ pub struct Usage {
     pub timers: usize,
     /// Receive buffers that are not free.
     pub buffers: usize,
+    /// Pipes in use.
+    pub pipes: usize,
 }
 
 pub(crate) struct Inner {
@@ -87,6 +90,7 @@ pub(crate) struct Inner {
     helpers: RefCell<Option<HelperPort>>,
     jobs_waiting: RefCell<VecDeque<(SlotKey, Job)>>,
     send_buffers: RefCell<Vec<Vec<u8>>>,
+    pub(crate) pipes: RefCell<PipePool>,
     pub(crate) corking: Cell<bool>,
     futures: FuturePool,
     wake: Arc<Wake>,
@@ -158,6 +162,7 @@ impl Core {
             helpers: RefCell::new(helpers),
             jobs_waiting: RefCell::default(),
             send_buffers: RefCell::default(),
+            pipes: RefCell::default(),
             corking: Cell::new(true),
             futures: FuturePool::default(),
             wake,
@@ -209,6 +214,7 @@ impl Core {
             scopes: self.0.scopes.borrow().len(),
             timers: self.0.timers.borrow().len(),
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
+            pipes: self.0.pipes.borrow().in_use(),
         }
     }
 
@@ -555,6 +561,7 @@ impl Core {
                 future.into_iter().for_each(|future| self.discard(future));
             }
         }
+        self.close_pipes();
         let deadline = self.now() + Duration::from_secs(5);
         for _ in 0..STOP_TURNS_MAX {
             for key in self.unfinished() {

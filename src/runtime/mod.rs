@@ -1,6 +1,7 @@
 //! The runtime of one core: engines, operations, buffers, tasks and timers. It knows nothing of
 //! HTTP. `LIFECYCLE.md` beside this file has the states of an op, a buffer and a descriptor.
 
+pub mod address;
 pub mod affinity;
 pub mod buf;
 pub mod engine;
@@ -11,6 +12,7 @@ pub mod heartbeat;
 pub mod mailbox;
 pub mod offload;
 pub mod op;
+pub mod pipe;
 pub mod scope;
 pub mod slot;
 pub(crate) mod sys;

@@ -9,6 +9,7 @@ use std::ffi::CString;
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
+use socket2::SockAddr;
 
 use super::buf::RecvBuf;
 use super::fd::Fd;
@@ -46,6 +47,16 @@ pub enum Op {
         /// Whether the first connection is the last: for who may not take more than it can hold,
         /// because what is in the backlog is accepted faster than an accept is cancelled.
         one: bool,
+    },
+    /// Connects a socket; the completion says how that ended: 0, or `ECONNREFUSED`, `EHOSTUNREACH` …
+    /// It takes as long as the kernel tries (tcp(7), `tcp_syn_retries`: minutes): whoever waits sets a
+    /// timer and drops the future. On a unix socket the answer comes at once, and is `EAGAIN` while
+    /// the backlog of the listener is full.
+    Connect {
+        /// A stream socket that isn't connected, of the address's family.
+        socket: Fd,
+        /// Where to; boxed, so that it stays in its place until the completion.
+        address: Box<SockAddr>,
     },
     /// Receives until end of stream, an error or cancellation: many completions, each with an
     /// [`Output::Received`] from the core's shared buffers. A completion with 0 bytes is the end of

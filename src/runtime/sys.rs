@@ -1,7 +1,10 @@
 //! The few calls that need `unsafe`, each behind a safe signature with its reason.
 #![allow(unsafe_code)]
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::io::Errno;
+use socket2::{SockAddr, SockRef};
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Takes ownership of a descriptor that the kernel has just made for us: the result of an accept or
 /// an open that nobody else has seen.
@@ -21,9 +24,31 @@ pub(crate) fn borrow(number: RawFd) -> BorrowedFd<'static> {
 
 /// Bytes in the socket's send queue that the peer has not acknowledged (`SIOCOUTQ`, tcp(7)).
 pub(crate) fn unsent(socket: BorrowedFd<'_>) -> Option<u64> {
-    use std::os::fd::AsRawFd;
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int to the given address, which outlives the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     (done == 0).then(|| u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Asks for a connection (connect(2)); `EINPROGRESS` when the answer is still to come.
+pub(crate) fn connect(socket: BorrowedFd<'_>, address: &SockAddr) -> Result<(), Errno> {
+    let done = SockRef::from(&socket).connect(address);
+    done.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Lets a bind to a local address leave the choice of the port to the connect, which takes one that is
+/// free for this peer (`IP_BIND_ADDRESS_NO_PORT`, ip(7), kernel 4.2). Without it the ports of the
+/// machine are the bound for the connections to all peers together.
+pub(crate) fn bind_without_port(socket: BorrowedFd<'_>) {
+    let on: libc::c_int = 1;
+    // SAFETY: the option reads one int at the given address, which outlives the call.
+    let _ = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
 }

@@ -9,11 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll};
 use rustix::fs::Timespec;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+use rustix::net::{
+    RecvFlags, SendFlags, SocketFlags, accept_with, getpeername, recv, send, sockopt,
+};
 use slab::Slab;
+use socket2::SockAddr;
 
 use super::{Event, offload};
 use crate::runtime::buf::{BUFFER_SIZE, BufPool};
@@ -21,6 +24,7 @@ use crate::runtime::fd::{Closing, Fd, Handle, UNREGISTERED};
 use crate::runtime::mailbox::Wake;
 use crate::runtime::op::{Interest, Job, Op};
 use crate::runtime::slot::{SlotKey, SlotTable};
+use crate::runtime::sys;
 
 /// Connections accepted from one listener in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -142,6 +146,7 @@ impl Poll {
     pub(crate) fn start(&mut self, key: SlotKey, op: &mut Op, _: &Rc<BufPool>) -> Option<Job> {
         let started = match op {
             Op::Accept { listener, .. } => self.start_accept(key, listener),
+            Op::Connect { socket, address } => self.start_connect(key, socket, address),
             Op::Recv { socket } => self.start_reader(key, socket),
             Op::Send {
                 socket,
@@ -152,7 +157,7 @@ impl Poll {
             Op::Ready {
                 fd,
                 interest: Interest::Readable,
-            } => self.start_reader(key, fd),
+            } => self.start_ready(key, fd),
             Op::Ready {
                 fd,
                 interest: Interest::Writable,
@@ -191,6 +196,24 @@ impl Poll {
         Ok(())
     }
 
+    /// Waits until a descriptor is readable, whose bytes are taken by calls that this engine doesn't
+    /// watch (splice), so what it knows may be old: asks for the level once, then waits for an edge.
+    fn start_ready(&mut self, key: SlotKey, fd: &Fd) -> Result<(), Errno> {
+        let index = self.register(fd, false)?;
+        let os = fd.handle().os().ok_or(Errno::BADF)?;
+        let registration = &mut self.registrations[index as usize];
+        if registration.reader.is_some() {
+            return Err(Errno::BUSY);
+        }
+        registration.readable = is_ready(os, PollFlags::IN | PollFlags::RDHUP);
+        if registration.readable {
+            self.end(key, 1);
+        } else {
+            registration.reader = Some(key);
+        }
+        Ok(())
+    }
+
     /// Puts a registration that is known to be readable, and has a reader, on the list.
     fn try_again(&mut self, index: u32) {
         let registration = &mut self.registrations[index as usize];
@@ -209,13 +232,41 @@ impl Poll {
         if registration.writer.is_some() {
             return Err(Errno::BUSY);
         }
-        if is_writable(os) {
+        if is_ready(os, PollFlags::OUT) {
             self.end(key, 1);
         } else {
             registration.writable = false;
             registration.writer = Some(key);
         }
         Ok(())
+    }
+
+    fn start_connect(
+        &mut self,
+        key: SlotKey,
+        socket: &Fd,
+        address: &SockAddr,
+    ) -> Result<(), Errno> {
+        let os = socket.handle().os().ok_or(Errno::BADF)?;
+        match sys::connect(os, address) {
+            Ok(()) => {
+                self.end(key, 0);
+                Ok(())
+            }
+            Err(Errno::INPROGRESS) => {
+                // Registered after the call: a socket that is neither connected nor connecting is
+                // reported as hung up (tcp_poll in the kernel).
+                let index = self.register(socket, false)?;
+                let registration = &mut self.registrations[index as usize];
+                if registration.writer.is_some() {
+                    return Err(Errno::BUSY);
+                }
+                registration.writable = false;
+                registration.writer = Some(key);
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     fn start_send(
@@ -248,6 +299,7 @@ impl Poll {
         let fd = match op {
             Op::Accept { listener: fd, .. } | Op::Recv { socket: fd } => fd,
             Op::Send { socket: fd, .. } | Op::Ready { fd, .. } => fd,
+            Op::Connect { socket: fd, .. } => fd,
             // A helper's job can't be called back; its slot waits for the answer.
             Op::Open(_) | Op::Read { .. } | Op::Offload(_) => return,
         };
@@ -366,6 +418,10 @@ impl Poll {
                 more,
             } => match socket.handle().os() {
                 Some(os) => send_now(os, &data[*from..], *more),
+                None => Err(Errno::BADF),
+            },
+            Op::Connect { socket, .. } => match socket.handle().os() {
+                Some(os) => connected(os),
                 None => Err(Errno::BADF),
             },
             _ => Ok(1),
@@ -495,11 +551,18 @@ fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize, E
     }
 }
 
-fn is_writable(fd: BorrowedFd<'_>) -> bool {
-    let mut asked = [rustix::event::PollFd::from_borrowed_fd(
-        fd,
-        rustix::event::PollFlags::OUT,
-    )];
+/// How a connect ended; `EAGAIN` while it has not.
+fn connected(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    sockopt::socket_error(socket)??;
+    match getpeername(socket) {
+        Ok(_) => Ok(0),
+        Err(Errno::NOTCONN) => Err(Errno::AGAIN),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn is_ready(fd: BorrowedFd<'_>, interest: PollFlags) -> bool {
+    let mut asked = [PollFd::from_borrowed_fd(fd, interest)];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,

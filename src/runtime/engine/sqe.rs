@@ -28,11 +28,12 @@ const FORBIDDEN_LAST: u64 = u64::MAX - 2;
 pub(crate) const FORBIDDEN_COUNT: usize = 5;
 
 /// Every opcode that the entries below have. A restricted ring refuses all others with `EACCES`.
-const OPCODES: [u8; 9] = [
+const OPCODES: [u8; 10] = [
     opcode::Nop::CODE,
     opcode::Accept::CODE,
     opcode::AsyncCancel::CODE,
     opcode::Close::CODE,
+    opcode::Connect::CODE,
     opcode::OpenAt2::CODE,
     opcode::PollAdd::CODE,
     opcode::Read::CODE,
@@ -121,6 +122,10 @@ pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> En
                 .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
                 .build()
         }
+        Op::Connect { socket, address } => {
+            let (at, len) = (address.as_ptr().cast(), address.len());
+            opcode::Connect::new(types::Fd(socket.raw()), at, len).build()
+        }
         Op::Recv { socket } => {
             opcode::RecvMulti::new(types::Fd(socket.raw()), BUFFER_GROUP).build()
         }
@@ -199,6 +204,8 @@ pub(crate) fn wake(number: RawFd) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::runtime::buf::BufPool;
     use crate::runtime::engine::Engine;
@@ -220,6 +227,10 @@ mod tests {
             Op::Accept {
                 listener: fd(),
                 one: true,
+            },
+            Op::Connect {
+                socket: fd(),
+                address: Box::new(SocketAddr::from(([127, 0, 0, 1], 1)).into()),
             },
             Op::Recv { socket: fd() },
             Op::Send {
@@ -250,7 +261,7 @@ mod tests {
             // No wildcard: whoever adds an op is led here, and adds it above.
             match op {
                 Op::Accept { .. } | Op::Recv { .. } | Op::Send { .. } | Op::Ready { .. } => {}
-                Op::Open(_) | Op::Read { .. } | Op::Offload(_) => {}
+                Op::Connect { .. } | Op::Open(_) | Op::Read { .. } | Op::Offload(_) => {}
             }
         }
         ops

@@ -2,19 +2,22 @@
 //! blocks, needs no slot. The simulator answers for its own descriptors, so that it can fail each.
 
 use std::ffi::CStr;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
     Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fadvise, fstat, openat2,
     sendfile,
 };
 use rustix::io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2};
-use rustix::net::{self, SendFlags, SocketAddrAny, sockopt};
+use rustix::net::{self, RecvFlags, SendFlags, SocketAddrAny, sockopt};
+use socket2::{Socket, Type};
 
 use super::Engine;
 use super::sim::Sim;
+use crate::runtime::address::Address;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::op::OpenRequest;
@@ -97,6 +100,49 @@ impl Core {
                     _ => Err(Errno::BADF),
                 })
                 .map(|number| self.simulated(number)),
+        }
+    }
+
+    /// A stream socket to connect to this address: non-blocking, close-on-exec, without Nagle's delay.
+    /// `from`: the local address to connect from; the port is chosen by the connect.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`, `EAFNOSUPPORT`; with `from` `EADDRNOTAVAIL` for an address that isn't ours,
+    /// `EINVAL` for one of another family.
+    pub fn socket(&self, to: &Address, from: Option<IpAddr>) -> Result<Fd, Errno> {
+        if let Some(made) = self.with_engine(|engine| match engine {
+            Engine::Sim(sim) => Some(sim.socket()),
+            _ => None,
+        }) {
+            return made.map(|number| self.simulated(number));
+        }
+        let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(to.domain(), kind, None).map_err(errno)?;
+        if let Address::Tcp(_) = to {
+            socket.set_tcp_nodelay(true).map_err(errno)?;
+            if let Some(from) = from {
+                crate::runtime::sys::bind_without_port(socket.as_fd());
+                socket
+                    .bind(&SocketAddr::new(from, 0).into())
+                    .map_err(errno)?;
+            }
+        }
+        Ok(self.own(socket.into()))
+    }
+
+    /// Receives what has come, as much as fits. 0 is the end of the stream. Not while an
+    /// [`crate::runtime::op::Op::Recv`] of the socket is in flight: the order of the bytes would be lost.
+    ///
+    /// # Errors
+    /// `EAGAIN` when nothing is there; otherwise the connection is broken.
+    pub fn receive_now(&self, socket: &Fd, into: &mut [u8]) -> Result<usize, Errno> {
+        match socket.handle().os() {
+            Some(os) => net::recv(os, into, RecvFlags::DONTWAIT).map(|(bytes, _)| bytes),
+            None => self.with_engine(|engine| match engine {
+                Engine::Sim(sim) => sim.receive_now(socket, into),
+                _ => Err(Errno::BADF),
+            }),
         }
     }
 

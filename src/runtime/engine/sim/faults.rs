@@ -80,6 +80,12 @@ pub struct Faults {
     pub job_delay: f64,
     /// A helper's job panics.
     pub job_loss: f64,
+    /// A connect of the core is refused.
+    pub connect_refused: f64,
+    /// A connect of the core is never answered.
+    pub connect_lost: f64,
+    /// No pipe can be had.
+    pub no_pipe: f64,
 }
 
 impl Faults {
@@ -111,6 +117,9 @@ impl Faults {
             io_error: rate(0.05),
             job_delay: rate(0.5),
             job_loss: rate(0.2),
+            connect_refused: rate(0.3),
+            connect_lost: rate(0.3),
+            no_pipe: rate(0.5),
         }
     }
 }

@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::Config;
+use super::backend::Backend;
 use super::faults::{Faults, Random, Trace};
 use super::files::Files;
 use super::net::{Client, Connection, Side, Way};
 use super::ops::InFlight;
+use super::pipe::PipeBytes;
 use crate::runtime::buf::BufPool;
 use crate::runtime::engine::Event;
 use crate::runtime::op::Job;
@@ -60,8 +62,14 @@ pub(super) enum What {
 
 /// What a descriptor refers to.
 pub(super) enum Object {
-    Listener { backlog: VecDeque<usize> },
+    Listener {
+        backlog: VecDeque<usize>,
+    },
+    /// A socket of the core's that isn't connected yet.
+    Unconnected,
     Socket(usize),
+    /// An end of a pipe.
+    Pipe(usize),
     File(usize),
     Directory(Vec<u8>),
 }
@@ -94,6 +102,8 @@ pub(super) struct Kernel {
     pub(super) descriptors: Vec<Descriptor>,
     pub(super) connections: Vec<Connection>,
     pub(super) clients: Vec<Client>,
+    pub(super) backends: Vec<Backend>,
+    pub(super) pipes: Vec<PipeBytes>,
     pub(super) files: Files,
     pub(super) ops: BTreeMap<u64, InFlight>,
     pub(super) submission: VecDeque<Command>,
@@ -125,6 +135,8 @@ impl Kernel {
             descriptors: Vec::new(),
             connections: Vec::new(),
             clients: Vec::new(),
+            backends: Vec::new(),
+            pipes: Vec::new(),
             files: Files::new(),
             ops: BTreeMap::new(),
             submission: VecDeque::new(),
@@ -241,7 +253,7 @@ impl Kernel {
                 let connection = *connection;
                 self.close_server(connection);
             }
-            Object::File(_) | Object::Directory(_) => {}
+            _ => {}
         }
     }
 

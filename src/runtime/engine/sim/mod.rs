@@ -6,11 +6,13 @@
 //! or a core that would wait for ever end the run with the seed and the last of what happened; and
 //! [`World::finish`] checks that nothing is left.
 
+mod backend;
 mod faults;
 mod files;
 mod kernel;
 mod net;
 mod ops;
+mod pipe;
 mod script;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+pub use backend::{Answer, Script};
 pub use faults::{Faults, Random};
 pub use world::{Act, ClientId, End, Enough, ListenerId, Pace, Seen, World};
 
@@ -162,6 +165,34 @@ impl Sim {
         self.kernel.borrow_mut().accept_now(number(listener))
     }
 
+    pub(crate) fn socket(&mut self) -> Result<u32, Errno> {
+        self.kernel.borrow_mut().socket()
+    }
+
+    pub(crate) fn make_pipe(&mut self, bytes: usize) -> Result<(u32, u32, usize), Errno> {
+        self.kernel.borrow_mut().make_pipe(bytes)
+    }
+
+    pub(crate) fn check_pipe(&mut self, end: &Fd) {
+        self.kernel.borrow_mut().check_pipe(number(end));
+    }
+
+    pub(crate) fn receive_now(&mut self, socket: &Fd, into: &mut [u8]) -> Result<usize, Errno> {
+        let received = (self.kernel.borrow_mut()).receive_now(number(socket), into.len())?;
+        into[..received.len()].copy_from_slice(&received);
+        Ok(received.len())
+    }
+
+    pub(crate) fn splice_in(&mut self, from: &Fd, pipe: &Fd, most: usize) -> Result<usize, Errno> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.splice_in(number(from), number(pipe), most)
+    }
+
+    pub(crate) fn splice_out(&mut self, pipe: &Fd, to: &Fd, most: usize) -> Result<usize, Errno> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.splice_out(number(pipe), number(to), most)
+    }
+
     pub(crate) fn send_now(&mut self, socket: &Fd, bytes: &[u8]) -> Result<usize, Errno> {
         self.kernel.borrow_mut().send_now(number(socket), bytes)
     }
@@ -221,7 +252,7 @@ impl Sim {
                 let path = path.clone();
                 kernel.files.inode_of(&path)?
             }
-            Object::Listener { .. } | Object::Socket(_) => return Err(Errno::INVAL),
+            _ => return Err(Errno::INVAL),
         };
         Ok(kernel.files.stat(inode))
     }
@@ -273,7 +304,7 @@ impl Kernel {
         match self.descriptor(number).object {
             Object::File(inode) => Ok(inode),
             Object::Directory(_) => Err(Errno::ISDIR),
-            Object::Listener { .. } | Object::Socket(_) => Err(Errno::SPIPE),
+            _ => Err(Errno::SPIPE),
         }
     }
 

@@ -21,6 +21,7 @@ const POISON: u8 = 0xdb;
 pub(super) enum Kind {
     Accept,
     AcceptOne,
+    Connect,
     Receive,
     Send,
     Readable,
@@ -66,6 +67,7 @@ fn kind_of(op: &Op) -> (Kind, Option<u32>) {
             listener,
             one: true,
         } => (Kind::AcceptOne, number(listener)),
+        Op::Connect { socket, .. } => (Kind::Connect, number(socket)),
         Op::Recv { socket } => (Kind::Receive, number(socket)),
         Op::Send { socket, .. } => (Kind::Send, number(socket)),
         Op::Ready { fd, interest } => match interest {
@@ -88,6 +90,11 @@ fn memory_of(op: &Op) -> Option<Memory> {
         Op::Read { data, .. } => Some(Memory {
             address: data.as_ptr() as usize,
             len: data.len(),
+            checksum: 0,
+        }),
+        Op::Connect { address, .. } => Some(Memory {
+            address: std::ptr::from_ref(&**address) as usize,
+            len: address.len() as usize,
             checksum: 0,
         }),
         _ => None,
@@ -145,8 +152,12 @@ impl Kernel {
         };
         op.submitted = true;
         let disk = matches!(op.kind, Kind::Open | Kind::Read);
+        let connects = op.kind == Kind::Connect;
         let delay = if disk {
             self.random.between(20_000, 800_000)
+        } else if connects {
+            // There and back.
+            self.latency_ns() + self.latency_ns()
         } else {
             self.random.below(2_000)
         };
@@ -178,6 +189,7 @@ impl Kernel {
         match (kind, fd) {
             (Kind::Accept, Some(number)) => self.accept(key, number, false),
             (Kind::AcceptOne, Some(number)) => self.accept(key, number, true),
+            (Kind::Connect, Some(number)) => self.connect(key, number, hands),
             (Kind::Receive, Some(number)) => self.receive(key, number, hands),
             (Kind::Send, Some(number)) => self.send(key, number, hands),
             (Kind::Readable, Some(number)) => self.ready(key, number, Way::Up),

@@ -5,9 +5,11 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::backend::{Answer, Backend};
 use super::faults::Random;
 use super::kernel::{Kernel, Object, What};
 use super::net::{Client, Connection};
+use crate::runtime::address::Address;
 use crate::runtime::executor::{Core, Usage};
 use crate::runtime::fd::Fd;
 
@@ -168,6 +170,41 @@ impl World {
         let delay_ns = pause.as_nanos() as u64 + kernel.latency_ns();
         kernel.after(delay_ns, What::Arrive(connection));
         ClientId(id)
+    }
+
+    /// An upstream server at an address where none is yet. `script` makes the script of the peer of its
+    /// n-th connection.
+    pub fn backend(
+        &self,
+        address: &Address,
+        answer: Answer,
+        script: impl Fn(usize) -> Vec<(Duration, Act)> + 'static,
+    ) {
+        self.kernel.borrow_mut().backends.push(Backend {
+            address: address.clone(),
+            answer,
+            script: Box::new(script),
+            peers: Vec::new(),
+        });
+    }
+
+    /// Changes what happens to those that connect to this address from now on.
+    pub fn set_answer(&self, address: &Address, answer: Answer) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        for backend in &mut kernel.backends {
+            if backend.address == *address {
+                backend.answer = answer;
+            }
+        }
+    }
+
+    /// The peers of the connections that the core has opened to this address, in order.
+    pub fn peers(&self, address: &Address) -> Vec<ClientId> {
+        let kernel = self.kernel.borrow();
+        let at_address = |backend: &&Backend| backend.address == *address;
+        let found = kernel.backends.iter().find(at_address);
+        let peers = found.map_or(&[][..], |backend| &backend.peers);
+        peers.iter().map(|peer| ClientId(*peer)).collect()
     }
 
     /// Adds an act to a client's script.
