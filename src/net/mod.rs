@@ -1,9 +1,14 @@
 //! Listeners, streams and what sits between a socket and a protocol.
 
 pub mod accept_gate;
+pub mod connect;
 pub mod listener;
 pub mod owner;
 pub mod proxy_protocol;
 pub mod recv;
 pub mod send;
 pub mod socket;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+pub(crate) use testing::{on_each_engine, run, simulate, spawn_mortal};
