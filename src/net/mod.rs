@@ -8,6 +8,7 @@ pub mod proxy_protocol;
 pub mod recv;
 pub mod send;
 pub mod socket;
+pub mod splice;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -82,6 +82,30 @@ impl Receiver {
         }
     }
 
+    /// Ends the receive, so that the socket may be read by other means, and gives what had come by then.
+    /// An end of the stream that had come is in [`Self::end`]; it isn't told a second time to others
+    /// when it was an error. The next poll begins to receive again. When the future is dropped bytes are
+    /// lost: the connection is to be closed then.
+    pub async fn stop(&mut self) -> Vec<u8> {
+        let mut came = Vec::new();
+        self.starved = None;
+        let Some(mut receives) = self.receives.take() else {
+            return came;
+        };
+        receives.cancel();
+        while !receives.ended() {
+            let received = receives.next().await;
+            match (received.result, received.output) {
+                (Ok(1..), Output::Received(bytes)) => came.extend_from_slice(&bytes),
+                (Ok(_), _) if received.more => {}
+                (Ok(_), _) => self.end = Some(End::Closed),
+                (Err(Errno::NOBUFS | Errno::AGAIN | Errno::CANCELED | Errno::INTR), _) => {}
+                (Err(errno), _) => self.end = Some(End::Broken(errno)),
+            }
+        }
+        came
+    }
+
     /// Whether the peer has ended or broken the connection, as far as it was told.
     pub fn end(&self) -> Option<End> {
         self.end

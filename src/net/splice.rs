@@ -1,0 +1,568 @@
+//! Moving bytes from one socket to another: by splice(2) through the core's pipes when they are many,
+//! by a copy when they are few. It knows no protocol; how many bytes there are, or that the end of the
+//! stream ends them, is said by the caller.
+//!
+//! Whoever relays from a socket has no receive armed on it: `net::recv::Receiver::stop` ends one
+//! and gives what had come already.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::send::{Progress, ProgressRule};
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::runtime::future::{Once, Timer};
+use crate::runtime::op::{Interest, Op};
+use crate::runtime::pipe::{PIPE_BYTES, Pipe};
+
+/// Up to so many bytes are copied; more go through a pipe.
+pub const COPY_MAX: usize = 16 << 10;
+
+/// How patient a relay is with its two ends.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayRules {
+    /// Longest time that the source may send nothing while the sink waits for it; `None`: for ever.
+    pub source_silence: Option<Duration>,
+    /// How slowly the sink may take the bytes.
+    pub sink: ProgressRule,
+}
+
+/// What ended a relay before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The source ended its stream before all announced bytes had come.
+    SourceClosed,
+    /// The source is broken: reset, timed out.
+    SourceBroken(Errno),
+    /// The source sent nothing for too long.
+    SourceSilent,
+    /// The sink is gone, or its connection is broken.
+    SinkBroken(Errno),
+    /// The sink takes the bytes more slowly than the progress rule allows.
+    SinkTooSlow,
+}
+
+impl Cause {
+    /// Whether the source is to blame, and not the sink.
+    pub fn is_of_source(self) -> bool {
+        matches!(
+            self,
+            Self::SourceClosed | Self::SourceBroken(_) | Self::SourceSilent
+        )
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SourceClosed => {
+                f.write_str("the sender ended before all announced bytes had come")
+            }
+            Self::SourceBroken(errno) => write!(f, "the sender's connection broke: {errno}"),
+            Self::SourceSilent => f.write_str("the sender sent nothing for too long"),
+            Self::SinkBroken(errno) => write!(f, "the receiver's connection broke: {errno}"),
+            Self::SinkTooSlow => f.write_str("the receiver took the bytes too slowly"),
+        }
+    }
+}
+
+/// A relay that did not come to its end. Its sink has an unfinished message, its source may have more
+/// to say: neither connection can be used for anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayError {
+    /// What happened.
+    pub cause: Cause,
+    /// Bytes that were taken from the source.
+    pub taken: u64,
+    /// Bytes that the sink's kernel has taken.
+    pub given: u64,
+}
+
+/// How far a relay has come, for who watches it, also after its future was dropped.
+///
+/// Invariant: `given <= taken`.
+#[derive(Debug, Default)]
+pub struct Moved {
+    taken: Cell<u64>,
+    given: Cell<u64>,
+}
+
+impl Moved {
+    /// Bytes taken from the source.
+    pub fn taken(&self) -> u64 {
+        self.taken.get()
+    }
+
+    /// Bytes that the sink's kernel has taken.
+    pub fn given(&self) -> u64 {
+        self.given.get()
+    }
+}
+
+/// Moves `limit` bytes, or all until the source's stream ends, and says how many. The sink's direction
+/// stays open. When the future is dropped both connections are as after an error.
+///
+/// # Errors
+/// See [`Cause`]; [`Cause::SourceClosed`] only with a limit.
+pub async fn relay(
+    core: &Core,
+    timer: &mut Timer,
+    (from, to): (&Fd, &Fd),
+    limit: Option<u64>,
+    rules: &RelayRules,
+    moved: &Moved,
+) -> Result<u64, RelayError> {
+    let begun = Cell::new(core.now());
+    let mut mover = Mover::new(core, (from, to), moved, &begun);
+    let mut patience = Patience {
+        timer,
+        rules,
+        progress: None,
+    };
+    match mover.run(limit, &mut patience).await {
+        Ok(()) => Ok(moved.given()),
+        Err(cause) => Err(RelayError {
+            cause,
+            taken: moved.taken(),
+            given: moved.given(),
+        }),
+    }
+}
+
+/// Bytes that came from either end before the tunnel began, and go to the other end first.
+#[derive(Debug, Default)]
+pub struct Early {
+    /// From the first end.
+    pub from_a: Vec<u8>,
+    /// From the second end.
+    pub from_b: Vec<u8>,
+}
+
+/// How one direction of a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEnd {
+    /// Its source ended the stream, and its sink was told so after the last byte.
+    Closed,
+    /// It failed, and the tunnel with it.
+    Failed(Cause),
+    /// It was still open when the other direction failed.
+    Cut,
+    /// It was still open when nothing had moved in either direction for too long.
+    Idle,
+}
+
+/// One direction of a tunnel that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes that the sink's kernel has taken, early ones included.
+    pub bytes: u64,
+    /// How it ended.
+    pub end: FlowEnd,
+}
+
+/// A tunnel that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelEnd {
+    /// From the first end to the second.
+    pub a_to_b: Flow,
+    /// From the second end to the first.
+    pub b_to_a: Flow,
+}
+
+/// Moves bytes both ways until both directions have ended, one fails, or nothing moves for
+/// `idle_timeout` (`None`: for ever). The end of one direction is passed on and leaves the other one
+/// open. A tunnel at rest holds neither buffer nor pipe.
+///
+/// The caller closes both connections afterwards; after a failure each close is a reset, so that
+/// neither end takes for whole what was cut.
+pub async fn tunnel(
+    core: &Core,
+    (a, b): (&Fd, &Fd),
+    early: Early,
+    idle_timeout: Option<Duration>,
+) -> TunnelEnd {
+    let moved = [Moved::default(), Moved::default()];
+    let active = Cell::new(core.now());
+    let mut ends = [None, None];
+    let mut is_idle = false;
+    {
+        let mut there = std::pin::pin!(flow(core, (a, b), early.from_a, &moved[0], &active));
+        let mut back = std::pin::pin!(flow(core, (b, a), early.from_b, &moved[1], &active));
+        let mut timer = Timer::new(core);
+        let mut both = || {
+            let mut context = Context::from_waker(Waker::noop());
+            let flows: [Pin<&mut dyn Future<Output = Result<(), Cause>>>; 2] =
+                [there.as_mut(), back.as_mut()];
+            for (flow, end) in flows.into_iter().zip(&mut ends) {
+                if end.is_none()
+                    && let Poll::Ready(ended) = flow.poll(&mut context)
+                {
+                    *end = Some(ended);
+                }
+            }
+            let failed = ends.iter().any(|end| matches!(end, Some(Err(_))));
+            let done = failed || ends.iter().all(Option::is_some);
+            if done { Poll::Ready(()) } else { Poll::Pending }
+        };
+        match idle_timeout {
+            None => poll_fn(|_| both()).await,
+            Some(idle) => loop {
+                let last = active.get();
+                timer.set(last + idle);
+                if timer.bound(&mut both).await.is_some() {
+                    break;
+                }
+                if active.get() == last {
+                    is_idle = true;
+                    break;
+                }
+            },
+        }
+    }
+    if ends.iter().any(|end| matches!(end, Some(Err(_)))) {
+        core.reset_on_close(a);
+        core.reset_on_close(b);
+    }
+    let ended = |index: usize| Flow {
+        bytes: moved[index].given(),
+        end: match ends[index] {
+            Some(Ok(())) => FlowEnd::Closed,
+            Some(Err(cause)) => FlowEnd::Failed(cause),
+            None if is_idle => FlowEnd::Idle,
+            None => FlowEnd::Cut,
+        },
+    };
+    TunnelEnd {
+        a_to_b: ended(0),
+        b_to_a: ended(1),
+    }
+}
+
+/// One direction of a tunnel.
+async fn flow(
+    core: &Core,
+    (from, to): (&Fd, &Fd),
+    early: Vec<u8>,
+    moved: &Moved,
+    active: &Cell<Instant>,
+) -> Result<(), Cause> {
+    let mut mover = Mover::new(core, (from, to), moved, active);
+    if !early.is_empty() {
+        moved.taken.set(early.len() as u64);
+        mover.carrier = Carrier::Copy { data: early, at: 0 };
+    }
+    mover.run(None, &mut Endlessly).await?;
+    core.shut_down_write(to);
+    Ok(())
+}
+
+/// What bytes on their way are in.
+enum Carrier {
+    Nothing,
+    /// Invariant: `at < data.len()`.
+    Copy {
+        data: Vec<u8>,
+        at: usize,
+    },
+    Pipe(Pipe),
+}
+
+/// What one attempt came to.
+enum Step {
+    /// Bytes came from the source.
+    Took(usize),
+    /// Bytes went to the sink.
+    Gave(usize),
+    /// The source's stream has ended.
+    Ended,
+    Wait(Interest),
+    Failed(Cause),
+}
+
+/// Whom a relay waits for, and how long.
+struct Patience<'a> {
+    timer: &'a mut Timer,
+    rules: &'a RelayRules,
+    progress: Option<Progress>,
+}
+
+/// One direction: takes from the source, gives all of that to the sink, and begins again.
+struct Mover<'a> {
+    core: &'a Core,
+    from: &'a Fd,
+    to: &'a Fd,
+    carrier: Carrier,
+    /// The source had more than fits into a copy the last time.
+    is_bulk: bool,
+    /// A splice isn't possible between these two.
+    copies_only: bool,
+    /// It had a share of this turn's quota.
+    had_share: bool,
+    moved: &'a Moved,
+    /// When bytes moved last.
+    active: &'a Cell<Instant>,
+}
+
+impl<'a> Mover<'a> {
+    fn new(
+        core: &'a Core,
+        (from, to): (&'a Fd, &'a Fd),
+        moved: &'a Moved,
+        active: &'a Cell<Instant>,
+    ) -> Self {
+        Self {
+            core,
+            from,
+            to,
+            carrier: Carrier::Nothing,
+            is_bulk: false,
+            copies_only: false,
+            had_share: false,
+            moved,
+            active,
+        }
+    }
+
+    async fn run(&mut self, limit: Option<u64>, waits: &mut impl Waits) -> Result<(), Cause> {
+        loop {
+            self.share().await;
+            match self.step(limit) {
+                Step::Took(bytes) => {
+                    self.moved.taken.set(self.moved.taken() + bytes as u64);
+                    self.active.set(self.core.now());
+                }
+                Step::Gave(bytes) => {
+                    self.core.bulk_sent(bytes);
+                    self.had_share = true;
+                    self.moved.given.set(self.moved.given() + bytes as u64);
+                    self.active.set(self.core.now());
+                }
+                Step::Ended => {
+                    let early = limit.is_some_and(|limit| self.moved.given() < limit);
+                    return if early {
+                        Err(Cause::SourceClosed)
+                    } else {
+                        Ok(())
+                    };
+                }
+                Step::Wait(interest) => waits.wait(self, interest).await?,
+                Step::Failed(cause) => return Err(cause),
+            }
+        }
+    }
+
+    /// Waits until this direction may move bytes in this turn.
+    async fn share(&mut self) {
+        while self.core.bulk_left() == 0 {
+            if std::mem::take(&mut self.had_share) {
+                self.core.yield_turn().await;
+            } else {
+                self.core.yield_for_bulk().await;
+            }
+        }
+    }
+
+    /// Moves what can be moved at once, in one of its two halves.
+    fn step(&mut self, limit: Option<u64>) -> Step {
+        let quota = self.core.bulk_left();
+        let given = match &mut self.carrier {
+            Carrier::Nothing => None,
+            Carrier::Copy { data, at } => {
+                let end = data.len().min(*at + quota);
+                let sent = self.core.send_now(self.to, &data[*at..end], false);
+                *at += sent.unwrap_or(0);
+                let is_empty = *at == data.len();
+                Some((sent, is_empty))
+            }
+            Carrier::Pipe(pipe) if pipe.held() > 0 => {
+                let sent = pipe.drain(self.to, quota);
+                Some((sent, false))
+            }
+            Carrier::Pipe(_) => None,
+        };
+        match given {
+            Some((Ok(bytes), is_empty)) => {
+                if is_empty {
+                    self.let_go();
+                }
+                Step::Gave(bytes)
+            }
+            Some((Err(Errno::AGAIN), _)) => Step::Wait(Interest::Writable),
+            Some((Err(Errno::INTR), _)) => Step::Gave(0),
+            Some((Err(errno), _)) => Step::Failed(Cause::SinkBroken(errno)),
+            None => self.take(limit),
+        }
+    }
+
+    /// Lets go of an empty carrier.
+    fn let_go(&mut self) {
+        if let Carrier::Copy { data, .. } = std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+            self.core.recycle(data);
+        }
+    }
+
+    /// Takes bytes from the source, with nothing on the way to the sink.
+    fn take(&mut self, limit: Option<u64>) -> Step {
+        let left = limit.map(|limit| limit - self.moved.taken());
+        if left == Some(0) {
+            self.let_go();
+            return Step::Ended;
+        }
+        let most = left.map_or(PIPE_BYTES, |left| left.min(PIPE_BYTES as u64) as usize);
+        let is_bulk = match left {
+            Some(left) => left > COPY_MAX as u64,
+            None => self.is_bulk,
+        };
+        let has_pipe = matches!(self.carrier, Carrier::Pipe(_));
+        if is_bulk && !has_pipe && !self.copies_only {
+            self.carrier = self
+                .core
+                .take_pipe()
+                .map_or(Carrier::Nothing, Carrier::Pipe);
+        }
+        let taken = match &mut self.carrier {
+            Carrier::Pipe(pipe) => match pipe.fill(self.from, most) {
+                // Not a socket that can be spliced from, or forbidden.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP) => {
+                    self.copies_only = true;
+                    self.carrier = Carrier::Nothing;
+                    self.copy(most)
+                }
+                taken => taken,
+            },
+            _ => self.copy(most),
+        };
+        match taken {
+            Ok(0) => {
+                self.let_go();
+                Step::Ended
+            }
+            Ok(bytes) => {
+                self.is_bulk = bytes >= COPY_MAX;
+                Step::Took(bytes)
+            }
+            Err(Errno::AGAIN) => {
+                // Who waits for a source holds nothing.
+                self.let_go();
+                Step::Wait(Interest::Readable)
+            }
+            Err(Errno::INTR) => Step::Took(0),
+            Err(errno) => Step::Failed(Cause::SourceBroken(errno)),
+        }
+    }
+
+    /// Receives into a buffer of the core's.
+    fn copy(&mut self, most: usize) -> Result<usize, Errno> {
+        let mut data = self.core.send_buffer();
+        data.resize(most.min(COPY_MAX), 0);
+        match self.core.receive_now(self.from, &mut data) {
+            Ok(bytes) if bytes > 0 => {
+                data.truncate(bytes);
+                self.carrier = Carrier::Copy { data, at: 0 };
+                Ok(bytes)
+            }
+            nothing => {
+                self.core.recycle(data);
+                nothing
+            }
+        }
+    }
+
+    /// Asks to be told when an end is ready.
+    fn ready(&self, interest: Interest) -> Once {
+        let fd = match interest {
+            Interest::Readable => self.from,
+            Interest::Writable => self.to,
+        };
+        self.core.once(Op::Ready {
+            fd: fd.clone(),
+            interest,
+        })
+    }
+}
+
+/// How a relay waits for one of its ends. A trait, so that a tunnel at rest has no room for the timers
+/// of others.
+trait Waits {
+    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause>;
+}
+
+/// For ever: the tunnel has a timer for both directions.
+struct Endlessly;
+
+impl Waits for Endlessly {
+    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause> {
+        let mut ready = mover.ready(interest);
+        poll_fn(|_| poll_ready(&mut ready, interest)).await
+    }
+}
+
+impl Waits for Patience<'_> {
+    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause> {
+        let mut ready = mover.ready(interest);
+        match interest {
+            Interest::Readable => self.wait_for_source(mover, &mut ready).await,
+            Interest::Writable => self.wait_for_sink(mover, &mut ready).await,
+        }
+    }
+}
+
+impl Patience<'_> {
+    async fn wait_for_source(&mut self, mover: &Mover<'_>, ready: &mut Once) -> Result<(), Cause> {
+        let begun = mover.core.now();
+        let mut poll = || poll_ready(ready, Interest::Readable);
+        let ended = match self.rules.source_silence {
+            None => Some(poll_fn(|_| poll()).await),
+            Some(silence) => {
+                // From the last byte on, so that empty wake-ups prolong nothing.
+                self.timer.set(mover.active.get() + silence);
+                self.timer.bound(&mut poll).await
+            }
+        };
+        if let Some(progress) = self.progress.as_mut() {
+            // The sink isn't to blame for this time.
+            progress.forgive(begun, mover.core.now());
+        }
+        ended.unwrap_or(Err(Cause::SourceSilent))
+    }
+
+    async fn wait_for_sink(&mut self, mover: &Mover<'_>, ready: &mut Once) -> Result<(), Cause> {
+        let mut poll = || poll_ready(ready, Interest::Writable);
+        loop {
+            let now = mover.core.now();
+            let rule = self.rules.sink;
+            let progress = (self.progress).get_or_insert_with(|| Progress::new(rule, now));
+            let Some(deadline) = progress.deadline() else {
+                return poll_fn(|_| poll()).await;
+            };
+            self.timer.set(deadline);
+            if let Some(ended) = self.timer.bound(&mut poll).await {
+                return ended;
+            }
+            let unsent = mover.core.unsent(mover.to).unwrap_or(0);
+            let acknowledged = mover.moved.given().saturating_sub(unsent);
+            if !progress.check(acknowledged, mover.core.now()) {
+                return Err(Cause::SinkTooSlow);
+            }
+        }
+    }
+}
+
+fn poll_ready(ready: &mut Once, interest: Interest) -> Poll<Result<(), Cause>> {
+    let mut context = Context::from_waker(Waker::noop());
+    let polled = Pin::new(ready).poll(&mut context);
+    polled.map(|completion| match (completion.result, interest) {
+        (Ok(_), _) => Ok(()),
+        (Err(errno), Interest::Readable) => Err(Cause::SourceBroken(errno)),
+        (Err(errno), Interest::Writable) => Err(Cause::SinkBroken(errno)),
+    })
+}
+
+#[cfg(test)]
+mod tests;
