@@ -1,12 +1,13 @@
 //! Groups of servers that requests are passed to: which one takes the next request, which ones are
-//! well, what happens after one has failed.
+//! well, what happens after one has failed; and the connections that wait for the next request.
 //!
-//! Everything here decides and nothing here acts. The deciders are functions of what they were told
-//! and of a `now` that is passed in; they know no socket, no engine and no clock, so their laws are
-//! property tests in virtual time. Whoever uses them tells them what happened and does what they say.
+//! All but [`pool`] decides and does not act. The deciders are functions of what they were told and of
+//! a `now` that is passed in; they know no socket, no engine and no clock, so their laws are property
+//! tests in virtual time. Whoever uses them tells them what happened and does what they say.
 
 pub mod balance;
 pub mod health;
+pub mod pool;
 pub mod queue;
 pub mod retry;
 pub mod shared;
