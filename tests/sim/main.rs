@@ -11,6 +11,7 @@ mod client;
 mod epochs;
 mod http;
 mod server;
+mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
