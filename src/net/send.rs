@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
-use crate::runtime::future::Timer;
+use crate::runtime::future::{Once, Timer};
 use crate::runtime::op::{Interest, Op, Output};
 
 /// From this size on a file goes out under `TCP_CORK`, where that pays: see [`Core::set_corking`].
@@ -31,6 +31,8 @@ pub enum SendError {
     FileShrank,
     /// The file can't be read.
     File(Errno),
+    /// What was to be sent came from elsewhere, and ended before its end.
+    Cut(&'static str),
 }
 
 /// How slow a client may be: at least `rate` bytes per second on average over each `window`.
@@ -62,6 +64,14 @@ impl Progress {
             rule,
             window_start: now,
             moved_at_start: None,
+        }
+    }
+
+    /// A transfer that begins now and of which it is known how far it is: the first window counts.
+    pub fn from(rule: ProgressRule, now: Instant, moved: u64) -> Self {
+        Self {
+            moved_at_start: Some(moved),
+            ..Self::new(rule, now)
         }
     }
 
@@ -132,7 +142,7 @@ impl Sender {
     /// Sends all of `data` and gives the buffer back to the core. `more`: something follows at once.
     ///
     /// # Errors
-    /// Never [`SendError::FileShrank`] or [`SendError::File`].
+    /// [`SendError::Broken`] or [`SendError::TooSlow`].
     pub async fn buffer(
         &mut self,
         timer: &mut Timer,
@@ -165,6 +175,28 @@ impl Sender {
         Ok(())
     }
 
+    /// Sends what the socket takes at once, and says how much that was.
+    ///
+    /// # Errors
+    /// [`SendError::Broken`].
+    pub fn at_once(&mut self, data: &[u8]) -> Result<usize, SendError> {
+        let sent = match self.core.send_now(&self.socket, data, false) {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(errno) => return Err(SendError::Broken(errno)),
+        };
+        self.taken += sent as u64;
+        Ok(sent)
+    }
+
+    /// Completes when the socket may take more.
+    pub fn writable(&self) -> Once {
+        self.core.once(Op::Ready {
+            fd: self.socket.clone(),
+            interest: Interest::Writable,
+        })
+    }
+
     /// Waits for the client under the progress rule.
     async fn patiently<T>(
         &self,
@@ -190,7 +222,7 @@ impl Sender {
 
     /// Bytes that the peer has taken from us: what the kernel holds unacknowledged does not count, or
     /// a large socket buffer would hide a client that reads slowly as well as one that reads.
-    fn acknowledged(&self) -> u64 {
+    pub fn acknowledged(&self) -> u64 {
         self.taken
             .saturating_sub(self.core.unsent(&self.socket).unwrap_or(0))
     }
@@ -334,11 +366,7 @@ impl Sender {
         timer: &mut Timer,
         sending: &mut FileSend,
     ) -> Result<(), SendError> {
-        let writable = Op::Ready {
-            fd: self.socket.clone(),
-            interest: Interest::Writable,
-        };
-        let mut ready = self.core.once(writable);
+        let mut ready = self.writable();
         let mut ready = std::pin::Pin::new(&mut ready);
         let mut poll = || ready.as_mut().poll(&mut noop());
         let done = self
