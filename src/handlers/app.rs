@@ -11,7 +11,7 @@ use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache};
-use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service};
+use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
 use crate::observability::access_log::Record;
 use crate::runtime::executor::Core;
@@ -192,7 +192,13 @@ impl Service for App {
         self.epochs.borrow().of(&peer.listener)
     }
 
-    async fn call(&self, epoch: &Rc<AppEpoch>, request: &Request<'_>, peer: &Peer) -> Response {
+    async fn call(
+        &self,
+        epoch: &Rc<AppEpoch>,
+        request: &Request<'_>,
+        _: &mut Upload<'_>,
+        peer: &Peer,
+    ) -> Response {
         self.dispatch(epoch, request, peer).await
     }
 
@@ -226,6 +232,8 @@ impl Service for App {
             user_agent: exchange.user_agent,
             host: (!exchange.host.is_empty()).then_some(exchange.host.as_bytes()),
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            received: exchange.received,
+            upstream: exchange.upstream,
         });
     }
 

@@ -62,6 +62,26 @@ pub struct Record<'r> {
     pub host: Option<&'r [u8]>,
     /// From the first byte of the request to the last of the response, in µs.
     pub duration_us: u64,
+    /// Bytes of the request's content that were taken, framing not counted.
+    pub received: u64,
+    /// The backend that answered, or was to; `None` where none was asked.
+    pub upstream: Option<&'r Upstreamed>,
+}
+
+/// What is known of a backend's part in a response.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstreamed {
+    /// The address of the last one that was tried; empty when none could be.
+    pub address: String,
+    /// How many tries there were.
+    pub tries: u32,
+    /// How long connecting took, in µs; 0 on a connection that was there already, `None` when there
+    /// never was one.
+    pub connect_us: Option<u64>,
+    /// From the begin of the last try to the whole head of its response, in µs.
+    pub head_us: Option<u64>,
+    /// From the begin of the first try to the end of the response, in µs.
+    pub total_us: Option<u64>,
 }
 
 /// Lines of one core on their way to the sink.
@@ -297,7 +317,35 @@ fn write_json(out: &mut Vec<u8>, record: &Record<'_>, stamp: &[u8]) {
     push_json_string(out, "host", record.host);
     out.extend_from_slice(b",\"duration_us\":");
     push_number(out, record.duration_us);
+    out.extend_from_slice(b",\"received\":");
+    push_number(out, record.received);
+    if let Some(upstream) = record.upstream {
+        push_upstream(out, upstream);
+    }
     out.extend_from_slice(b"}\n");
+}
+
+/// Appends `,"upstream":{…}`.
+fn push_upstream(out: &mut Vec<u8>, upstream: &Upstreamed) {
+    out.extend_from_slice(b",\"upstream\":{\"tries\":");
+    push_number(out, upstream.tries.into());
+    let address = Some(upstream.address.as_bytes());
+    push_json_string(
+        out,
+        "address",
+        address.filter(|address| !address.is_empty()),
+    );
+    for (key, value) in [
+        ("connect_us", upstream.connect_us),
+        ("head_us", upstream.head_us),
+        ("total_us", upstream.total_us),
+    ] {
+        match value {
+            Some(value) => push_display(out, format_args!(",\"{key}\":{value}")),
+            None => push_display(out, format_args!(",\"{key}\":null")),
+        }
+    }
+    out.push(b'}');
 }
 
 /// Appends `,"key":"value"`, or `,"key":null`.
@@ -350,6 +398,8 @@ mod tests {
         user_agent: Some(b"curl/8"),
         host: Some(b"example.com"),
         duration_us: 1500,
+        received: 0,
+        upstream: None,
     };
 
     fn lines(format: Format, records: &[Record<'_>]) -> String {
@@ -419,8 +469,38 @@ mod tests {
             "{\"time\":\"2000-10-10T13:55:36Z\",\"remote\":\"::1\",\"method\":\"GET\",\
              \"target\":\"/a?b=c\",\"version\":\"HTTP/1.0\",\"status\":200,\"bytes\":2326,\
              \"referer\":\"http://example.com/\",\"user_agent\":\"curl/8\",\
-             \"host\":\"example.com\",\"duration_us\":1500}\n"
+             \"host\":\"example.com\",\"duration_us\":1500,\"received\":0}\n"
         );
+    }
+
+    #[test]
+    fn json_tells_of_the_backend_where_there_was_one() {
+        let upstream = Upstreamed {
+            address: "192.0.2.9:80".to_owned(),
+            tries: 2,
+            connect_us: Some(120),
+            head_us: None,
+            total_us: Some(7000),
+        };
+        let none = Upstreamed::default();
+        let record = |upstream| Record {
+            received: 12,
+            upstream: Some(upstream),
+            ..RECORD
+        };
+        let text = lines(Format::Json, &[record(&upstream), record(&none)]);
+        let [of_one, of_none] = [0, 1].map(|line| {
+            let line = text.lines().nth(line).unwrap();
+            serde_json::from_str::<serde_json::Value>(line).unwrap()
+        });
+        assert_eq!(of_one["received"], 12);
+        let expected = serde_json::json!({
+            "tries": 2, "address": "192.0.2.9:80", "connect_us": 120, "head_us": null, "total_us": 7000
+        });
+        assert_eq!(of_one["upstream"], expected);
+        assert!(of_none["upstream"]["address"].is_null());
+        let common = lines(Format::Common, &[record(&upstream)]);
+        assert!(!common.contains("192.0.2.9"));
     }
 
     #[test]

@@ -148,6 +148,8 @@ mod tests {
         user_agent: None,
         host: None,
         duration_us: 0,
+        received: 0,
+        upstream: None,
     };
 
     fn core() -> Core {

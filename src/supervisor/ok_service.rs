@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use super::core_thread::{Parts, Serves, Swap};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
-use crate::http::session::{Body, Epoch, Exchange, Peer, Registry, Response, Service, Settings};
+use crate::http::session::{
+    Body, Epoch, Exchange, Peer, Registry, Response, Service, Settings, Upload,
+};
 use crate::http::types::{Request, ResponseHead, Status};
 use crate::net::listener::Listening;
 use crate::net::send::ProgressRule;
@@ -77,7 +79,13 @@ impl Service for OkService {
         Rc::clone(&self.epoch)
     }
 
-    async fn call(&self, _: &Rc<OkEpoch>, request: &Request<'_>, _: &Peer) -> Response {
+    async fn call(
+        &self,
+        _: &Rc<OkEpoch>,
+        request: &Request<'_>,
+        _: &mut Upload<'_>,
+        _: &Peer,
+    ) -> Response {
         assert_ne!(request.path, "/panic", "asked for");
         if request.path == "/spin" {
             let spinning = SPINNING.lock().unwrap().clone();
@@ -122,6 +130,8 @@ impl Service for OkService {
                 user_agent: exchange.user_agent,
                 host: Some(exchange.host.as_bytes()),
                 duration_us: 0,
+                received: exchange.received,
+                upstream: exchange.upstream,
             });
         }
     }

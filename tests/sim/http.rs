@@ -10,7 +10,7 @@ use std::time::Duration;
 use beltway::http::h1::HeadLimits;
 use beltway::http::h1::encode::{DateBlock, DateCache};
 use beltway::http::session::{
-    self, Body, Epoch, Exchange, Peer, Piece, Registry, Response, Service, Settings,
+    self, Body, Epoch, Exchange, Peer, Piece, Registry, Response, Service, Settings, Upload,
 };
 use beltway::http::types::{Request, ResponseHead};
 use beltway::net::listener::{Listening, accept_loop, limits};
@@ -109,7 +109,13 @@ impl Service for Handlers {
         Rc::clone(&self.epoch)
     }
 
-    async fn call(&self, _: &Rc<Rules>, request: &Request<'_>, peer: &Peer) -> Response {
+    async fn call(
+        &self,
+        _: &Rc<Rules>,
+        request: &Request<'_>,
+        _: &mut Upload<'_>,
+        peer: &Peer,
+    ) -> Response {
         assert!(peer.address(&self.core).is_some());
         let target = request.target.to_owned();
         *self.called.borrow_mut().entry(target.clone()).or_default() += 1;

@@ -1,24 +1,18 @@
 //! The busy part of a connection: from the first byte of a request until nothing is left to answer.
 
 use std::rc::Rc;
-use std::time::Instant;
 
+use super::delivery::{BATCH_BYTES, append_small};
 use super::input::Input;
-use super::{After, Body, Connection, Epoch, Exchange, Piece, Response, Service, Settings};
-use crate::http::h1::body::BodyDecoder;
-use crate::http::h1::encode::{
-    CHUNK_END, HeadContext, LAST_CHUNK, ResponseFraming, write_chunk_header, write_head,
-};
+use super::record::PendingLog;
+use super::tunnel::Switched;
+use super::upload::{Out, PROGRESS, State, Upload, UploadError};
+use super::{After, Body, Connection, Epoch, Exchange, Response, Service, Settings};
+use crate::http::h1::encode::{HeadContext, ResponseFraming, write_head};
 use crate::http::h1::{HeadScanner, Reject, parse_head};
 use crate::http::types::{Method, Request, Version};
 use crate::net::send::{Progress, SendError};
 use crate::runtime::buf::RecvBuf;
-
-/// Answers of a batch are collected up to this many bytes before they are sent.
-const BATCH_BYTES: usize = 64 << 10;
-
-/// A body up to this size is copied behind its head; a larger one is sent from where it is.
-const COPY_BYTES: u64 = 8 << 10;
 
 /// The limit of what is thrown away of a body that nobody reads.
 const BODY_DRAIN: &str = "bytes of a body that is not read";
@@ -33,31 +27,6 @@ struct Answer {
     /// What the access log will be told when the body has gone; `None` when it was told, or need
     /// not be.
     pending: Option<Box<PendingLog>>,
-    started: Instant,
-    status: u16,
-}
-
-/// The strings of an access log line that outlive their request.
-struct PendingLog {
-    method: String,
-    target: String,
-    version: Version,
-    host: String,
-    referer: Option<Vec<u8>>,
-    user_agent: Option<Vec<u8>>,
-}
-
-impl PendingLog {
-    fn of(request: &Request<'_>) -> Box<Self> {
-        Box::new(Self {
-            method: request.method.as_str().to_owned(),
-            target: request.target.to_owned(),
-            version: request.version,
-            host: request.host.clone().into_owned(),
-            referer: request.fields.get("referer").map(<[u8]>::to_vec),
-            user_agent: request.fields.get("user-agent").map(<[u8]>::to_vec),
-        })
-    }
 }
 
 /// How the wait for a whole head ended.
@@ -73,7 +42,7 @@ enum Head {
 impl<S: Service> Connection<S> {
     /// Answers requests, beginning with the bytes in `first`, until none is left. Answers to requests
     /// that came together leave together.
-    pub(super) async fn exchange(&mut self, first: RecvBuf) -> After {
+    pub(super) async fn exchange(&mut self, first: RecvBuf) -> After<S::Epoch> {
         let mut input = Input::new(first);
         let mut batch = self.core.send_buffer();
         let after = self.answer_all(&mut input, &mut batch).await;
@@ -91,11 +60,11 @@ impl<S: Service> Connection<S> {
     }
 
     /// What becomes of the connection when a response did not go out whole.
-    fn broken(&self, error: SendError) -> After {
+    fn broken(&self, error: SendError) -> After<S::Epoch> {
         match error {
             SendError::Broken(_) => return After::Close,
             SendError::TooSlow => self.limit("progress of a response"),
-            SendError::FileShrank | SendError::File(_) => {
+            SendError::FileShrank | SendError::File(_) | SendError::Cut(_) => {
                 tracing::debug!(reason = reason(&error), "response cut short");
             }
         }
@@ -106,7 +75,7 @@ impl<S: Service> Connection<S> {
         &mut self,
         input: &mut Input,
         batch: &mut Vec<u8>,
-    ) -> Result<After, SendError> {
+    ) -> Result<After<S::Epoch>, SendError> {
         while !input.bytes().is_empty() {
             // Held until this request is answered: a reload meanwhile is for the next one.
             let epoch = self.service.epoch(&self.peer);
@@ -122,7 +91,7 @@ impl<S: Service> Connection<S> {
                 // The handler may wait for a disk: the buffer is not for waiting with.
                 input.detach();
             }
-            let (mut answer, decoder) = {
+            let (mut answer, mut state, rest) = {
                 let head = &input.bytes()[..length];
                 let request = match parse_head(head, &settings.head) {
                     Ok(request) => request,
@@ -131,13 +100,49 @@ impl<S: Service> Connection<S> {
                         return Ok(self.refuse(&epoch, batch, Some(line), reject));
                     }
                 };
-                let decoder = BodyDecoder::new(request.framing);
-                (self.answer(&epoch, &request, batch).await, decoder)
+                let mut state = State::new(&self.core, &request, settings.progress);
+                // The request stays where it is while its body comes.
+                let mut rest = state
+                    .has_body()
+                    .then(|| Input::copied(&input.bytes()[length..]));
+                let answer = self
+                    .answer(&epoch, &request, (rest.as_mut(), &mut state), batch)
+                    .await;
+                (answer, state, rest)
             };
-            input.consume(length);
-            let drained = decoder.is_ended()
-                || answer.keep_alive && self.drain(settings, input, batch, decoder).await?;
-            self.send_body(&epoch, input, batch, &mut answer).await?;
+            match rest {
+                Some(rest) => *input = rest,
+                None => input.consume(length),
+            }
+            state.settle(input);
+            if let Body::Tunnel(tunnel) = answer.body {
+                let early = input.bytes().to_vec();
+                let switched = Switched {
+                    tunnel,
+                    early,
+                    epoch: Rc::clone(&epoch),
+                    pending: answer.pending,
+                };
+                return Ok(After::Tunnel(Box::new(switched)));
+            }
+            let streams = answer.body.reads_on();
+            let mut drained = state.is_ended();
+            if !drained && answer.keep_alive && !streams {
+                drained = self.drain(settings, input, batch, &mut state).await?;
+            }
+            match self
+                .send_body(&epoch, (input, &mut state), batch, &mut answer)
+                .await
+            {
+                // The framing tells the client that it is not whole, and what came is not lost to it.
+                Err(SendError::Cut(_)) if !answer.server_closes() => return Ok(After::Linger),
+                result => result?,
+            }
+            if streams {
+                state.settle(input);
+                drained = state.is_ended()
+                    || answer.keep_alive && self.drain(settings, input, batch, &mut state).await?;
+            }
             if !drained {
                 return Ok(After::Linger);
             }
@@ -190,17 +195,44 @@ impl<S: Service> Connection<S> {
         &mut self,
         epoch: &Rc<S::Epoch>,
         request: &Request<'_>,
+        (input, state): (Option<&mut Input>, &mut State),
         batch: &mut Vec<u8>,
     ) -> Answer {
         let started = self.core.now();
-        let Response { head, mut body } = self.service.call(epoch, request, &self.peer).await;
+        let date = self.service.date();
+        let mut upload = Upload {
+            core: &self.core,
+            state,
+            input,
+            receiver: &mut self.receiver,
+            out: Some(Out {
+                sender: &mut self.sender,
+                batch,
+                date: &date,
+            }),
+        };
+        let answered = self.service.call(epoch, request, &mut upload, &self.peer);
+        let mut response = answered.await;
+        let switches = matches!(response.body, Body::Tunnel(_));
+        if switches && !(request.version == Version::Http11 && state.is_ended()) {
+            tracing::warn!("a switch of protocols within a request is refused");
+            response = self.service.refusal(500);
+        }
+        let Response { head, mut body } = response;
         let is_head = request.method == Method::Head;
         let length = body.length();
         let framing = ResponseFraming::choose(request.version, head.status, is_head, length);
-        if is_head || head.status.forbids_body() {
+        let switches = matches!(body, Body::Tunnel(_));
+        let absent = matches!(body, Body::Absent(_));
+        let forbidden = is_head || head.status.forbids_body();
+        debug_assert!(forbidden || !absent, "content that is announced and absent");
+        if absent || forbidden && !switches {
             body = Body::Empty;
         }
-        let keep_alive = request.keep_alive && self.may_keep(epoch.settings(), request);
+        let keep_alive = self.blame(state)
+            && request.keep_alive
+            && (forbidden || !absent)
+            && self.may_keep(epoch.settings(), state, body.reads_on());
         let date = self.service.date();
         let context = HeadContext {
             version: request.version,
@@ -216,20 +248,19 @@ impl<S: Service> Connection<S> {
         if self.service.logs(epoch) {
             if let Body::Empty = body {
                 let exchange = Exchange {
-                    method: request.method.as_str(),
-                    target: request.target,
-                    version: Some(request.version),
-                    host: &request.host,
-                    referer: request.fields.get("referer"),
-                    user_agent: request.fields.get("user-agent"),
-                    status,
                     body_bytes: sent,
-                    started,
-                    reason: None,
+                    received: state.received(),
+                    reason: state.error().map(UploadError::reason),
+                    upstream: state.upstream.as_deref(),
+                    ..Exchange::of(request, status, started)
                 };
                 self.service.log(epoch, &self.peer, &exchange);
             } else {
-                pending = Some(PendingLog::of(request));
+                let mut log = PendingLog::of(request, status, started);
+                if switches {
+                    log.upstream = state.upstream.take();
+                }
+                pending = Some(log);
             }
         }
         Answer {
@@ -238,17 +269,13 @@ impl<S: Service> Connection<S> {
             keep_alive,
             client_closes: !request.keep_alive,
             pending,
-            started,
-            status,
         }
     }
 
-    /// Whether we are willing to keep the connection behind this request.
-    fn may_keep(&self, settings: &Settings, request: &Request<'_>) -> bool {
-        let unread = match request.framing {
-            crate::http::types::Framing::Length(length) => length > settings.body_drain,
-            _ => false,
-        };
+    /// Whether we are willing to keep the connection behind this request. `reads_on`: what is left of
+    /// its body may still be read.
+    fn may_keep(&self, settings: &Settings, state: &State, reads_on: bool) -> bool {
+        let unread = !reads_on && state.remaining() > settings.body_drain;
         if unread {
             self.limit(BODY_DRAIN);
         }
@@ -258,10 +285,22 @@ impl<S: Service> Connection<S> {
         // A client that waits for 100 and gets a final status may send its body or not: what follows
         // can't be told apart from it.
         !unread
-            && !request.expects_continue
+            && !state.awaits_continue()
             && self.requests < settings.requests_max
             && !self.service.registry().population().draining()
             && !self.peer.listener.draining()
+    }
+
+    /// Counts what broke an upload. Says whether nothing did.
+    fn blame(&self, state: &mut State) -> bool {
+        match state.unblamed() {
+            Some(UploadError::TooSlow) => self.limit(PROGRESS),
+            Some(UploadError::Malformed(reject)) => {
+                self.service.registry().limits().refused(reject.reason);
+            }
+            Some(UploadError::Gone(_) | UploadError::NotAsked) | None => {}
+        }
+        state.error().is_none()
     }
 
     /// Throws the rest of the request's body away, within the bound. Says whether the next request
@@ -271,8 +310,17 @@ impl<S: Service> Connection<S> {
         settings: &Settings,
         input: &mut Input,
         batch: &mut Vec<u8>,
-        mut decoder: BodyDecoder,
+        state: &mut State,
     ) -> Result<bool, SendError> {
+        if state.error().is_some() {
+            return Ok(false);
+        }
+        let Some(decoder) = state.leftover(input) else {
+            return Ok(true);
+        };
+        if decoder.is_ended() {
+            return Ok(true);
+        }
         let mut left = settings.body_drain;
         let mut progress = None;
         loop {
@@ -316,7 +364,7 @@ impl<S: Service> Connection<S> {
                 None => {
                     let received = settings.body_drain - left;
                     if !progress.check(received, self.core.now()) {
-                        self.limit("progress of a body");
+                        self.limit(PROGRESS);
                         return Ok(false);
                     }
                 }
@@ -328,7 +376,7 @@ impl<S: Service> Connection<S> {
     async fn send_body(
         &mut self,
         epoch: &S::Epoch,
-        input: &mut Input,
+        (input, state): (&mut Input, &mut State),
         batch: &mut Vec<u8>,
         answer: &mut Answer,
     ) -> Result<(), SendError> {
@@ -342,112 +390,34 @@ impl<S: Service> Connection<S> {
         // The send may take long: shared buffers are not for waiting with.
         input.detach();
         let before = self.sender.taken() + batch.len() as u64;
+        let mut content = u64::MAX;
         self.unfinished = true;
-        let result = self.send_large(batch, body, answer.framing).await;
+        let result = match body {
+            Body::Stream(stream) => {
+                content = 0;
+                let pool = self.core.futures().clone();
+                let source = (input, &mut *state);
+                let sending = self.send_stream(source, batch, stream, answer.framing, &mut content);
+                pool.boxed(sending).await
+            }
+            body => self.send_large(batch, body, answer.framing).await,
+        };
         self.unfinished = false;
-        if let Some(pending) = answer.pending.take() {
+        self.blame(state);
+        if let Some(mut pending) = answer.pending.take() {
             // What is still in the batch leaves with the next answer, or with the last one.
             let sent = self.sender.taken() + batch.len() as u64;
-            let body_bytes = sent.saturating_sub(before);
+            let body_bytes = sent.saturating_sub(before).min(content);
+            let of_response = result.as_ref().err().map(reason);
+            let of_request = state.error().map(UploadError::reason);
+            pending.upstream = state.upstream.take();
             self.service.log(
                 epoch,
                 &self.peer,
-                &Exchange {
-                    method: &pending.method,
-                    target: &pending.target,
-                    version: Some(pending.version),
-                    host: &pending.host,
-                    referer: pending.referer.as_deref(),
-                    user_agent: pending.user_agent.as_deref(),
-                    status: answer.status,
-                    body_bytes,
-                    started: answer.started,
-                    reason: result.as_ref().err().map(reason),
-                },
+                &pending.exchange(body_bytes, state.received(), of_response.or(of_request)),
             );
         }
         result
-    }
-
-    async fn send_large(
-        &mut self,
-        batch: &mut Vec<u8>,
-        body: Body,
-        framing: ResponseFraming,
-    ) -> Result<(), SendError> {
-        match body {
-            Body::Empty => Ok(()),
-            Body::Bytes(bytes) => self.send_bytes(batch, &bytes).await,
-            Body::Shared(bytes, range) => {
-                let head = self.take(batch);
-                self.sender.pair(&mut self.timer, head, &bytes[range]).await
-            }
-            Body::Constant(bytes) => self.send_bytes(batch, &bytes).await,
-            Body::File(part) => {
-                let head = self.take(batch);
-                self.sender.file(&mut self.timer, head, part, false).await
-            }
-            Body::Pieces(pieces) => {
-                let last = pieces.len().saturating_sub(1);
-                for (index, piece) in pieces.into_iter().enumerate() {
-                    match piece {
-                        Piece::Bytes(bytes) => self.send_bytes(batch, &bytes).await?,
-                        Piece::File(part) => {
-                            let head = self.take(batch);
-                            self.sender
-                                .file(&mut self.timer, head, part, index < last)
-                                .await?;
-                        }
-                    }
-                }
-                self.flush(batch, false).await
-            }
-            Body::Chunks(chunks) => {
-                let chunked = framing == ResponseFraming::Chunked;
-                for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
-                    if chunked {
-                        write_chunk_header(batch, chunk.len() as u64);
-                    }
-                    self.send_bytes(batch, &chunk).await?;
-                    if chunked {
-                        batch.extend_from_slice(CHUNK_END);
-                    }
-                }
-                if chunked {
-                    batch.extend_from_slice(LAST_CHUNK);
-                }
-                self.flush(batch, false).await
-            }
-        }
-    }
-
-    /// Appends bytes to the batch, sending it whenever it is full.
-    async fn send_bytes(&mut self, batch: &mut Vec<u8>, bytes: &[u8]) -> Result<(), SendError> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let room = BATCH_BYTES.saturating_sub(batch.len()).max(1);
-            let (now, later) = rest.split_at(room.min(rest.len()));
-            batch.extend_from_slice(now);
-            rest = later;
-            if batch.len() >= BATCH_BYTES {
-                self.flush(batch, !rest.is_empty()).await?;
-                self.core.yield_turn().await;
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&self, batch: &mut Vec<u8>) -> Vec<u8> {
-        std::mem::replace(batch, self.core.send_buffer())
-    }
-
-    /// Sends the batch.
-    async fn flush(&mut self, batch: &mut Vec<u8>, more: bool) -> Result<(), SendError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let full = self.take(batch);
-        self.sender.buffer(&mut self.timer, full, more).await
     }
 
     /// Answers a request that is refused; the connection closes behind it.
@@ -457,7 +427,7 @@ impl<S: Service> Connection<S> {
         batch: &mut Vec<u8>,
         line: Option<(&str, &str)>,
         reject: Reject,
-    ) -> After {
+    ) -> After<S::Epoch> {
         let Response { head, mut body } = self.service.refusal(reject.status.0);
         let date = self.service.date();
         let context = HeadContext {
@@ -482,8 +452,10 @@ impl<S: Service> Connection<S> {
                     user_agent: None,
                     status: reject.status.0,
                     body_bytes,
+                    received: 0,
                     started: self.core.now(),
                     reason: Some(reject.reason),
+                    upstream: None,
                 },
             );
         }
@@ -505,25 +477,6 @@ impl Answer {
     }
 }
 
-/// Moves a body that is small and at hand into the batch. Gives the bytes that were appended.
-fn append_small(body: &mut Body, batch: &mut Vec<u8>) -> u64 {
-    let length = body.length().unwrap_or(u64::MAX);
-    if length > COPY_BYTES {
-        return 0;
-    }
-    match &*body {
-        Body::Bytes(bytes) => batch.extend_from_slice(bytes),
-        Body::Shared(bytes, range) => batch.extend_from_slice(&bytes[range.clone()]),
-        Body::Constant(bytes) => batch.extend_from_slice(bytes),
-        Body::Empty => {}
-        // An empty file needs no send of its own.
-        Body::File(part) if part.length == 0 => {}
-        Body::File(_) | Body::Pieces(_) | Body::Chunks(_) => return 0,
-    }
-    *body = Body::Empty;
-    length
-}
-
 /// Method and target of a head that was refused, for the log, as far as they can be read.
 fn request_line(head: &[u8]) -> (&str, &str) {
     let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
@@ -538,5 +491,6 @@ fn reason(error: &SendError) -> &'static str {
         SendError::TooSlow => "client too slow",
         SendError::FileShrank => "file shrank while it was sent",
         SendError::File(_) => "file can't be read",
+        SendError::Cut(reason) => reason,
     }
 }

@@ -16,6 +16,14 @@ impl Input {
         Self(Source::Buffer(first))
     }
 
+    /// Bytes that came along with others.
+    pub(super) fn copied(bytes: &[u8]) -> Self {
+        Self(Source::Gathered {
+            bytes: bytes.to_vec(),
+            at: 0,
+        })
+    }
+
     /// What is there.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.0 {

@@ -7,79 +7,43 @@
 //! An idle connection is a small outer future without any buffer; the exchange is a second future in
 //! a block of the core's pool, taken at the first byte and given back when the connection idles.
 
+mod body;
+mod delivery;
 mod exchange;
 mod input;
 mod limits;
+mod record;
 mod registry;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+mod upload;
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::DateBlock;
-use crate::http::types::{Request, ResponseHead, Version};
+use crate::http::types::{Request, ResponseHead};
 use crate::net::listener::{Listening, Member};
 use crate::net::recv::Receiver;
-use crate::net::send::{FilePart, ProgressRule, Sender};
+use crate::net::send::{ProgressRule, Sender};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
+use crate::runtime::task::Pooled;
 
+use tunnel::Switched;
+
+pub use body::{Body, BodyStream, Cut, Piece, Trailers};
 pub use limits::{Counts, LimitCounters, count_limit};
+pub use record::{Exchange, Upstreamed};
 pub use registry::{Registration, Registry, Traffic};
-
-/// The content of a response.
-pub enum Body {
-    /// None.
-    Empty,
-    /// Bytes made for this response.
-    Bytes(Vec<u8>),
-    /// A part of bytes that a cache of this core holds.
-    Shared(Rc<[u8]>, Range<usize>),
-    /// Bytes of the configuration.
-    Constant(Arc<[u8]>),
-    /// A part of a file.
-    File(FilePart),
-    /// Several pieces, in order: multipart ranges.
-    Pieces(Vec<Piece>),
-    /// Pieces of unknown number and length: chunked to HTTP/1.1, up to the end of the connection
-    /// to HTTP/1.0. Each `next` is short work.
-    Chunks(Box<dyn Iterator<Item = Vec<u8>>>),
-}
-
-/// One of several pieces of a body.
-pub enum Piece {
-    /// Bytes.
-    Bytes(Vec<u8>),
-    /// A part of a file.
-    File(FilePart),
-}
-
-impl Body {
-    /// Its length in bytes where that is known beforehand.
-    pub fn length(&self) -> Option<u64> {
-        Some(match self {
-            Self::Empty => 0,
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Shared(_, range) => range.len() as u64,
-            Self::Constant(bytes) => bytes.len() as u64,
-            Self::File(part) => part.length,
-            Self::Pieces(pieces) => pieces
-                .iter()
-                .map(|piece| match piece {
-                    Piece::Bytes(bytes) => bytes.len() as u64,
-                    Piece::File(part) => part.length,
-                })
-                .sum(),
-            Self::Chunks(_) => return None,
-        })
-    }
-}
+pub use tunnel::{Tunnel, TunnelClient, TunnelEnd, Tunnelling};
+pub use upload::{INTERIM_MAX, Upload, UploadError};
 
 /// What a handler answers.
 pub struct Response {
@@ -135,31 +99,6 @@ impl Peer {
     }
 }
 
-/// What the access log is told of an exchange that has ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Exchange<'e> {
-    /// The method, `-` where none could be read.
-    pub method: &'e str,
-    /// The request target as it came.
-    pub target: &'e str,
-    /// The version of the request.
-    pub version: Option<Version>,
-    /// The Host that was asked for.
-    pub host: &'e str,
-    /// Referer and User-Agent, as they came.
-    pub referer: Option<&'e [u8]>,
-    /// User-Agent.
-    pub user_agent: Option<&'e [u8]>,
-    /// The status that was sent.
-    pub status: u16,
-    /// Bytes of content that were sent.
-    pub body_bytes: u64,
-    /// When the head was whole.
-    pub started: Instant,
-    /// The rule or limit that was broken, where one was.
-    pub reason: Option<&'static str>,
-}
-
 /// One immutable configuration, as a request sees it. A connection takes the one of the moment when a
 /// request begins and holds it until the body of the response has been sent, so that the count of
 /// references says how many requests keep a configuration that was replaced.
@@ -176,11 +115,13 @@ pub trait Service: 'static {
     /// The configuration for what this peer does next.
     fn epoch(&self, peer: &Peer) -> Rc<Self::Epoch>;
 
-    /// Answers one request.
+    /// Answers one request. Its body is in `upload`; what is not read of it is thrown away within
+    /// [`Settings::body_drain`], or ends the connection.
     fn call(
         &self,
         epoch: &Rc<Self::Epoch>,
         request: &Request<'_>,
+        upload: &mut Upload<'_>,
         peer: &Peer,
     ) -> impl Future<Output = Response>;
 
@@ -201,8 +142,7 @@ pub trait Service: 'static {
 }
 
 /// What is to become of a connection after an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+enum After<E> {
     /// It idles until the next request.
     Keep,
     /// Both sides are done with it.
@@ -212,6 +152,8 @@ enum After {
     Linger,
     /// The response was cut short, and the client has to see that.
     Reset,
+    /// It speaks another protocol from now on.
+    Tunnel(Box<Switched<E>>),
 }
 
 /// A connection between its exchanges.
@@ -276,20 +218,33 @@ pub fn serve<S: Service>(
             registration.busy();
             let pool = connection.core.futures().clone();
             let after = pool.boxed(connection.exchange(first)).await;
-            match after {
-                After::Keep => {}
-                After::Close => return,
-                After::Linger => return pool.boxed(connection.linger()).await,
-                After::Reset => {
-                    let core = &connection.core;
-                    return core.reset_on_close(&connection.peer.socket);
-                }
+            if matches!(after, After::Keep) {
+                continue;
             }
+            // By value into a function: what it holds is not to stand in this future.
+            if let Some(last) = connection.last(after) {
+                last.await;
+            }
+            return;
         }
     }
 }
 
 impl<S: Service> Connection<S> {
+    /// What is left to do on a connection that gets no further request.
+    fn last(&mut self, after: After<S::Epoch>) -> Option<Pooled<'_, ()>> {
+        let pool = self.core.futures().clone();
+        match after {
+            After::Keep | After::Close => None,
+            After::Linger => Some(pool.boxed(self.linger())),
+            After::Tunnel(switched) => Some(pool.boxed(self.tunnel(switched))),
+            After::Reset => {
+                self.core.reset_on_close(&self.peer.socket);
+                None
+            }
+        }
+    }
+
     /// Waits for the first bytes of a request. `None` when the connection is to be closed: the client
     /// has ended it, it idled too long, room is needed, or the core drains.
     async fn idle(&mut self, registration: &Registration) -> Option<RecvBuf> {

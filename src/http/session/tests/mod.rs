@@ -1,0 +1,142 @@
+//! Bodies that stream in and out, interim responses and tunnels, with handlers that do what a proxy
+//! does, in the simulator and on both engines.
+
+mod engines;
+mod handlers;
+mod simulated;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{Epoch, Exchange, Peer, Registry, Response, Service, Settings, Upload};
+use crate::http::h1::HeadLimits;
+use crate::http::h1::encode::{DateBlock, DateCache};
+use crate::http::types::Request;
+use crate::net::send::ProgressRule;
+use crate::runtime::executor::Core;
+
+/// Most bytes of a request's body that are thrown away to keep the connection.
+const BODY_DRAIN: u64 = 2000;
+
+/// What the handlers have done.
+#[derive(Default)]
+struct Seen {
+    /// A line for each exchange: method, target, status, bytes sent, received, and a reason.
+    log: RefCell<Vec<String>>,
+    /// Pieces that streams gave.
+    pieces: Cell<usize>,
+    /// Bytes that streams took of their uploads.
+    uploaded: Cell<u64>,
+    /// Tunnels that are open.
+    tunnels: Cell<usize>,
+    /// Streams that live.
+    streams: Cell<usize>,
+}
+
+/// A configuration: nothing but limits.
+struct Rules(Settings);
+
+impl Epoch for Rules {
+    fn settings(&self) -> &Settings {
+        &self.0
+    }
+}
+
+/// Answers by the first segment of the path: see `handlers`.
+struct Handlers {
+    core: Core,
+    rules: Rc<Rules>,
+    registry: Rc<Registry>,
+    seen: Rc<Seen>,
+}
+
+impl Handlers {
+    fn new(core: &Core) -> Rc<Self> {
+        let settings = Settings {
+            head: HeadLimits::default(),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            progress: ProgressRule {
+                window: Duration::from_secs(10),
+                rate: 500,
+            },
+            requests_max: 100,
+            body_drain: BODY_DRAIN,
+        };
+        Rc::new(Self {
+            core: core.clone(),
+            rules: Rc::new(Rules(settings)),
+            registry: Rc::default(),
+            seen: Rc::default(),
+        })
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.seen.log.borrow().clone()
+    }
+}
+
+impl Service for Handlers {
+    type Epoch = Rules;
+
+    fn epoch(&self, _: &Peer) -> Rc<Rules> {
+        Rc::clone(&self.rules)
+    }
+
+    async fn call(
+        &self,
+        _: &Rc<Rules>,
+        request: &Request<'_>,
+        upload: &mut Upload<'_>,
+        _: &Peer,
+    ) -> Response {
+        handlers::answer(self, request, upload).await
+    }
+
+    fn refusal(&self, status: u16) -> Response {
+        Response::empty(status)
+    }
+
+    fn date(&self) -> DateBlock {
+        DateCache::new(784_111_777).at(784_111_777).clone()
+    }
+
+    fn logs(&self, _: &Rules) -> bool {
+        true
+    }
+
+    fn log(&self, _: &Rules, _: &Peer, exchange: &Exchange<'_>) {
+        let mut line = format!(
+            "{} {} {} {} {}",
+            exchange.method,
+            exchange.target,
+            exchange.status,
+            exchange.body_bytes,
+            exchange.received
+        );
+        for more in [
+            exchange.reason.map(str::to_owned),
+            exchange.upstream.map(|upstream| upstream.address.clone()),
+        ] {
+            more.iter().for_each(|more| line += &format!(" [{more}]"));
+        }
+        self.seen.log.borrow_mut().push(line);
+    }
+
+    fn registry(&self) -> &Rc<Registry> {
+        &self.registry
+    }
+}
+
+/// A request for HTTP/1.1 with these fields, each with its CRLF, and content.
+fn request(method: &str, target: &str, fields: &str, content: &str) -> Vec<u8> {
+    format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n{content}").into_bytes()
+}
+
+/// Without the lines that are the same everywhere.
+fn plain(received: &[u8]) -> String {
+    let text = String::from_utf8_lossy(received);
+    text.replace("Server: Beltway\r\n", "")
+        .replace("Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n", "")
+}
