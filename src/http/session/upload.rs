@@ -273,7 +273,7 @@ impl Upload<'_> {
     /// This many bytes of content were taken by [`Self::direct`].
     pub fn took(&mut self, bytes: u64) {
         if let Some(incoming) = &mut self.state.incoming {
-            incoming.decoder.pass(bytes);
+            incoming.decoder.skip_content(bytes);
             incoming.taken += bytes;
             incoming.arrived += bytes;
             incoming.lent_since = Some(self.core.now());
