@@ -6,8 +6,11 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use crate::config::sources::{FlagValue, Setting};
 
-/// The name of the site that `serve` makes.
+/// The name of the site that `serve` and `proxy` make.
 pub(super) const SERVE_SITE: &str = "*";
+
+/// The name of the upstream that `proxy` makes where flags say something about it.
+pub(super) const PROXY_UPSTREAM: &str = "app";
 
 /// Id of `--set`.
 const SET: &str = "set";
@@ -17,8 +20,14 @@ const SET: &str = "set";
 pub(super) enum Table {
     /// `[server]`: every command takes it.
     Server,
-    /// The site that `serve` makes.
+    /// Where the site listens that `serve` or `proxy` makes, and other keys of both.
     Site,
+    /// What only the site has that `serve` makes.
+    Files,
+    /// What only the site has that `proxy` makes.
+    Proxy,
+    /// The upstream that `proxy` makes.
+    Upstream,
 }
 
 /// What a flag takes.
@@ -49,6 +58,7 @@ pub(super) struct Flag {
 }
 
 const ANSWERS: &str = "What is served";
+const BACKENDS: &str = "How backends are asked";
 const LISTENING: &str = "Where and how many";
 const RIGHTS: &str = "What workers may do";
 const LOGS: &str = "Logs";
@@ -90,7 +100,7 @@ pub(super) const FLAGS: &[Flag] = &[
     },
     flag(
         "spa",
-        Table::Site,
+        Table::Files,
         "spa",
         Kind::Optional("FILE"),
         ANSWERS,
@@ -99,7 +109,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "list",
-        Table::Site,
+        Table::Files,
         "list",
         Kind::Switch { default: true },
         ANSWERS,
@@ -115,7 +125,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "precompressed",
-        Table::Site,
+        Table::Files,
         "precompressed",
         Kind::Switch { default: true },
         ANSWERS,
@@ -123,7 +133,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "etag",
-        Table::Site,
+        Table::Files,
         "etag",
         Kind::Switch { default: true },
         ANSWERS,
@@ -131,7 +141,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "range",
-        Table::Site,
+        Table::Files,
         "range",
         Kind::Switch { default: true },
         ANSWERS,
@@ -139,7 +149,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "hidden-files",
-        Table::Site,
+        Table::Files,
         "hidden_files",
         Kind::Switch { default: false },
         ANSWERS,
@@ -147,12 +157,67 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     flag(
         "symlinks",
-        Table::Site,
+        Table::Files,
         "symlinks",
         Kind::Word("off|beneath|on", &["off", "beneath", "on"]),
         ANSWERS,
         "Which symbolic links are followed: none, those that stay beneath the directory, or all \
          [default: beneath]",
+    ),
+    flag(
+        "balance",
+        Table::Upstream,
+        "balance",
+        Kind::Word(
+            "ALGORITHM",
+            &["round-robin", "least-conn", "p2c", "random", "hash"],
+        ),
+        BACKENDS,
+        "How requests are spread: round-robin, least-conn, p2c (the faster of two), random, or hash \
+         (by the client's address) [default: round-robin]",
+    ),
+    flag(
+        "health",
+        Table::Upstream,
+        "health",
+        Kind::Value("PATH"),
+        BACKENDS,
+        "Ask each backend for PATH every 5 seconds, or with tcp for a connection, and leave out \
+         those that don't answer well",
+    ),
+    flag(
+        "upstream-host",
+        Table::Proxy,
+        "upstream_host",
+        Kind::Value("keep|upstream|HOST"),
+        BACKENDS,
+        "The field Host that backends see: the client's, their own address, or HOST [default: keep]",
+    ),
+    flag(
+        "timeout",
+        Table::Proxy,
+        "timeout",
+        Kind::Value("TIME"),
+        BACKENDS,
+        "How long a backend may take to answer, and between two parts of an answer [default: 60s]",
+    ),
+    flag(
+        "proxy-protocol",
+        Table::Site,
+        "proxy_protocol",
+        Kind::Many("NETWORK"),
+        LISTENING,
+        "Expect a PROXY header on connections from NETWORK, such as 10.0.0.0/8, or from unix; may be \
+         given several times",
+    ),
+    flag(
+        "trusted-proxies",
+        Table::Server,
+        "trusted_proxies",
+        Kind::Many("NETWORK"),
+        LISTENING,
+        "Believe what peers in NETWORK, such as 10.0.0.0/8 or unix, say about the client; may be \
+         given several times",
     ),
     flag(
         "workers",
@@ -349,7 +414,8 @@ impl Flag {
     fn set(&self, flag: String, value: FlagValue) -> Setting {
         let path: &[&str] = match self.table {
             Table::Server => &["server", self.key],
-            Table::Site => &["site", SERVE_SITE, self.key],
+            Table::Site | Table::Files | Table::Proxy => &["site", SERVE_SITE, self.key],
+            Table::Upstream => &["upstream", PROXY_UPSTREAM, self.key],
         };
         Setting::Flag {
             flag,
@@ -380,7 +446,7 @@ pub(super) fn args(tables: &[Table]) -> Vec<Arg> {
 /// What was given to an argument, in that order; nothing where the command has no such argument.
 /// Only the fallible getters of clap say so in every profile: it knows the names of arguments that
 /// don't exist only with debug assertions.
-fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
+pub(super) fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
     let values = matches.try_get_many::<String>(name).ok().flatten();
     values.into_iter().flatten().cloned().collect()
 }
@@ -397,11 +463,16 @@ pub(super) fn settings(matches: &ArgMatches, tables: &[Table]) -> Vec<Setting> {
         .collect()
 }
 
-/// A setting of the site that `serve` makes, for what isn't a flag.
+/// A setting of the site that `serve` or `proxy` makes, for what isn't a flag.
 pub(super) fn site_setting(shown: &str, key: &str, value: FlagValue) -> Setting {
+    setting(shown, &["site", SERVE_SITE, key], value)
+}
+
+/// A setting of any key, for what isn't a flag.
+pub(super) fn setting(shown: &str, path: &[&str], value: FlagValue) -> Setting {
     Setting::Flag {
         flag: shown.into(),
-        path: ["site", SERVE_SITE, key].map(str::to_owned).to_vec(),
+        path: path.iter().map(|key| (*key).to_owned()).collect(),
         value,
     }
 }
@@ -416,7 +487,8 @@ mod tests {
         for flag in FLAGS {
             let section = match flag.table {
                 Table::Server => Section::Server,
-                Table::Site => Section::Site,
+                Table::Site | Table::Files | Table::Proxy => Section::Site,
+                Table::Upstream => Section::Upstream,
             };
             assert!(section.key(flag.key).is_some(), "{}", flag.name);
         }

@@ -5,6 +5,7 @@ mod check;
 mod control;
 mod doctor;
 mod flags;
+mod proxy;
 mod run;
 mod serve;
 mod show;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::diagnostics::Diagnostics;
+use crate::config::schema::PROXIES_EXIST;
 use crate::config::sources::{Input, Setting};
 
 /// What went wrong, as an exit code: sysexits(3) has the last one.
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     };
     match matches.subcommand() {
         Some(("serve", matches)) => serve::main(matches),
+        Some(("proxy", matches)) => proxy::main(matches),
         Some(("run", matches)) => run::main(matches),
         Some(("check", matches)) => check::main(matches),
         Some(("show", matches)) => show::main(matches),
@@ -93,6 +96,7 @@ fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .max_term_width(100)
         .subcommand(serve::command())
+        .subcommands(PROXIES_EXIST.then(proxy::command))
         .subcommand(run::command())
         .subcommand(check::command())
         .subcommand(show::command())
@@ -245,6 +249,9 @@ mod tests {
             "beltway serve dist --spa -l :8000 -l [::1]:80",
             "beltway serve --spa=app.html . --no-list --cors=https://a.example --no-etag",
             "beltway serve --access-log --log-format=json --pin --engine epoll --set a.b=c",
+            "beltway proxy localhost:3000",
+            "beltway proxy :3000 unix:/run/a.sock -l :80 -H X-A:b --balance least-conn --health=/up",
+            "beltway proxy :3000 --supervise --control /run/x.sock --timeout 5s",
             "beltway run",
             "beltway run -c x.toml --workers=2 --drain 5s --no-access-log --print-config",
             "beltway check -c x.toml --json --no-files",
@@ -263,7 +270,10 @@ mod tests {
         for line in [
             "beltway serve --engine=kqueue",
             "beltway serve --tls",
-            "beltway proxy localhost:3000",
+            "beltway proxy",
+            "beltway proxy :3000 --spa",
+            "beltway proxy :3000 --balance=fastest",
+            "beltway proxy :3000 --control /run/x.sock",
             "beltway run --spa",
             "beltway -s upgrade",
             "beltway serve a b",
@@ -299,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_help_groups_flags_and_ends_with_examples() {
-        for name in ["serve", "run", "check", "show"] {
+        for name in ["serve", "proxy", "run", "check", "show"] {
             let mut command = command();
             let help = command
                 .find_subcommand_mut(name)

@@ -10,10 +10,10 @@ use crate::config::sources::{FlagValue, Setting};
 use crate::config::{self, print};
 use crate::supervisor::worker::Origin;
 
-const TABLES: [Table; 2] = [Table::Site, Table::Server];
+const TABLES: [Table; 3] = [Table::Site, Table::Files, Table::Server];
 
 /// Where one-liners listen: only this machine reaches them.
-const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +44,11 @@ pub(super) fn command() -> Command {
 
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     let directory = matches.get_one::<String>("DIR").map_or(".", String::as_str);
-    let settings = settings(directory, matches);
+    run(settings(directory, matches), matches)
+}
+
+/// Serves what a one-liner says, under a master if that was asked for; or prints it as a file.
+pub(super) fn run(settings: Vec<Setting>, matches: &ArgMatches) -> ExitCode {
     let print_config = super::given(matches, "print-config");
     if super::given(matches, "supervise") && !print_config {
         let input = super::input(None, settings, true);
@@ -95,12 +99,7 @@ fn needs_master(server: &Server) -> Option<&'static str> {
 }
 
 fn settings(directory: &str, matches: &ArgMatches) -> Vec<Setting> {
-    let addresses: Vec<String> = matches
-        .get_many::<String>("listen")
-        .into_iter()
-        .flatten()
-        .cloned()
-        .collect();
+    let addresses = flags::texts(matches, "listen");
     let mut settings = defaults(directory, &addresses);
     settings.extend(flags::settings(matches, &TABLES));
     settings

@@ -207,7 +207,7 @@ fn check_place(at: At, sources: &Sources) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{WHOLE, case, without_maps};
+    use super::super::tests::{case, whole, without_maps};
     use super::*;
     use crate::config::load;
     use crate::config::sources::{Input, Setting};
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn secrets_come_along_and_nothing_is_opened_on_the_other_side() {
-        let mut case = case(WHOLE)
+        let mut case = whole()
             .file("token", "of the file\n")
             .variable("B", "of the environment")
             .variable("BELTWAY_SERVER_PIN", "true")
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn damaged_bytes_are_an_error_or_a_whole_configuration() {
-        let case = case(WHOLE).file("token", "t");
+        let case = whole();
         let packed = pack(&case.loaded()).unwrap();
         // A linear congruential generator (Knuth, MMIX): the same mutations each time.
         let mut state: u64 = 7;

@@ -60,7 +60,8 @@ pub struct Change {
     pub to: Option<String>,
     /// Whether the text stays, and a variable or a file that it refers to is another.
     pub referred: bool,
-    /// The sites that it touches; empty for a key of `[server]`.
+    /// The sites that it touches: of a key of an upstream, those that it answers for; empty for a
+    /// key of `[server]`.
     pub sites: Vec<String>,
     /// The listeners, by name, whose connections it touches, in both configurations.
     pub listeners: Vec<String>,
@@ -95,10 +96,11 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Difference {
     let mut changes = tree::changes(old, new);
     let (before, after) = (by_site(&old.model), by_site(&new.model));
     for change in &mut changes {
-        change.listeners = match change.sites.first() {
-            Some(site) => union(before.get(site.as_str()), after.get(site.as_str())),
-            None if touches_connections(&change.path) => names(&old.model).collect(),
-            None => Vec::new(),
+        let of_sites = change.sites.iter().map(String::as_str);
+        change.listeners = if touches_all(&change.path) {
+            names(&old.model).collect()
+        } else {
+            union(of_sites.flat_map(|site| [before.get(site), after.get(site)]))
         };
     }
     Difference {
@@ -135,9 +137,9 @@ fn names(model: &Model) -> impl Iterator<Item = String> {
     model.listeners.iter().map(|l| l.address.to_string())
 }
 
-/// Whether a key of `[server]` is one that an open connection notices.
-fn touches_connections(path: &str) -> bool {
-    !matches!(path, "server.drain_timeout" | "server.start_timeout")
+/// Whether a key is one of `[server]` that every open connection notices.
+fn touches_all(path: &str) -> bool {
+    path.starts_with("server.") && !matches!(path, "server.drain_timeout" | "server.start_timeout")
 }
 
 /// The names of the listeners of each site.
@@ -156,9 +158,9 @@ fn by_site(model: &Model) -> HashMap<&str, Vec<String>> {
     map
 }
 
-fn union(before: Option<&Vec<String>>, after: Option<&Vec<String>>) -> Vec<String> {
+fn union<'m>(lists: impl Iterator<Item = Option<&'m Vec<String>>>) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for name in before.into_iter().chain(after).flatten() {
+    for name in lists.flatten().flatten() {
         if !all.contains(name) {
             all.push(name.clone());
         }

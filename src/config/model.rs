@@ -4,6 +4,10 @@
 //! and sizes are numbers, paths are absolute, inheritance is already applied. Nothing in this module
 //! knows how a configuration is written; `lower` builds it, a reload builds another one.
 
+mod network;
+mod proxy;
+mod upstream;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -17,6 +21,14 @@ use crate::http::router::{HostMap, Router, Template, When};
 use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
 
+pub use network::{Network, NetworkError, Peers};
+pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
+pub use upstream::{
+    Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
+    RetryBudget, Secret, ServerAddr, ServerState, Spread, StatusSet, Sticky, Upstream,
+    UpstreamServer,
+};
+
 /// One snapshot of the whole configuration.
 #[derive(Debug)]
 pub struct Model {
@@ -26,22 +38,37 @@ pub struct Model {
     pub listeners: Vec<Listener>,
     /// All sites. [`Listener::sites`] holds indexes into this list.
     pub sites: Vec<Arc<Site>>,
+    /// The upstreams that routes use, each once, in the order of the sites. Each has a name of its
+    /// own, by which a reload finds the one that it replaces.
+    pub upstreams: Vec<Arc<Upstream>>,
 }
 
 impl Model {
     /// Every set of file settings: of sites, of routes, of error pages.
     pub fn each_files(&self, mut each: impl FnMut(&Arc<Files>)) {
-        let mut of_route = |route: &Route| {
+        for route in self.sites.iter().flat_map(|site| site.each_route()) {
             if let Action::Files(files) = &route.action {
                 each(files);
             }
             route.error_pages.iter().for_each(|page| each(&page.files));
-        };
-        for site in &self.sites {
-            of_route(&site.fallback);
-            let routes = site.router.iter().flat_map(|(_, routes)| routes);
-            routes.for_each(|route| of_route(route));
         }
+    }
+
+    /// The directories that bodies are written to, each once, in order. A sandboxed worker needs
+    /// the right to make files in them.
+    pub fn spill_directories(&self) -> Vec<PathBuf> {
+        let mut directories: Vec<PathBuf> = self
+            .sites
+            .iter()
+            .flat_map(|site| site.each_route())
+            .filter_map(|route| match &route.action {
+                Action::Proxy(proxy) => Some(proxy.buffer.spill.as_ref()?.directory.clone()),
+                _ => None,
+            })
+            .collect();
+        directories.sort();
+        directories.dedup();
+        directories
     }
 
     /// The directories that files are served from, each once, in order.
@@ -91,6 +118,8 @@ pub struct Server {
     pub access_log: Option<AccessLog>,
     /// What the control log shows.
     pub log_level: LogLevel,
+    /// Whose forwarding fields are believed, by sites that don't say.
+    pub trusted_proxies: Arc<Peers>,
 }
 
 /// How many cores serve.
@@ -202,6 +231,9 @@ pub struct Listener {
     pub address: ListenAddr,
     /// Indexes into [`Model::sites`], by host name. A site for any host is the map's default.
     pub sites: HostMap<usize>,
+    /// Whose connections begin with a PROXY header; `None` for nobody's. A connection of these peers
+    /// without one is closed.
+    pub proxy_protocol: Option<Arc<Peers>>,
     /// Where the address was asked for, to name it when the start fails.
     pub place: Place,
 }
@@ -268,6 +300,16 @@ pub struct Site {
     pub router: Router<Vec<Arc<Route>>>,
     /// What the site itself does where no route answers.
     pub fallback: Arc<Route>,
+    /// Whose forwarding fields (X-Forwarded-For, Forwarded …) are believed.
+    pub trusted_proxies: Arc<Peers>,
+}
+
+impl Site {
+    /// Every route, `fallback` first.
+    pub fn each_route(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let routes = self.router.iter().flat_map(|(_, routes)| routes);
+        std::iter::once(&self.fallback).chain(routes)
+    }
 }
 
 /// What to do with the requests of one route, inheritance from its site applied.
@@ -281,7 +323,8 @@ pub struct Route {
     pub when: Option<When>,
     /// What answers.
     pub action: Action,
-    /// What is done to the fields of every response of this route, in order: removals first.
+    /// What is done to the fields of every response of this route, in order: removals first,
+    /// additions last.
     pub headers: Arc<[HeaderOp]>,
     /// `Cache-Control` for 200, 203, 206 and 304 unless `headers` sets it.
     pub cache_control: Option<FieldValue>,
@@ -291,13 +334,15 @@ pub struct Route {
     pub error_pages: Arc<ErrorPages>,
 }
 
-/// One change to the fields of a response.
+/// One change to the fields of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderOp {
     /// Replaces every field of this name.
     Set(FieldName, FieldValue),
     /// Takes every field of this name away.
     Remove(FieldName),
+    /// Adds a field, whatever others of this name there are.
+    Append(FieldName, FieldValue),
 }
 
 /// What answers a request.
@@ -324,6 +369,8 @@ pub enum Action {
         /// `Content-Type`; `None` for an empty body.
         content_type: Option<FieldValue>,
     },
+    /// Backends.
+    Proxy(Arc<Proxy>),
     /// Nothing: 404.
     None,
 }

@@ -4,7 +4,11 @@
 //! stays a reference, and what is written reads back as the same configuration. File names become
 //! absolute, because what is printed has no directory of its own.
 
+mod reference;
+
 use std::fmt::Write as _;
+
+pub use reference::reference;
 
 use super::diagnostics::{At, Sources};
 use super::raw::{Item, Table, Value};
@@ -32,12 +36,19 @@ pub fn to_toml(tree: &Table, sources: &Sources, defaults: Defaults) -> String {
             write_table(&mut out, &format!("server.{name}"), table, &[]);
         }
     }
+    for entry in inner(&tree, "upstream").map_or(&[][..], |upstreams| &upstreams.entries) {
+        if let Value::Table(upstream) = &entry.item.value {
+            let name = format!("upstream.{}", key(&entry.key));
+            write_table(&mut out, &name, upstream, &[]);
+        }
+    }
     for entry in inner(&tree, "site").map_or(&[][..], |sites| &sites.entries) {
         let Value::Table(site) = &entry.item.value else {
             continue;
         };
         let name = format!("site.{}", key(&entry.key));
-        let rest = write_table(&mut out, &name, site, &["headers", "error_pages", "routes"]);
+        let apart = ["headers", "request_headers", "error_pages", "routes"];
+        let rest = write_table(&mut out, &name, site, &apart);
         for (table_name, table) in rest {
             write_table(&mut out, &format!("{name}.{table_name}"), table, &[]);
         }
@@ -52,88 +63,6 @@ pub fn to_json(tree: &Table, sources: &Sources, defaults: Defaults) -> serde_jso
         add_defaults(&mut tree);
     }
     json_table(&tree)
-}
-
-/// Every key with its example and its default: the content of `conf/full-reference.toml`.
-pub fn reference() -> String {
-    let mut out = String::from(
-        "# Every key of a configuration file. What has a default stands with it; what has none stands\n\
-         # as a comment with an example. `beltway check -c FILE` says what is wrong with a file.\n\
-         # Durations are such as \"10s\" or \"1m30s\", sizes such as \"8KiB\" or \"2GiB\". In strings, ${NAME}\n\
-         # is a variable of the environment, ${NAME:-default} one with a default.\n",
-    );
-    let tables = [
-        "server", "site", "limits", "timeouts", "routes", "when", "headers",
-    ];
-    let mut section = |title: &str, section: Section, skip: &[&str]| {
-        if !title.is_empty() {
-            let _ = write!(out, "\n{title}\n");
-        }
-        for key in section.keys().filter(|key| !skip.contains(&key.name)) {
-            write_key(&mut out, key);
-        }
-    };
-    section("", Section::Top, &tables);
-    section("[server]", Section::Server, &tables);
-    section("[server.limits]", Section::Limits, &[]);
-    section("[server.timeouts]", Section::Timeouts, &[]);
-    section(
-        "# The name of a site is a host (example.com, *.example.com), a port (:8080, any host), both\n\
-         # (example.com:8080), an address (127.0.0.1:8080, any host) or * (any host on port 80).\n\
-         [site.\":8080\"]",
-        Section::Site,
-        &tables,
-    );
-    let mut table = |name: &str, lines: &str| {
-        let doc = Section::Site.key(name).map_or("", |key| key.doc);
-        out.push('\n');
-        for line in doc.lines() {
-            let _ = writeln!(out, "# {line}");
-        }
-        let _ = writeln!(out, "[site.\":8080\".{name}]\n{lines}");
-    };
-    table("headers", "# X-Frame-Options = \"DENY\"");
-    table(
-        "routes",
-        "# \"=/healthz\" = { respond = 200, body = \"ok\" }\n\
-         # \"/old/*\" = { redirect = \"/new/{path}\", status = 308 }\n\
-         # \"/assets/*\" = { cache_control = \"public, max-age=31536000, immutable\" }\n\
-         # \"*.map\" = { respond = 404 }",
-    );
-    for key in Section::Route.keys().take(1).chain(Section::When.keys()) {
-        out.push('\n');
-        for line in key.doc.lines() {
-            let _ = writeln!(out, "# {line}");
-        }
-        let _ = match key.name {
-            "when" => writeln!(
-                out,
-                "# \"/a\" = [{{ when = {}, respond = 200 }}, {{ respond = 405 }}]",
-                key.example
-            ),
-            name => writeln!(
-                out,
-                "# \"/{name}\" = {{ when = {{ {name} = {} }}, respond = 200 }}",
-                key.example
-            ),
-        };
-    }
-    out
-}
-
-fn write_key(out: &mut String, key: &Key) {
-    out.push('\n');
-    for line in key.doc.lines() {
-        let _ = writeln!(out, "# {line}");
-    }
-    // Those that need another key would be errors beside the `root` of the reference.
-    let needs_another = ["body", "content_type", "status"].contains(&key.name);
-    let (value, set) = match key.default {
-        "" => (key.example, key.name == "root"),
-        default => (default, !needs_another),
-    };
-    let comment = if set { "" } else { "# " };
-    let _ = writeln!(out, "{comment}{} = {value}", key.name);
 }
 
 fn inner<'t>(table: &'t Table, name: &str) -> Option<&'t Table> {
@@ -238,6 +167,13 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
         absolute_file(server, "access_log", sources);
         absolute_file(server, "sandbox_read", sources);
     }
+    for entry in inner_mut(&mut tree, "upstream").map_or(&mut [][..], |u| &mut u.entries) {
+        if let Value::Table(upstream) = &mut entry.item.value
+            && let Some(balance) = inner_mut(upstream, "balance")
+        {
+            absolute_secret(balance, "secret", sources);
+        }
+    }
     for entry in inner_mut(&mut tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {
         if let Value::Table(site) = &mut entry.item.value {
             absolute_answer(site, sources);
@@ -261,11 +197,16 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
 fn absolute_answer(table: &mut Table, sources: &Sources) {
     absolute_file(table, "root", sources);
     absolute_secret(table, "body", sources);
-    if let Some(headers) = inner_mut(table, "headers") {
-        let names: Vec<String> = headers.entries.iter().map(|e| e.key.clone()).collect();
-        for name in names {
-            absolute_secret(headers, &name, sources);
+    for fields in ["headers", "request_headers"] {
+        if let Some(headers) = inner_mut(table, fields) {
+            let names: Vec<String> = headers.entries.iter().map(|e| e.key.clone()).collect();
+            for name in names {
+                absolute_secret(headers, &name, sources);
+            }
         }
+    }
+    if let Some(buffer) = inner_mut(table, "buffer") {
+        absolute_file(buffer, "spill", sources);
     }
 }
 
@@ -353,27 +294,37 @@ fn add_defaults(tree: &mut Table) {
             set(&mut defaults, &path, key);
         }
     }
-    let sites: Vec<String> = inner(tree, "site").map_or_else(Vec::new, |sites| {
-        sites
-            .entries
-            .iter()
-            .map(|entry| entry.key.clone())
-            .collect()
-    });
-    for site in sites {
+    for upstream in names(tree, "upstream") {
+        for key in Section::Upstream.keys() {
+            set(&mut defaults, &["upstream", &upstream], key);
+        }
+    }
+    for site in names(tree, "site") {
         let Some(written) = inner(tree, "site").and_then(|sites| inner(sites, &site)) else {
             continue;
         };
-        let files = written.get("root").is_some();
+        let has = |name: &str| written.get(name).is_some();
         for key in Section::Site.keys() {
+            let of_proxy = Section::of_proxies().any(|other| other.name == key.name);
             let wanted = match key.name {
-                "status" => written.get("redirect").is_some(),
+                "status" => has("redirect"),
                 "body" | "content_type" => false,
                 "cors" => true,
-                _ => files,
+                // The other of the two rules for a path.
+                "strip_prefix" => has("proxy") && !has("rewrite"),
+                _ if of_proxy => has("proxy"),
+                _ => has("root"),
             };
             if wanted {
                 set(&mut defaults, &["site", &site], key);
+            }
+        }
+        if has("timeout") {
+            // It says what these are.
+            let of_site = inner_mut(&mut defaults, "site").and_then(|s| inner_mut(s, &site));
+            if let Some(timeouts) = of_site.and_then(|site| inner_mut(site, "timeouts")) {
+                timeouts.take("head");
+                timeouts.take("read");
             }
         }
     }
@@ -382,11 +333,19 @@ fn add_defaults(tree: &mut Table) {
     if let Some(server) = inner_mut(tree, "server") {
         sort(server, Section::Server);
     }
-    for entry in inner_mut(tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {
-        if let Value::Table(site) = &mut entry.item.value {
-            sort(site, Section::Site);
+    for (name, section) in [("upstream", Section::Upstream), ("site", Section::Site)] {
+        for entry in inner_mut(tree, name).map_or(&mut [][..], |tables| &mut tables.entries) {
+            if let Value::Table(table) = &mut entry.item.value {
+                sort(table, section);
+            }
         }
     }
+}
+
+/// The keys of a table at the top.
+fn names(tree: &Table, table: &str) -> Vec<String> {
+    let entries = inner(tree, table).map_or(&[][..], |table| &table.entries);
+    entries.iter().map(|entry| entry.key.clone()).collect()
 }
 
 /// Puts the keys in the order of the reference.

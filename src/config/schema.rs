@@ -3,6 +3,10 @@
 //! What is unknown, what was probably meant, what a default is and what the reference file says all
 //! come from here. `lower` reads keys by name; a test holds the two together.
 
+mod proxy;
+mod site;
+mod upstream;
+
 /// A table of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
@@ -20,6 +24,34 @@ pub enum Section {
     Route,
     /// `when = { … }` of a route.
     When,
+    /// `timeouts` of a site or a route.
+    ProxyTimeouts,
+    /// `retries` of a site or a route.
+    Retries,
+    /// `buffer` of a site or a route.
+    Buffer,
+    /// `proxy_protocol` of a site.
+    ProxyProtocol,
+    /// `[upstream.NAME]`.
+    Upstream,
+    /// A server of an upstream, or of `proxy`.
+    Backend,
+    /// `balance` of an upstream.
+    Balance,
+    /// `keepalive` of an upstream.
+    Keepalive,
+    /// `queue` of an upstream.
+    Queue,
+    /// `passive_health` of an upstream.
+    Passive,
+    /// `health` of an upstream.
+    Health,
+    /// `breaker` of an upstream.
+    Breaker,
+    /// `retry_budget` of an upstream.
+    RetryBudget,
+    /// `resolve` of an upstream.
+    Resolve,
 }
 
 impl Section {
@@ -33,11 +65,25 @@ impl Section {
             Self::Site => "in [site.\"NAME\"]",
             Self::Route => "in a route",
             Self::When => "in `when`",
+            Self::ProxyTimeouts => "in `timeouts` of a route",
+            Self::Retries => "in `retries`",
+            Self::Buffer => "in `buffer`",
+            Self::ProxyProtocol => "in `proxy_protocol`",
+            Self::Upstream => "in [upstream.NAME]",
+            Self::Backend => "in a server of an upstream",
+            Self::Balance => "in `balance`",
+            Self::Keepalive => "in `keepalive`",
+            Self::Queue => "in `queue`",
+            Self::Passive => "in `passive_health`",
+            Self::Health => "in `health`",
+            Self::Breaker => "in `breaker`",
+            Self::RetryBudget => "in `retry_budget`",
+            Self::Resolve => "in `resolve`",
         }
     }
 
     /// All sections.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 21] = [
         Self::Top,
         Self::Server,
         Self::Limits,
@@ -45,25 +91,90 @@ impl Section {
         Self::Site,
         Self::Route,
         Self::When,
+        Self::ProxyTimeouts,
+        Self::Retries,
+        Self::Buffer,
+        Self::ProxyProtocol,
+        Self::Upstream,
+        Self::Backend,
+        Self::Balance,
+        Self::Keepalive,
+        Self::Queue,
+        Self::Passive,
+        Self::Health,
+        Self::Breaker,
+        Self::RetryBudget,
+        Self::Resolve,
     ];
 
     /// The keys of this table.
     pub fn keys(self) -> impl Iterator<Item = &'static Key> {
-        let (own, shared): (&'static [Key], &'static [Key]) = match self {
-            Self::Top => (TOP, &[]),
-            Self::Server => (SERVER, &[]),
-            Self::Limits => (LIMITS, &[]),
-            Self::Timeouts => (TIMEOUTS, &[]),
-            Self::Site => (SITE, ANSWER),
-            Self::Route => (ROUTE, ANSWER),
-            Self::When => (WHEN, &[]),
+        let own: [&'static [Key]; 3] = match self {
+            Self::Top => [TOP, &[], &[]],
+            Self::Server => [SERVER, &[], &[]],
+            Self::Limits => [LIMITS, &[], &[]],
+            Self::Timeouts => [TIMEOUTS, &[], &[]],
+            Self::Site => [site::SITE, site::ANSWER, proxy::PROXY],
+            Self::Route => [site::ROUTE, site::ANSWER, proxy::PROXY],
+            Self::When => [site::WHEN, &[], &[]],
+            Self::ProxyTimeouts => [proxy::TIMEOUTS, &[], &[]],
+            Self::Retries => [proxy::RETRIES, &[], &[]],
+            Self::Buffer => [proxy::BUFFER, &[], &[]],
+            Self::ProxyProtocol => [proxy::PROXY_PROTOCOL, &[], &[]],
+            Self::Upstream => [upstream::UPSTREAM, &[], &[]],
+            Self::Backend => [upstream::BACKEND, &[], &[]],
+            Self::Balance => [upstream::BALANCE, &[], &[]],
+            Self::Keepalive => [upstream::KEEPALIVE, &[], &[]],
+            Self::Queue => [upstream::QUEUE, &[], &[]],
+            Self::Passive => [upstream::PASSIVE, &[], &[]],
+            Self::Health => [upstream::HEALTH, &[], &[]],
+            Self::Breaker => [upstream::BREAKER, &[], &[]],
+            Self::RetryBudget => [upstream::RETRY_BUDGET, &[], &[]],
+            Self::Resolve => [upstream::RESOLVE, &[], &[]],
         };
-        own.iter().chain(shared)
+        let exists = move |key: &&Key| PROXIES_EXIST || !is_of_proxies(self, key);
+        own.into_iter().flatten().filter(exists)
+    }
+
+    /// The keys of a site or a route that backends need.
+    pub fn of_proxies() -> impl Iterator<Item = &'static Key> {
+        proxy::PROXY.iter()
     }
 
     /// The key of this name.
     pub fn key(self, name: &str) -> Option<&'static Key> {
         self.keys().find(|key| key.name == name)
+    }
+}
+
+/// Whether the keys of proxies exist. No handler passes a request on yet, so to a user they are unknown
+/// keys and nothing that is accepted and ignored; the unit tests hold what reads them to its word.
+pub const PROXIES_EXIST: bool = cfg!(test);
+
+/// Whether a key means nothing without a proxy.
+fn is_of_proxies(section: Section, key: &Key) -> bool {
+    match section {
+        Section::Top => key.name == "upstream",
+        Section::Server => key.name == "trusted_proxies",
+        Section::Site | Section::Route => {
+            ["trusted_proxies", "proxy_protocol"].contains(&key.name)
+                || proxy::PROXY.iter().any(|other| other.name == key.name)
+        }
+        Section::Limits | Section::Timeouts | Section::When => false,
+        Section::ProxyTimeouts
+        | Section::Retries
+        | Section::Buffer
+        | Section::ProxyProtocol
+        | Section::Upstream
+        | Section::Backend
+        | Section::Balance
+        | Section::Keepalive
+        | Section::Queue
+        | Section::Passive
+        | Section::Health
+        | Section::Breaker
+        | Section::RetryBudget
+        | Section::Resolve => true,
     }
 }
 
@@ -101,6 +212,12 @@ const fn key(
 const BOOLEAN: &str = "true or false";
 /// What a key takes whose value is a duration.
 pub(super) const DURATION: &str = "a duration such as \"10s\"";
+/// What a key takes whose value is a duration or nothing.
+pub(super) const DURATION_OR_FALSE: &str = "a duration such as \"10s\", or false";
+/// What a key takes whose value names peers.
+const PEERS: &str = "a network or a list of networks";
+/// What a key takes whose value is a share.
+const PERCENT: &str = "a number from 1 to 100";
 /// What a key takes whose value is a size.
 pub(super) const SIZE: &str = "a size such as \"8KiB\"";
 
@@ -118,6 +235,13 @@ const TOP: &[Key] = &[
         "{ workers = 2 }",
         "",
         "What belongs to the process.",
+    ),
+    key(
+        "upstream",
+        "a table",
+        "{ app = { servers = [\"127.0.0.1:3000\"] } }",
+        "",
+        "Groups of backends, by the name that `proxy` calls them.",
     ),
     key(
         "site",
@@ -242,6 +366,14 @@ const SERVER: &[Key] = &[
         "What the server says about itself, on standard error.",
     ),
     key(
+        "trusted_proxies",
+        PEERS,
+        "[\"10.0.0.0/8\", \"unix\"]",
+        "",
+        "Whose word is taken for who the client is (X-Forwarded-For, Forwarded): networks, single\n\
+         addresses, and \"unix\" for peers of unix sockets. Nobody's, if it is not set.",
+    ),
+    key(
         "limits",
         "a table",
         "{ header_fields = 100 }",
@@ -326,199 +458,6 @@ const TIMEOUTS: &[Key] = &[
         "\"500B\"",
         "How much a client has to send or read in each second, on average over the window.\n\
          With \"0\" there is no such bound.",
-    ),
-];
-
-const SITE: &[Key] = &[
-    key(
-        "aliases",
-        "a list of host names",
-        "[\"www.example.com\"]",
-        "",
-        "Further host names of this site. `*.example.com` stands for every name below.",
-    ),
-    key(
-        "listen",
-        "a list of addresses",
-        "[\"0.0.0.0:8080\", \"[::]:8080\", \"unix:/run/site.sock\"]",
-        "",
-        "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6;\n\
-         \"fd:NAME\" is the socket that systemd hands over with FileDescriptorName=NAME.",
-    ),
-    key(
-        "routes",
-        "a table",
-        "{ \"/old/*\" = { redirect = \"/new/{path}\" } }",
-        "",
-        "What answers for some paths: \"=/exact\", \"/prefix/*\", \"*.suffix\" or \"~expression\". The most\n\
-         specific one wins, not the first. What a route leaves out it has from its site.",
-    ),
-];
-
-const ROUTE: &[Key] = &[key(
-    "when",
-    "a table",
-    "{ method = [\"GET\"] }",
-    "",
-    "Further conditions. A route may be a list of tables: the first whose conditions hold answers.",
-)];
-
-const WHEN: &[Key] = &[
-    key(
-        "method",
-        "a list of methods",
-        "[\"GET\", \"HEAD\"]",
-        "",
-        "The request has one of these methods.",
-    ),
-    key(
-        "header",
-        "a table of strings",
-        "{ Accept = \"*json*\" }",
-        "",
-        "The request has these header fields. In a value * is anything; \"~…\" is an expression;\n\
-         true is any value, false is that the field is missing.",
-    ),
-    key(
-        "query",
-        "a table of strings",
-        "{ version = \"2\" }",
-        "",
-        "The query has these parameters, as with `header`.",
-    ),
-];
-
-/// What says how to answer: the same keys in a site and in a route.
-const ANSWER: &[Key] = &[
-    key(
-        "root",
-        "a directory",
-        "\"/srv/www\"",
-        "",
-        "Directory whose files are served. The whole path of a request is looked up beneath it.",
-    ),
-    key(
-        "index",
-        "a list of file names",
-        "[\"index.html\"]",
-        "[\"index.html\"]",
-        "Files that answer for a directory, the first that exists.",
-    ),
-    key(
-        "list",
-        BOOLEAN,
-        "true",
-        "false",
-        "Whether a directory without an index file is listed.",
-    ),
-    key(
-        "spa",
-        "true, false or a file name",
-        "true",
-        "false",
-        "Single-page application: a missing path is answered with this file beneath the root (true:\n\
-         \"index.html\"). Never where the last part of the path has an extension, so that a missing\n\
-         app.js stays a 404, and never where a route answers.",
-    ),
-    key(
-        "precompressed",
-        "true, false or a list of \"zstd\", \"br\" and \"gzip\"",
-        "[\"br\", \"gzip\"]",
-        "true",
-        "Whether app.js.zst, app.js.br and app.js.gz beside app.js are sent to clients that take\n\
-         them. A list says which and which first.",
-    ),
-    key(
-        "etag",
-        BOOLEAN,
-        "false",
-        "true",
-        "Whether files are sent with an ETag.",
-    ),
-    key(
-        "range",
-        BOOLEAN,
-        "false",
-        "true",
-        "Whether parts of files are sent when asked for.",
-    ),
-    key(
-        "hidden_files",
-        BOOLEAN,
-        "true",
-        "false",
-        "Whether names that begin with a dot are served. /.well-known/ always is.",
-    ),
-    key(
-        "symlinks",
-        "\"off\", \"beneath\" or \"on\"",
-        "\"off\"",
-        "\"beneath\"",
-        "Which symbolic links are followed: none, those that stay beneath the root, or all.",
-    ),
-    key(
-        "cors",
-        "true, false, an origin or a list of origins",
-        "[\"https://app.example.com\"]",
-        "false",
-        "Which pages of other origins may read the answers. true is all.",
-    ),
-    key(
-        "redirect",
-        "a path or an address",
-        "\"https://example.com/{path}\"",
-        "",
-        "Answers with another address. {path} is what `*` matched; {uri}, {query} and {host} are\n\
-         the request's.",
-    ),
-    key(
-        "status",
-        "301, 302, 303, 307 or 308",
-        "308",
-        "302",
-        "The status of `redirect`.",
-    ),
-    key(
-        "respond",
-        "a status from 200 to 599",
-        "200",
-        "",
-        "Answers with this status and `body`.",
-    ),
-    key(
-        "body",
-        "a string",
-        "\"ok\"",
-        "\"\"",
-        "The body of `respond`. \"file:NAME\" takes it from a file.",
-    ),
-    key(
-        "content_type",
-        "a media type",
-        "\"application/json\"",
-        "\"text/plain; charset=utf-8\"",
-        "The type of `body`.",
-    ),
-    key(
-        "headers",
-        "a table of strings",
-        "{ X-Frame-Options = \"DENY\" }",
-        "",
-        "Fields set in every answer; \"\" removes one. A route adds to those of its site.",
-    ),
-    key(
-        "cache_control",
-        "a string",
-        "\"public, max-age=31536000, immutable\"",
-        "",
-        "The field Cache-Control of successful answers.",
-    ),
-    key(
-        "error_pages",
-        "a table of file names",
-        "{ 404 = \"404.html\", 5xx = \"sorry.html\" }",
-        "",
-        "Files beneath the root, sent instead of a plain error. The status stays.",
     ),
 ];
 

@@ -1,5 +1,6 @@
 //! What a configuration means. `wrong` has what is said when it is wrong.
 
+mod proxy;
 mod wrong;
 
 use std::collections::BTreeMap;
@@ -188,6 +189,7 @@ X-Gone = "soon"
         .map(|operation| match operation {
             HeaderOp::Set(name, _) => format!("+{}", name.as_str()),
             HeaderOp::Remove(name) => format!("-{}", name.as_str()),
+            HeaderOp::Append(name, _) => format!("++{}", name.as_str()),
         })
         .collect();
     assert_eq!(operations, ["-x-gone", "+X-Site", "+X-Route"]);
@@ -271,7 +273,9 @@ fn secrets_come_from_the_environment_and_from_files() {
         .headers
         .iter()
         .map(|operation| match operation {
-            HeaderOp::Set(_, value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            HeaderOp::Set(_, value) | HeaderOp::Append(_, value) => {
+                String::from_utf8_lossy(value.as_bytes()).into_owned()
+            }
             HeaderOp::Remove(_) => String::new(),
         })
         .collect();
@@ -306,6 +310,20 @@ fn every_key_of_the_list_is_read() {
         (Section::Site, "[site.\":1\"]\n"),
         (Section::Route, "[site.\":1\".routes.\"/a\"]\n"),
         (Section::When, "[site.\":1\".routes.\"/a\".when]\n"),
+        (Section::ProxyTimeouts, "[site.\":1\".timeouts]\n"),
+        (Section::Retries, "[site.\":1\".retries]\n"),
+        (Section::Buffer, "[site.\":1\".buffer]\n"),
+        (Section::ProxyProtocol, "[site.\":1\".proxy_protocol]\n"),
+        (Section::Upstream, "[upstream.a]\n"),
+        (Section::Backend, "[[upstream.a.servers]]\n"),
+        (Section::Balance, "[upstream.a.balance]\n"),
+        (Section::Keepalive, "[upstream.a.keepalive]\n"),
+        (Section::Queue, "[upstream.a.queue]\n"),
+        (Section::Passive, "[upstream.a.passive_health]\n"),
+        (Section::Health, "[upstream.a.health]\n"),
+        (Section::Breaker, "[upstream.a.breaker]\n"),
+        (Section::RetryBudget, "[upstream.a.retry_budget]\n"),
+        (Section::Resolve, "[upstream.a.resolve]\n"),
     ] {
         for key in section.keys() {
             // No key takes a date.
@@ -320,7 +338,8 @@ fn every_key_of_the_list_is_read() {
 fn every_example_of_the_list_is_right() {
     for key in Section::Site.keys() {
         let beside = match key.name {
-            "root" | "redirect" | "respond" => "",
+            "root" | "redirect" | "respond" | "proxy" => "",
+            name if Section::of_proxies().any(|key| key.name == name) => "proxy = \":3000\"",
             "status" => "redirect = \"/x\"",
             "body" => "respond = 200",
             "content_type" => "respond = 200\nbody = \"{}\"",
@@ -332,6 +351,51 @@ fn every_example_of_the_list_is_right() {
             let mut case = case(&text);
             case.input.check_files = false;
             case.model();
+        }
+    }
+    for (section, before, after) in [
+        (Section::Upstream, "", ""),
+        (Section::Backend, "servers = [{ address = \"a:1\", ", " }]"),
+        (Section::Balance, "balance = { ", " }"),
+        (Section::Keepalive, "keepalive = { ", " }"),
+        (Section::Queue, "queue = { ", " }"),
+        (Section::Passive, "passive_health = { ", " }"),
+        (Section::Health, "health = { ", " }"),
+        (Section::Breaker, "breaker = { ", " }"),
+        (Section::RetryBudget, "retry_budget = { ", " }"),
+        (Section::Resolve, "resolve = { ", " }"),
+    ] {
+        for key in section.keys() {
+            let beside = match (section, key.name) {
+                (Section::Balance, "by" | "load") => "algorithm = \"hash\", ",
+                (Section::Balance, "secret" | "algorithm") => "",
+                (Section::Balance, _) => "algorithm = \"sticky\", secret = \"0123456789abcdef\", ",
+                (Section::Health, "path" | "tcp") => "",
+                (Section::Health, _) => "path = \"/\", ",
+                _ => "",
+            };
+            let (before, after) = match (section, key.name) {
+                (Section::Backend, "address") => ("servers = [{ ", after),
+                (Section::Balance, "secret") => ("balance = { algorithm = \"sticky\", ", after),
+                _ => (before, after),
+            };
+            let servers = match (section, key.name) {
+                (Section::Backend, _) | (_, "servers") => "",
+                _ => "servers = [\"a:1\"]\n",
+            };
+            for value in [key.example, key.default] {
+                // What is written in it switches `health` off, or needs another server.
+                if value.is_empty()
+                    || matches!((key.name, value), ("tcp", "false") | ("backup", "true"))
+                {
+                    continue;
+                }
+                let line = format!("{before}{beside}{} = {value}{after}", key.name);
+                let text = format!("[upstream.a]\n{servers}{line}\n{SITE}");
+                let mut case = case(&text);
+                case.input.check_files = false;
+                case.model();
+            }
         }
     }
     let default = |section: Section, head: &str| {
@@ -431,13 +495,34 @@ root = "www"
 spa = true
 precompressed = ["br"]
 cors = ["https://a.example"]
+trusted_proxies = ["10.0.0.0/8", "unix"]
+proxy_protocol = { from = ["10.0.0.1"] }
 error_pages = { 404 = "errors/404.html", 5xx = "errors/404.html" }
 headers = { "X-A" = "quote \" and \\ and \t", X-Token = "file:token", X-B = "${B:-b}" }
 
 [site."example.com".routes]
 "~^/u/(?<id>[0-9]+)$" = { redirect = "/users/{id}", status = 308 }
 "/a/*" = [{ when = { header = { Accept = "*json*" }, query = { v = true } }, respond = 200 }, { root = "www" }]
+"/api/*" = { proxy = "app", strip_prefix = true, timeout = "15s", buffer = { request = "1MiB", spill = "www" } }
+"/raw/*" = { proxy = [":3000", { address = "unix:/run/b.sock", backup = true }], send_proxy_protocol = "v2" }
+
+[site."example.com".request_headers]
+X-Token = "file:token"
+"+X-B" = "${B:-b}"
+
+[upstream.app]
+servers = ["10.0.0.1:3000", { address = "srv:_http._tcp.example.com", weight = 2, state = "drain" }]
+balance = { algorithm = "sticky", secret = "file:sticky", otherwise = "p2c" }
+health = "/healthz"
+breaker = true
 "#;
+
+/// [`WHOLE`] with the files that it needs.
+pub(super) fn whole() -> Case {
+    case(WHOLE)
+        .file("token", "t")
+        .file("sticky", "0123456789abcdef\n")
+}
 
 /// What a model says, without places and without the order of hash tables.
 pub(super) fn without_maps(model: &Model) -> String {
@@ -445,14 +530,17 @@ pub(super) fn without_maps(model: &Model) -> String {
     let mut out = format!("{:?}", model.server);
     for listener in &model.listeners {
         let sites: Vec<_> = listener.sites.iter().collect();
-        let _ = write!(out, "\n{:?} {sites:?}", listener.address);
+        let accepted = &listener.proxy_protocol;
+        let _ = write!(out, "\n{:?} {accepted:?} {sites:?}", listener.address);
     }
     for site in &model.sites {
-        let _ = write!(out, "\n{} {:?}", site.name, site.fallback);
+        let trusted = &site.trusted_proxies;
+        let _ = write!(out, "\n{} {trusted:?} {:?}", site.name, site.fallback);
         for (pattern, routes) in site.router.iter() {
             let _ = write!(out, "\n{} {routes:?}", pattern.as_str());
         }
     }
+    let _ = write!(out, "\n{:?}", model.upstreams);
     out
 }
 
@@ -460,7 +548,7 @@ pub(super) fn without_maps(model: &Model) -> String {
 fn what_is_printed_reads_back_as_the_same_configuration() {
     use super::print::{Defaults, to_toml};
     for defaults in [Defaults::Hidden, Defaults::Shown] {
-        let first = case(WHOLE).file("token", "t").set("server.pin=true");
+        let first = whole().set("server.pin=true");
         let loaded = first.loaded();
         let printed = to_toml(&loaded.tree, &loaded.sources, defaults);
         assert!(
@@ -478,7 +566,7 @@ fn what_is_printed_reads_back_as_the_same_configuration() {
 #[test]
 fn printed_configurations_are_pleasant_to_read() {
     use super::print::{Defaults, to_toml};
-    let case = case(WHOLE).file("token", "t");
+    let case = whole();
     let loaded = case.loaded();
     let printed = to_toml(&loaded.tree, &loaded.sources, Defaults::Hidden);
     let directory = case.input.directory.display().to_string();
@@ -490,6 +578,12 @@ fn printed_configurations_are_pleasant_to_read() {
     [server.limits]
     request_line = "4KiB"
 
+    [upstream.app]
+    servers = ["10.0.0.1:3000", { address = "srv:_http._tcp.example.com", weight = 2, state = "drain" }]
+    balance = { algorithm = "sticky", secret = "file:/DIR/sticky", otherwise = "p2c" }
+    health = "/healthz"
+    breaker = true
+
     [site."example.com"]
     aliases = ["www.example.com"]
     listen = ["localhost:8080", "unix:/run/a.sock"]
@@ -497,6 +591,8 @@ fn printed_configurations_are_pleasant_to_read() {
     spa = true
     precompressed = ["br"]
     cors = ["https://a.example"]
+    trusted_proxies = ["10.0.0.0/8", "unix"]
+    proxy_protocol = { from = ["10.0.0.1"] }
 
     [site."example.com".error_pages]
     404 = "errors/404.html"
@@ -510,6 +606,12 @@ fn printed_configurations_are_pleasant_to_read() {
     [site."example.com".routes]
     "~^/u/(?<id>[0-9]+)$" = { redirect = "/users/{id}", status = 308 }
     "/a/*" = [{ when = { header = { Accept = "*json*" }, query = { v = true } }, respond = 200 }, { root = "/DIR/www" }]
+    "/api/*" = { proxy = "app", strip_prefix = true, timeout = "15s", buffer = { request = "1MiB", spill = "/DIR/www" } }
+    "/raw/*" = { proxy = [":3000", { address = "unix:/run/b.sock", backup = true }], send_proxy_protocol = "v2" }
+
+    [site."example.com".request_headers]
+    X-Token = "file:/DIR/token"
+    "+X-B" = "${B:-b}"
     "#);
 }
 

@@ -281,7 +281,13 @@ fn respond(action: &Action) -> Response {
         content_type,
     } = action
     else {
-        return error_page::plain(404);
+        let status = match action {
+            // Without a way to its backends, it is one whose backends are all gone.
+            // No configuration has one outside of unit tests (`schema::PROXIES_EXIST`).
+            Action::Proxy(_) => 502,
+            _ => 404,
+        };
+        return error_page::plain(status);
     };
     let mut head = ResponseHead::new(status.0);
     if let Some(content_type) = content_type {
@@ -334,6 +340,7 @@ fn decorate(head: &mut ResponseHead, route: &Route, request: &Request<'_>) {
         match change {
             HeaderOp::Set(name, value) => head.set(name.clone(), value.clone()),
             HeaderOp::Remove(name) => head.remove(name.as_str()),
+            HeaderOp::Append(name, value) => head.push(name.clone(), value.clone()),
         }
     }
 }

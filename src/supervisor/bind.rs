@@ -222,6 +222,7 @@ mod tests {
         Listener {
             address,
             sites: HostMap::build(vec![(HostPattern::Default, 0)]).unwrap(),
+            proxy_protocol: None,
             place: Place::default(),
         }
     }

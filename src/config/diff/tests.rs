@@ -1,7 +1,7 @@
 //! What is said about two configurations.
 
 use super::*;
-use crate::config::tests::{WHOLE, case};
+use crate::config::tests::{case, whole};
 
 const BASE: &str = r#"
 [server]
@@ -232,7 +232,7 @@ fn a_secret_that_changes_is_seen_and_not_shown() {
 #[test]
 fn the_same_after_a_bundle() {
     use crate::config::bundle::{pack, unpack};
-    let case = case(WHOLE).file("token", "t");
+    let case = whole();
     let loaded = case.loaded();
     let again = unpack(&pack(&loaded).unwrap()).unwrap();
     assert!(diff(&loaded, &again).is_empty());
@@ -280,4 +280,39 @@ fn long_values_and_many_changes_are_cut() {
     let text = difference.text(&live);
     assert_eq!(text.lines().count(), 1001);
     assert!(text.ends_with("and 200 more changes\n"));
+}
+
+#[test]
+fn a_change_of_an_upstream_names_the_sites_that_use_it() {
+    let upstream = "[upstream.app]\nservers = [\"10.0.0.1:1\"]\nhealth = { path = \"/up\" }\n\
+                    balance = { algorithm = \"sticky\", secret = \"${TOKEN}-0123456789abcdef\" }\n\
+                    [upstream.other]\nservers = [\"10.0.0.2:1\"]\n[site.\"b.example\"]";
+    let old = BASE
+        .replace("[site.\"b.example\"]", upstream)
+        .replace("\nrespond = 200\n", "\nproxy = \"app\"\n");
+    let new = old
+        .replace("10.0.0.1:1", "10.0.0.3:1")
+        .replace(
+            "path = \"/up\"",
+            "path = \"/up\", interval = \"5000ms\", rise = 5",
+        )
+        .replace("10.0.0.2:1", "10.0.0.4:1")
+        .replace("proxy = \"app\"", "proxy = \"app\"\nretries = 1")
+        .replace(
+            "[server]\n",
+            "[server]\ntrusted_proxies = [\"10.0.0.0/8\"]\n",
+        );
+    let case = case(&old).variable("TOKEN", "hunter2");
+    let before = case.loaded();
+    std::fs::write(case.input.directory.join("beltway.toml"), new).unwrap();
+    let difference = diff(&before, &case.loaded());
+    insta::assert_snapshot!(difference.text(&live), @r#"
+    + server.trusted_proxies = ["10.0.0.0/8"]  (7 connections)
+    + site."b.example".retries = 1  (7 connections)
+    ~ upstream.app.servers = ["10.0.0.1:1"] -> ["10.0.0.3:1"]  (7 connections)
+    + upstream.app.health.rise = 5  (7 connections)
+    ~ upstream.other.servers = ["10.0.0.2:1"] -> ["10.0.0.4:1"]
+    "#);
+    assert!(difference.restart.is_empty());
+    assert_eq!(difference.changes[2].sites, ["b.example"]);
 }

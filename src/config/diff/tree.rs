@@ -1,10 +1,12 @@
 //! Compares two trees key by key.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Change, Kind, VALUE_MAX};
 use crate::config::Loaded;
 use crate::config::diagnostics::At;
+use crate::config::model::{Action, Route};
 use crate::config::print;
 use crate::config::raw::{self, Entry, Item, Table, Value};
 use crate::config::references;
@@ -12,10 +14,10 @@ use crate::config::schema::{self, Section};
 use crate::config::units;
 
 /// Keys whose values are names of files.
-const FILE_KEYS: [&str; 3] = ["access_log", "sandbox_read", "root"];
+const FILE_KEYS: [&str; 4] = ["access_log", "sandbox_read", "root", "spill"];
 
 /// Keys of a site whose entries are told one by one, also when all of them are new.
-const CONTAINERS: [&str; 3] = ["routes", "headers", "error_pages"];
+const CONTAINERS: [&str; 4] = ["routes", "headers", "request_headers", "error_pages"];
 
 /// The keys that differ, without the listeners they touch.
 pub(super) fn changes(old: &Loaded, new: &Loaded) -> Vec<Change> {
@@ -31,8 +33,21 @@ pub(super) fn changes(old: &Loaded, new: &Loaded) -> Vec<Change> {
     };
     walk.tables(&before, &after);
     // Stable: otherwise the order of the new configuration.
-    walk.changes.sort_by_key(|change| !change.sites.is_empty());
     walk.changes
+        .sort_by_key(|change| !change.path.starts_with("server."));
+    walk.changes
+}
+
+/// The sites that an upstream answers for, in either configuration.
+fn sites_of(upstream: &str, configurations: [&Loaded; 2]) -> Vec<String> {
+    let mut sites: Vec<String> = Vec::new();
+    for site in configurations.iter().flat_map(|loaded| &loaded.model.sites) {
+        let uses = |route: &Arc<Route>| matches!(&route.action, Action::Proxy(proxy) if *proxy.upstream.name == *upstream);
+        if site.each_route().any(uses) && !sites.iter().any(|known| **known == *site.name) {
+            sites.push(site.name.to_string());
+        }
+    }
+    sites
 }
 
 /// A step from a table or a list to what is in it.
@@ -113,6 +128,7 @@ impl Walk<'_> {
             to: to.map(cut),
             sites: match self.keys()[..] {
                 ["site", site, ..] => vec![site.to_owned()],
+                ["upstream", upstream, ..] => sites_of(upstream, [self.old, self.new]),
                 _ => Vec::new(),
             },
             listeners: Vec::new(),
@@ -164,6 +180,18 @@ impl Walk<'_> {
             ["server", "limits", _] => Some(Section::Limits),
             ["server", "timeouts", _] => Some(Section::Timeouts),
             ["site", _, _] => Some(Section::Site),
+            ["site", _, "retries", _] => Some(Section::Retries),
+            ["site", _, "buffer", _] => Some(Section::Buffer),
+            ["upstream", _, _] => Some(Section::Upstream),
+            ["upstream", _, "servers", _] => Some(Section::Backend),
+            ["upstream", _, "balance", _] => Some(Section::Balance),
+            ["upstream", _, "keepalive", _] => Some(Section::Keepalive),
+            ["upstream", _, "queue", _] => Some(Section::Queue),
+            ["upstream", _, "health", _] => Some(Section::Health),
+            ["upstream", _, "passive_health", _] => Some(Section::Passive),
+            ["upstream", _, "breaker", _] => Some(Section::Breaker),
+            ["upstream", _, "retry_budget", _] => Some(Section::RetryBudget),
+            ["upstream", _, "resolve", _] => Some(Section::Resolve),
             _ => None,
         }
     }
@@ -189,7 +217,9 @@ impl Walk<'_> {
         resolve(&mut value, loaded, FILE_KEYS.contains(&name));
         if let (Some(key), Value::String(text)) = (key, &value.value) {
             let number = match key.takes {
-                schema::DURATION => units::duration(text).ok().map(|time| time.as_millis()),
+                schema::DURATION | schema::DURATION_OR_FALSE => {
+                    units::duration(text).ok().map(|time| time.as_millis())
+                }
                 schema::SIZE => units::size(text).ok().map(u128::from),
                 _ => None,
             };

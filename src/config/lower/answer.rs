@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::proxy::Options;
 use super::read::Reader;
 use crate::config::diagnostics::Diagnostic;
 use crate::config::model::{Action, Cors, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks};
@@ -13,7 +14,7 @@ use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldValue, Status};
 
 /// Keys that name what answers. A table has at most one of them.
-const ACTIONS: [&str; 3] = ["root", "redirect", "respond"];
+const ACTIONS: [&str; 4] = ["root", "redirect", "respond", "proxy"];
 
 /// Keys that say how files are served, and need a root.
 const FILE_KEYS: [&str; 8] = [
@@ -36,6 +37,8 @@ pub(super) struct Answer {
     pub(super) action: Action,
     /// Options and root of files; the root is empty where there is none.
     files: Files,
+    /// How backends are asked.
+    proxy: Options,
     pub(super) headers: Arc<[HeaderOp]>,
     pub(super) cache_control: Option<FieldValue>,
     pub(super) cors: Option<Cors>,
@@ -57,6 +60,7 @@ impl Default for Answer {
                 hidden_files: false,
                 symlinks: Symlinks::Beneath,
             },
+            proxy: Options::default(),
             headers: Arc::new([]),
             cache_control: None,
             cors: None,
@@ -76,9 +80,17 @@ impl Reader<'_> {
         pattern: Option<&Pattern>,
     ) -> Answer {
         let files = self.files(table, section, &inherited.files);
-        let action = self.action(table, section, inherited, &files, pattern);
-        if !matches!(action, Action::Files(_)) {
-            self.check_file_keys(table, section);
+        let proxy = self.proxy_options(table, section, &inherited.proxy, pattern);
+        let action = self.action(table, section, inherited, (&files, &proxy), pattern);
+        if !matches!(action, Action::Files(_)) && !has_below(table, section, "root") {
+            let keys = FILE_KEYS.into_iter();
+            let help = "name the directory with `root`, or take this away";
+            self.check_keys(table, keys, "root", help);
+        }
+        if !matches!(action, Action::Proxy(_)) && !has_below(table, section, "proxy") {
+            let keys = Section::of_proxies().map(|key| key.name);
+            let help = "name the backend with `proxy`, or take this away";
+            self.check_keys(table, keys.filter(|name| *name != "proxy"), "proxy", help);
         }
         let error_pages = self.error_pages(table, section, &inherited.error_pages, &files);
         Answer {
@@ -88,10 +100,12 @@ impl Reader<'_> {
             cors: self.cors(table, section, inherited.cors.as_ref()),
             error_pages,
             files,
+            proxy,
         }
     }
 
-    fn needs(&mut self, entry: &Entry, other: &str, help: &str) {
+    /// Reports a key that does nothing without another one.
+    pub(super) fn needs(&mut self, entry: &Entry, other: &str, help: &str) {
         let message = format!("`{}` does nothing without `{other}`", entry.key);
         self.diagnostics
             .push(Diagnostic::new(entry.key_at, message, "").help(help));
@@ -102,7 +116,7 @@ impl Reader<'_> {
         table: &Table,
         section: Section,
         inherited: &Answer,
-        files: &Files,
+        (files, proxy): (&Files, &Options),
         pattern: Option<&Pattern>,
     ) -> Action {
         let mut actions = ACTIONS.iter().filter_map(|name| table.get(name));
@@ -144,38 +158,40 @@ impl Reader<'_> {
             "redirect" => self.redirect(table, section, pattern),
             "respond" => self.respond(table, section),
             "root" => Action::Files(Arc::new(files.clone())),
-            // Other options for the files of the site are another action than the site's.
-            _ if matches!(inherited.action, Action::Files(_))
-                && FILE_KEYS.iter().any(|name| table.get(name).is_some()) =>
-            {
-                Action::Files(Arc::new(files.clone()))
+            "proxy" => {
+                let upstream = first.and_then(|entry| self.proxied(section, entry));
+                upstream.map_or(Action::None, |upstream| {
+                    Action::Proxy(Arc::new(proxy.with(upstream)))
+                })
             }
-            _ => inherited.action.clone(),
+            // Other options than the site's make another action of it.
+            _ => match &inherited.action {
+                Action::Files(_) if FILE_KEYS.iter().any(|name| table.get(name).is_some()) => {
+                    Action::Files(Arc::new(files.clone()))
+                }
+                Action::Proxy(of_site)
+                    if Section::of_proxies().any(|key| table.get(key.name).is_some()) =>
+                {
+                    Action::Proxy(Arc::new(proxy.with(Arc::clone(&of_site.upstream))))
+                }
+                action => action.clone(),
+            },
         }
     }
 
-    /// Reports options of files where no files are served. A site may hold them for its routes.
-    fn check_file_keys(&mut self, table: &Table, section: Section) {
-        let has_root = |entry: &Entry| match &entry.item.value {
-            Value::Table(route) => route.get("root").is_some(),
-            Value::Array(items) => items.iter().any(
-                |item| matches!(&item.value, Value::Table(route) if route.get("root").is_some()),
-            ),
-            _ => false,
-        };
-        if section == Section::Site
-            && let Some(routes) = table.get("routes")
-            && let Value::Table(routes) = &routes.item.value
-            && routes.entries.iter().any(has_root)
-        {
+    /// Reports options of an action that isn't there.
+    fn check_keys(
+        &mut self,
+        table: &Table,
+        keys: impl Iterator<Item = &'static str>,
+        action: &str,
+        help: &str,
+    ) {
+        if table.get(action).is_some() {
             return;
         }
-        for entry in FILE_KEYS.iter().filter_map(|name| table.get(name)) {
-            self.needs(
-                entry,
-                "root",
-                "name the directory with `root`, or take this away",
-            );
+        for entry in keys.filter_map(|name| table.get(name)) {
+            self.needs(entry, action, help);
         }
     }
 
@@ -385,12 +401,6 @@ impl Reader<'_> {
         let Some(own) = self.table(table, section, "error_pages") else {
             return inherited.clone();
         };
-        if files.root.as_os_str().is_empty() {
-            if let Some(entry) = table.get("error_pages") {
-                self.needs(entry, "root", "name the directory of the pages with `root`");
-            }
-            return inherited.clone();
-        }
         let files = Arc::new(files.clone());
         let mut pages = Vec::new();
         for entry in &own.entries {
@@ -414,11 +424,14 @@ impl Reader<'_> {
             let Some(name) = self.filled(entry.item.at, text) else {
                 continue;
             };
+            let Some((files, name)) = self.page(entry, &files, name) else {
+                continue;
+            };
             if let Some(name) = self.file_beneath(&entry.item, &files.root, &name) {
                 pages.push(ErrorPage {
                     first,
                     last,
-                    files: files.clone(),
+                    files,
                     path: format!("/{name}").into(),
                 });
             }
@@ -435,6 +448,58 @@ impl Reader<'_> {
         pages.sort_by_key(|page| page.first != page.last);
         Arc::new(ErrorPages::new(pages))
     }
+}
+
+impl Reader<'_> {
+    /// The directory of an error page and its name there: beneath the root, or where there is none
+    /// (as beside `proxy`) the directory of an absolute path.
+    fn page(
+        &mut self,
+        entry: &Entry,
+        files: &Arc<Files>,
+        name: String,
+    ) -> Option<(Arc<Files>, String)> {
+        if !files.root.as_os_str().is_empty() {
+            return Some((Arc::clone(files), name));
+        }
+        let path = std::path::Path::new(&name);
+        if let (true, Some(parent), Some(file)) = (
+            path.is_absolute(),
+            path.parent(),
+            path.file_name().and_then(|n| n.to_str()),
+        ) {
+            let root = self.path(entry.item.at, &parent.to_string_lossy());
+            self.check_directory(&entry.item, "directory", &root);
+            let files = Files {
+                root,
+                ..Files::clone(files)
+            };
+            return Some((Arc::new(files), file.to_owned()));
+        }
+        let message = format!(
+            "without a `root`, the page of {} needs an absolute path",
+            entry.key
+        );
+        self.diagnostics.push(
+            Diagnostic::new(entry.item.at, message, "").help(
+                "write it such as \"/srv/errors/502.html\", or name the directory with `root`",
+            ),
+        );
+        None
+    }
+}
+
+/// Whether a route of a site has this key: then the site may hold options for it.
+fn has_below(table: &Table, section: Section, name: &str) -> bool {
+    let has = |item: &Item| matches!(&item.value, Value::Table(route) if route.get(name).is_some());
+    let of_route = |entry: &Entry| match &entry.item.value {
+        Value::Array(items) => items.iter().any(has),
+        _ => has(&entry.item),
+    };
+    section == Section::Site
+        && table.get("routes").is_some_and(|routes| {
+            matches!(&routes.item.value, Value::Table(routes) if routes.entries.iter().any(of_route))
+        })
 }
 
 /// `404`, or `4xx` and `5xx` for a whole class.

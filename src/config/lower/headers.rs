@@ -1,4 +1,4 @@
-//! Fields of responses: `headers`, `cache_control` and `cors`.
+//! Fields of messages: `headers`, `request_headers`, `cache_control` and `cors`.
 
 use std::sync::Arc;
 
@@ -23,18 +23,54 @@ const PROTECTED: [&str; 9] = [
     "Upgrade",
 ];
 
+/// Fields of requests that frame a message or belong to a connection, and Host, which has a key.
+const PROTECTED_IN_REQUESTS: [&str; 11] = [
+    "Connection",
+    "Content-Length",
+    "Expect",
+    "Host",
+    "HTTP2-Settings",
+    "Keep-Alive",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Upgrade",
+];
+
 impl Reader<'_> {
-    /// The operations of a site or a route: what it inherits, and its own over it.
+    /// The operations on responses of a site or a route: what it inherits, and its own over it.
     pub(super) fn headers(
         &mut self,
         table: &Table,
         section: Section,
         inherited: &Arc<[HeaderOp]>,
     ) -> Arc<[HeaderOp]> {
-        let Some(own) = self.table(table, section, "headers") else {
+        self.fields((table, section, "headers"), inherited, &PROTECTED)
+    }
+
+    /// The operations on requests to backends, likewise.
+    pub(super) fn request_headers(
+        &mut self,
+        table: &Table,
+        section: Section,
+        inherited: &Arc<[HeaderOp]>,
+    ) -> Arc<[HeaderOp]> {
+        let place = (table, section, "request_headers");
+        self.fields(place, inherited, &PROTECTED_IN_REQUESTS)
+    }
+
+    fn fields(
+        &mut self,
+        (table, section, key): (&Table, Section, &str),
+        inherited: &Arc<[HeaderOp]>,
+        protected: &[&str],
+    ) -> Arc<[HeaderOp]> {
+        let Some(own) = self.table(table, section, key) else {
             return inherited.clone();
         };
         let mut merged: Vec<HeaderOp> = inherited.to_vec();
+        let mut inherited_left = merged.len();
         let mut seen: Vec<&Entry> = Vec::new();
         for entry in &own.entries {
             if let Some(first) = seen
@@ -50,17 +86,31 @@ impl Reader<'_> {
                 continue;
             }
             seen.push(entry);
-            if let Some(operation) = self.header(entry) {
-                merged.retain(|known| !name(known).eq_ignore_ascii_case(&entry.key));
+            if let Some(operation) = self.header(entry, protected) {
+                if !matches!(operation, HeaderOp::Append(..)) {
+                    // It is about all fields of the name, also what was to be added.
+                    let own_additions = merged.split_off(inherited_left);
+                    merged.retain(|known| !name(known).eq_ignore_ascii_case(&entry.key));
+                    inherited_left = merged.len();
+                    merged.extend(own_additions);
+                }
                 merged.push(operation);
             }
         }
-        // Stable: what sets keeps the order of the file.
-        merged.sort_by_key(|operation| matches!(operation, HeaderOp::Set(..)));
+        // Stable: otherwise the order of the file.
+        merged.sort_by_key(|operation| match operation {
+            HeaderOp::Remove(_) => 0,
+            HeaderOp::Set(..) => 1,
+            HeaderOp::Append(..) => 2,
+        });
         merged.into()
     }
 
-    fn header(&mut self, entry: &Entry) -> Option<HeaderOp> {
+    fn header(&mut self, entry: &Entry, protected: &[&str]) -> Option<HeaderOp> {
+        let (field, adds) = match entry.key.strip_prefix('+') {
+            Some(field) => (field, true),
+            None => (entry.key.as_str(), false),
+        };
         let Value::String(text) = &entry.item.value else {
             let message = format!("the field `{}` needs a string", entry.key);
             let label = format!("this is {}", entry.item.value.kind());
@@ -71,7 +121,7 @@ impl Reader<'_> {
                 )));
             return None;
         };
-        if entry.key.is_empty() || !entry.key.bytes().all(is_token) {
+        if !is_token(field) {
             let message = format!("`{}` is not a field name", entry.key);
             self.diagnostics.push(
                 Diagnostic::new(entry.key_at, message, "")
@@ -79,28 +129,36 @@ impl Reader<'_> {
             );
             return None;
         }
-        if let Some(field) = PROTECTED
+        if let Some(field) = protected
             .iter()
-            .find(|field| field.eq_ignore_ascii_case(&entry.key))
+            .find(|known| known.eq_ignore_ascii_case(field))
         {
+            let help = match *field {
+                "Host" => "write upstream_host = \"NAME\" instead",
+                _ => "the server sets it itself; take this line away",
+            };
             self.diagnostics.push(
                 Diagnostic::new(
                     entry.key_at,
                     format!("the field `{field}` can't be changed"),
                     "",
                 )
-                .help("the server sets it itself; take this line away"),
+                .help(help),
             );
             return None;
         }
-        let field = FieldName::Shared(entry.key.as_str().into());
-        if text.is_empty() {
+        let field = FieldName::Shared(field.into());
+        if text.is_empty() && !adds {
             return Some(HeaderOp::Remove(field));
         }
         let value = self.filled(entry.item.at, text)?;
         let value = self.secret_of(&entry.item, value)?;
         let value = self.field_value(entry.item.at, &value)?;
-        Some(HeaderOp::Set(field, value))
+        Some(if adds {
+            HeaderOp::Append(field, value)
+        } else {
+            HeaderOp::Set(field, value)
+        })
     }
 
     /// The value of a field, checked for what would end it or begin another one (RFC 9110 §5.5).
@@ -184,11 +242,14 @@ impl Reader<'_> {
 
 fn name(operation: &HeaderOp) -> &str {
     match operation {
-        HeaderOp::Set(name, _) | HeaderOp::Remove(name) => name.as_str(),
+        HeaderOp::Set(name, _) | HeaderOp::Remove(name) | HeaderOp::Append(name, _) => {
+            name.as_str()
+        }
     }
 }
 
-/// Whether a byte may stand in a token (RFC 9110 §5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// Whether a text is a token (RFC 9110 §5.6.2).
+pub(super) fn is_token(text: &str) -> bool {
+    let part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(part)
 }

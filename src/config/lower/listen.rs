@@ -1,14 +1,15 @@
 //! Names of sites, and the addresses they listen on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{ListenAddr, Listener};
+use crate::config::model::{ListenAddr, Listener, Peers};
 use crate::http::router::{HostMap, HostPattern, PatternError};
 
 /// Longest path of a unix socket in bytes (`sun_path` without its final NUL, unix(7)).
-const UNIX_PATH_MAX: usize = 107;
+pub(super) const UNIX_PATH_MAX: usize = 107;
 
 /// Longest name of a socket that is handed over, in bytes (systemd.socket(5), `FileDescriptorName=`).
 const FD_NAME_MAX: usize = 255;
@@ -176,6 +177,18 @@ struct Collected {
     address: ListenAddr,
     at: At,
     hosts: Vec<(HostPattern, usize, At)>,
+    proxy_protocol: Accepted,
+    /// Where sites say something else about PROXY headers.
+    disagree: Vec<At>,
+}
+
+/// Whose connections begin with a PROXY header, and where a site says so.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    /// The peers; `None` for nobody.
+    pub(super) from: Option<Arc<Peers>>,
+    /// The place of the key, or of the site that doesn't have it.
+    pub(super) at: At,
 }
 
 impl Listeners {
@@ -186,6 +199,7 @@ impl Listeners {
         hosts: &[(HostPattern, At)],
         address: ListenAddr,
         at: At,
+        proxy_protocol: &Accepted,
     ) {
         let known = self
             .list
@@ -198,6 +212,8 @@ impl Listeners {
                     address: address.clone(),
                     at,
                     hosts: Vec::new(),
+                    proxy_protocol: proxy_protocol.clone(),
+                    disagree: Vec::new(),
                 });
                 self.list.last_mut().expect("one was just added")
             }
@@ -211,6 +227,9 @@ impl Listeners {
         ) = (&mut collected.address, &address)
         {
             *companion = false;
+        }
+        if collected.proxy_protocol.from != proxy_protocol.from {
+            collected.disagree.push(proxy_protocol.at);
         }
         let hosts = hosts.iter().map(|(host, at)| (host.clone(), site, *at));
         collected.hosts.extend(hosts);
@@ -244,6 +263,20 @@ impl Listeners {
 }
 
 fn build_one(collected: Collected, reader: &mut Reader<'_>) -> Option<Listener> {
+    for at in &collected.disagree {
+        let message = format!(
+            "two sites on {} expect PROXY headers from different peers",
+            collected.address
+        );
+        reader.diagnostics.push(
+            Diagnostic::new(*at, message, "not as the first site")
+                .with(collected.proxy_protocol.at, "the first site")
+                .help(
+                    "the header comes before a site is known: write the same `proxy_protocol` in \
+                     both, or let one of them listen elsewhere",
+                ),
+        );
+    }
     let hosts = collected
         .hosts
         .iter()
@@ -253,6 +286,7 @@ fn build_one(collected: Collected, reader: &mut Reader<'_>) -> Option<Listener> 
         Ok(sites) => Some(Listener {
             address: collected.address,
             sites,
+            proxy_protocol: collected.proxy_protocol.from,
             place: reader.diagnostics.sources.place(collected.at),
         }),
         Err(conflicts) => {

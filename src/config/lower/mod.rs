@@ -4,24 +4,28 @@
 //! What is wrong is replaced by its default and the walk goes on, so that one run finds it all. The
 //! model is given out only when nothing was wrong.
 
+mod address;
 mod answer;
 mod headers;
 mod listen;
+mod proxy;
 mod read;
 mod routes;
 mod server;
+mod upstream;
+mod upstream_options;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::answer::Answer;
-use self::listen::{Listeners, site_name};
+use self::listen::{Accepted, Listeners, site_name};
 use self::read::Reader;
 use super::diagnostics::{At, Diagnostic, Diagnostics};
 use super::model::{Action, Model, Server, Site};
 use super::raw::{Entry, Table, Value};
 use super::references::References;
-use super::schema::Section;
+use super::schema::{PROXIES_EXIST, Section};
 use crate::http::router::{HostPattern, Pattern};
 
 /// What the sources refer to, and where it is found.
@@ -49,17 +53,22 @@ pub(super) fn lower(
         diagnostics,
         outside,
         references: References::default(),
+        upstreams: upstream::Upstreams::default(),
     };
     reader.unknown_keys(tree, Section::Top);
     let server = match reader.table(tree, Section::Top, "server") {
         Some(table) => reader.server(table),
         None => Server::default(),
     };
+    // Sites name them.
+    if PROXIES_EXIST && let Some(table) = reader.table(tree, Section::Top, "upstream") {
+        reader.upstreams(table);
+    }
     let mut sites = Vec::new();
     let mut listeners = Listeners::default();
     if let Some(table) = reader.table(tree, Section::Top, "site") {
         for entry in &table.entries {
-            if let Some(site) = reader.site(entry, sites.len(), &mut listeners) {
+            if let Some(site) = reader.site(entry, sites.len(), &mut listeners, &server) {
                 sites.push(Arc::new(site));
             }
         }
@@ -73,6 +82,7 @@ pub(super) fn lower(
         );
     }
     let model = Model {
+        upstreams: upstream::used(&sites),
         server,
         listeners,
         sites,
@@ -81,7 +91,13 @@ pub(super) fn lower(
 }
 
 impl Reader<'_> {
-    fn site(&mut self, entry: &Entry, index: usize, listeners: &mut Listeners) -> Option<Site> {
+    fn site(
+        &mut self,
+        entry: &Entry,
+        index: usize,
+        listeners: &mut Listeners,
+        server: &Server,
+    ) -> Option<Site> {
         const AT: Section = Section::Site;
         let Value::Table(table) = &entry.item.value else {
             let message = format!("the site `{}` needs a table", entry.key);
@@ -101,7 +117,7 @@ impl Reader<'_> {
         let answer = self.answer(table, AT, &Answer::default(), Some(&everything));
         let router = self.routes(table, &answer);
         let nothing = matches!(answer.action, Action::None) && table.get("routes").is_none();
-        let tried = ["root", "redirect", "respond"];
+        let tried = ["root", "redirect", "respond", "proxy"];
         if nothing && !tried.iter().any(|name| table.get(name).is_some()) {
             self.diagnostics.push(
                 Diagnostic::new(
@@ -109,14 +125,46 @@ impl Reader<'_> {
                     format!("the site `{}` has nothing to answer with", entry.key),
                     "",
                 )
-                .help("give it a `root`, a `redirect`, a `respond` or `routes`"),
+                .help("give it a `root`, a `proxy`, a `redirect`, a `respond` or `routes`"),
             );
         }
         Some(Site {
             name: entry.key.as_str().into(),
             router,
             fallback: Arc::new(routes::route(0, "", None, answer)),
+            trusted_proxies: match self.peers(table, AT, "trusted_proxies") {
+                Some(peers) => Arc::new(peers),
+                None => Arc::clone(&server.trusted_proxies),
+            },
         })
+    }
+
+    /// Whose connections begin with a PROXY header.
+    fn accepted(&mut self, site: &Entry, table: &Table) -> Accepted {
+        const AT: Section = Section::ProxyProtocol;
+        let Some(entry) = table.get("proxy_protocol") else {
+            return Accepted {
+                from: None,
+                at: site.key_at,
+            };
+        };
+        let peers = match &entry.item.value {
+            Value::Table(inner) => {
+                self.unknown_keys(inner, AT);
+                if inner.get("from").is_none() {
+                    self.diagnostics.push(
+                        Diagnostic::new(entry.item.at, "`proxy_protocol` names no peers", "")
+                            .help("write proxy_protocol = { from = [\"10.0.0.0/8\"] }"),
+                    );
+                }
+                self.peers(inner, AT, "from")
+            }
+            _ => self.peers_of(Section::Site, entry),
+        };
+        Accepted {
+            from: peers.filter(|peers| !peers.is_empty()).map(Arc::new),
+            at: entry.key_at,
+        }
     }
 
     /// Finds `[site.example.com]`, which TOML reads as a table `com` in the site `example`.
@@ -180,8 +228,9 @@ impl Reader<'_> {
                 }
             }
         }
+        let accepted = self.accepted(entry, table);
         for (address, at) in addresses {
-            to.add(index, &hosts, address, at);
+            to.add(index, &hosts, address, at, &accepted);
         }
     }
 }

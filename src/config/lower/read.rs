@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use crate::config::diagnostics::{At, Diagnostic, Diagnostics, SourceKind};
 use crate::config::lower::Outside;
+use crate::config::lower::upstream::Upstreams;
+use crate::config::model::StatusSet;
 use crate::config::nearest::nearest;
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::references::{self, References, Unfilled};
@@ -13,6 +15,7 @@ use crate::config::schema::Section;
 use crate::config::sources::{read_text, why};
 use crate::config::units;
 use crate::http::router::PatternError;
+use crate::http::types::Status;
 
 /// What is common to the reading of every table.
 pub(super) struct Reader<'a> {
@@ -21,6 +24,18 @@ pub(super) struct Reader<'a> {
     pub(super) outside: Outside<'a>,
     /// What was referred to, and what it stands for.
     pub(super) references: References,
+    /// The upstreams so far.
+    pub(super) upstreams: Upstreams,
+}
+
+/// The value of a key that is true, false or a table.
+pub(super) enum Toggle<'t> {
+    /// true.
+    On,
+    /// false.
+    Off,
+    /// A table, which is on.
+    Table(&'t Table),
 }
 
 impl Reader<'_> {
@@ -107,6 +122,101 @@ impl Reader<'_> {
         }
     }
 
+    /// true, false or a table; true only where the key says that it takes it.
+    pub(super) fn toggle<'t>(
+        &mut self,
+        table: &'t Table,
+        section: Section,
+        name: &str,
+    ) -> Option<Toggle<'t>> {
+        let entry = table.get(name)?;
+        let takes = section.key(name).map_or("", |key| key.takes);
+        match &entry.item.value {
+            Value::Boolean(false) => Some(Toggle::Off),
+            Value::Boolean(true) if takes.contains("true") => Some(Toggle::On),
+            Value::Table(inner) => Some(Toggle::Table(inner)),
+            _ => {
+                self.wrong(section, entry, &entry.item);
+                None
+            }
+        }
+    }
+
+    /// An integer in a range, or false: `Some(None)`.
+    pub(super) fn number_or_false(
+        &mut self,
+        table: &Table,
+        section: Section,
+        name: &str,
+        range: RangeInclusive<u64>,
+    ) -> Option<Option<u64>> {
+        match table.get(name)?.item.value {
+            Value::Boolean(false) => Some(None),
+            _ => self.integer(table, section, name, range).map(Some),
+        }
+    }
+
+    /// A duration from `at_least`, or false: `Some(None)`.
+    pub(super) fn duration_or_false(
+        &mut self,
+        table: &Table,
+        section: Section,
+        name: &str,
+        at_least: Duration,
+    ) -> Option<Option<Duration>> {
+        match table.get(name)?.item.value {
+            Value::Boolean(false) => Some(None),
+            _ => self.duration(table, section, name, at_least).map(Some),
+        }
+    }
+
+    /// A string.
+    pub(super) fn text(&mut self, table: &Table, section: Section, name: &str) -> Option<String> {
+        let entry = table.get(name)?;
+        self.string_of(section, entry, &entry.item)
+    }
+
+    /// A list of statuses: `404`, `"4xx"`, `"502-504"`, within bounds.
+    pub(super) fn statuses(
+        &mut self,
+        table: &Table,
+        section: Section,
+        name: &str,
+        bounds: RangeInclusive<u16>,
+    ) -> Option<StatusSet> {
+        let entry = table.get(name)?;
+        let Value::Array(items) = &entry.item.value else {
+            self.wrong(section, entry, &entry.item);
+            return None;
+        };
+        let mut ranges = Vec::with_capacity(items.len());
+        for item in items {
+            let range = match &item.value {
+                Value::Integer(number) => u16::try_from(*number).ok().map(|n| (n, n)),
+                Value::String(text) => status_range(&self.filled(item.at, text)?),
+                _ => None,
+            };
+            match range {
+                Some((first, last))
+                    if bounds.contains(&first) && bounds.contains(&last) && first <= last =>
+                {
+                    ranges.push((Status(first), Status(last)));
+                }
+                _ => {
+                    let (first, last) = (bounds.start(), bounds.end());
+                    let message = format!("`{name}` has something that is no status");
+                    self.diagnostics
+                        .push(Diagnostic::new(item.at, message, "").help(format!(
+                            "write a number from {first} to {last}, a class such as \"{}xx\", or a \
+                         range such as \"502-504\"",
+                            last / 100
+                        )));
+                }
+            }
+        }
+        Some(StatusSet::new(ranges))
+    }
+
     /// An integer in a range.
     pub(super) fn integer(
         &mut self,
@@ -138,19 +248,22 @@ impl Reader<'_> {
         let written = self.string_of(section, entry, &entry.item)?;
         let known = words.iter().find(|(word, _)| *word == written);
         if known.is_none() {
-            let list: Vec<_> = words
-                .iter()
-                .map(|(word, _)| format!("\"{word}\""))
-                .collect();
-            let help = match nearest(&written, words.iter().map(|(word, _)| *word)) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("the values are {}", list.join(", ")),
-            };
-            let message = format!("`{name}` can't be \"{written}\"");
-            self.diagnostics
-                .push(Diagnostic::new(entry.item.at, message, "unknown value").help(help));
+            let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            self.unknown_word(entry, &written, &names);
         }
         known.map(|(_, value)| *value)
+    }
+
+    /// Reports a text that is none of the words that a key takes.
+    pub(super) fn unknown_word(&mut self, entry: &Entry, written: &str, words: &[&str]) {
+        let list: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+        let help = match nearest(written, words.iter().copied()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => format!("the values are {}", list.join(", ")),
+        };
+        let message = format!("`{}` can't be \"{written}\"", entry.key);
+        self.diagnostics
+            .push(Diagnostic::new(entry.item.at, message, "unknown value").help(help));
     }
 
     /// A duration from `at_least`.
@@ -198,7 +311,8 @@ impl Reader<'_> {
         Some(value)
     }
 
-    fn out_of_range(&mut self, entry: &Entry, bounds: &str) {
+    /// Reports a value that is out of its bounds.
+    pub(super) fn out_of_range(&mut self, entry: &Entry, bounds: &str) {
         let message = format!("`{}` is out of range", entry.key);
         self.diagnostics.push(
             Diagnostic::new(entry.item.at, message, "out of range")
@@ -402,6 +516,19 @@ impl Reader<'_> {
             _ => at,
         }
     }
+}
+
+/// `4xx`, `404` or `502-504`.
+fn status_range(text: &str) -> Option<(u16, u16)> {
+    if let Some(class) = text.strip_suffix("xx") {
+        let class: u16 = class.parse().ok()?;
+        return Some((
+            class.checked_mul(100)?,
+            class.checked_mul(100)?.checked_add(99)?,
+        ));
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
 }
 
 /// A directory beside a missing one whose name is nearly the same.

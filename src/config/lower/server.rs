@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::read::Reader;
@@ -47,6 +48,7 @@ impl Default for Server {
             timeouts: Timeouts::default(),
             access_log: None,
             log_level: LogLevel::Info,
+            trusted_proxies: Arc::default(),
         }
     }
 }
@@ -127,6 +129,9 @@ impl Reader<'_> {
             log_level: self
                 .word(table, AT, "log_level", &levels)
                 .unwrap_or(default.log_level),
+            trusted_proxies: self
+                .peers(table, AT, "trusted_proxies")
+                .map_or(default.trusted_proxies, Arc::new),
         }
     }
 
