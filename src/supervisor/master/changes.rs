@@ -98,9 +98,7 @@ impl Master {
                 }
             }
             Err((text, code)) => {
-                if version.is_some() || code == 1 {
-                    self.new_image = None;
-                }
+                self.new_image = None;
                 Event::NotPrepared { change, text, code }
             }
         };

@@ -78,7 +78,7 @@ impl Master {
             FromWorker::Failed(failed) => Event::Failed {
                 worker,
                 permanent: failed.permanent,
-                why: failed.text,
+                why: within(&failed.text),
             },
             FromWorker::Applied { config } => Event::Applied {
                 worker,
@@ -87,7 +87,7 @@ impl Master {
             FromWorker::NotApplied { config, why } => Event::NotApplied {
                 worker,
                 config: ConfigId(config),
-                why,
+                why: within(&why),
             },
             FromWorker::CoreLost { core, why, stalls } => Event::CoreLost {
                 worker,
@@ -236,6 +236,14 @@ impl Master {
             child.kill();
         }
     }
+}
+
+/// An error of a worker, to stand within a sentence of the master.
+fn within(text: &str) -> String {
+    text.strip_prefix("error: ")
+        .unwrap_or(text)
+        .trim_end()
+        .to_owned()
 }
 
 /// Gives a worker the sockets that a configuration uses.
