@@ -11,16 +11,6 @@ use crate::support::{
     Client, End, Engine, PATIENCE, Server, Setup, Tree, noise, on_both, uring_missing, wait_until,
 };
 
-/// A client that has a download under way and reads nothing of it for now.
-fn download(server: &Server) -> Client {
-    let mut client = Client::connect_with(server.address(), |socket| {
-        socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-    });
-    client.send("GET /large.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-    client.await_bytes(1);
-    client
-}
-
 /// Whether nobody answers there any more: refused, or closed without a word.
 fn is_deaf(server: &Server) -> bool {
     let (domain, address) = server.address().socket();
@@ -40,7 +30,7 @@ fn a_signal_lets_requests_in_flight_finish() {
             for client in &mut idle {
                 assert_eq!(client.get("/ok").text(), "ok");
             }
-            let mut loading = download(&server);
+            let mut loading = server.download("/large.bin");
             let mut asking = server.connect();
             assert_eq!(asking.get("/ok").text(), "ok");
             asking.send("GET /ok HTTP/1.1\r\nHost: a\r\n");
@@ -83,7 +73,7 @@ fn a_second_signal_ends_it_at_once() {
         let mut server = simple(engine, &tree);
         let mut idle = server.connect();
         assert_eq!(idle.get("/ok").text(), "ok");
-        let _loading = download(&server);
+        let _loading = server.download("/large.bin");
         server.signal(Signal::TERM);
         assert_eq!(idle.end(), End::Closed, "it drains");
         assert!(server.ended().is_none());
@@ -100,7 +90,7 @@ fn the_drain_has_an_end() {
         let tree = Tree::new();
         tree.write("large.bin", noise(16 << 20));
         let mut server = serve(engine, &tree, &["--drain=400ms"]);
-        let mut loading = download(&server);
+        let mut loading = server.download("/large.bin");
         let begin = Instant::now();
         server.signal(Signal::TERM);
         assert!(server.exit_code().is_some(), "it ends by itself");

@@ -86,11 +86,7 @@ fn a_request_in_flight_ends_as_it_began_and_the_next_one_is_new() {
         // Both beneath one parent, which the worker may read.
         let below = |name: &str| config(&tree, name).replace("/www\"", &format!("/www/{name}\""));
         let server = Setup::run(engine, &below("old")).start();
-        let mut loading = Client::connect_with(server.address(), |socket| {
-            socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-        });
-        loading.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-        loading.await_bytes(1);
+        let mut loading = server.download("/long.bin");
         server.write_config(&below("new"));
         server.must(&["reload"]);
         let status = server.status();
@@ -166,11 +162,7 @@ fn a_new_listener_is_bound_and_a_removed_one_drains() {
         let server = Setup::run(engine, &one).start();
         let mut idle = server.connect();
         assert_eq!(idle.get("/ok").text(), "one");
-        let mut loading = Client::connect_with(server.address(), |socket| {
-            socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-        });
-        loading.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-        loading.await_bytes(1);
+        let mut loading = server.download("/long.bin");
         server.write_config(&other);
         server.must(&["reload"]);
         let addresses = wait_for("the new address is named", PATIENCE, || {
@@ -208,11 +200,7 @@ fn what_is_left_of_a_removed_listener_ends_at_the_deadline() {
         let server = Setup::run(engine, &one).start();
         let mut idle = server.connect();
         assert_eq!(idle.get("/ok").text(), "one");
-        let mut loading = Client::connect_with(server.address(), |socket| {
-            socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-        });
-        loading.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-        loading.await_bytes(1);
+        let mut loading = server.download("/long.bin");
         server.write_config(&one.replace("127.0.0.1:0", "127.0.0.2:0"));
         server.must(&["reload"]);
         assert!(idle.is_silent_for(Duration::from_millis(100)));

@@ -41,11 +41,7 @@ fn a_killed_worker_is_replaced_at_once_and_the_backlog_is_served() {
             tree.write("long.bin", noise(16 << 20));
             let server = Setup::run(engine, &config(&tree, "ok")).start();
             let worker = server.worker();
-            let mut loading = Client::connect_with(server.address(), |socket| {
-                socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-            });
-            loading.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-            loading.await_bytes(1);
+            let mut loading = server.download("/long.bin");
             // A worker that is stopped accepts nothing: these wait in the queue when it dies.
             send(worker, Signal::STOP);
             wait_until("it is stopped", PATIENCE, || is_stopped(worker));
@@ -157,11 +153,7 @@ fn when_the_master_dies_the_worker_lets_go_and_serves_its_clients_to_the_end() {
         tree.write("long.bin", noise(16 << 20));
         let server = Setup::run(engine, &config(&tree, "ok")).start();
         let worker = server.worker();
-        let mut loading = Client::connect_with(server.address(), |socket| {
-            socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-        });
-        loading.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-        loading.await_bytes(1);
+        let mut loading = server.download("/long.bin");
         server.signal(Signal::KILL);
         wait_until("nobody listens", PATIENCE, || {
             let (domain, address) = server.address().socket();

@@ -5,16 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::{config, config_with};
-use crate::support::{Client, End, PATIENCE, Server, Setup, Tree, noise, on_both, wait_until};
-
-fn slow(server: &Server) -> Client {
-    let mut client = Client::connect_with(server.address(), |socket| {
-        socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
-    });
-    client.send("GET /long.bin HTTP/1.1\r\nHost: a\r\n\r\n");
-    client.await_bytes(1);
-    client
-}
+use crate::support::{End, PATIENCE, Setup, Tree, noise, on_both, wait_until};
 
 #[test]
 fn quit_drains_and_stop_ends_at_once() {
@@ -23,7 +14,7 @@ fn quit_drains_and_stop_ends_at_once() {
         tree.write("long.bin", noise(16 << 20));
         for now in [false, true] {
             let mut server = Setup::run(engine, &config(&tree, "ok")).start();
-            let mut loading = slow(&server);
+            let mut loading = server.download("/long.bin");
             let begin = Instant::now();
             if now {
                 // The client of the command comes back when the server is gone.
@@ -48,7 +39,7 @@ fn a_second_signal_ends_a_drain_at_once() {
         let mut server = Setup::run(engine, &config(&tree, "ok")).start();
         let mut idle = server.connect();
         assert_eq!(idle.get("/ok").text(), "ok");
-        let _loading = slow(&server);
+        let _loading = server.download("/long.bin");
         server.signal(Signal::TERM);
         assert_eq!(idle.end(), End::Closed, "it drains");
         assert!(server.ended().is_none());

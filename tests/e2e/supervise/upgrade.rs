@@ -23,7 +23,7 @@ impl Programs {
         let programs = Self(tempfile::tempdir_in(beside).expect("a directory"));
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(programs.0.path(), open).expect("permissions");
-        fs::copy(PROGRAM, programs.path()).expect("a copy");
+        copy(Path::new(PROGRAM), &programs.path());
         programs
     }
 
@@ -34,7 +34,7 @@ impl Programs {
     /// Puts another program in its place, as a package manager does.
     fn replace(&self, with: &Path) {
         let new = self.0.path().join("new");
-        fs::copy(with, &new).expect("a copy");
+        copy(with, &new);
         fs::rename(new, self.path()).expect("a rename");
     }
 
@@ -56,6 +56,13 @@ impl Programs {
         assert!(status.expect("a C compiler").success());
         self.replace(&program);
     }
+}
+
+/// Copies a file by a process of its own. Were it open for writing here, another test's child could have
+/// it open for a moment, too, and nobody could run it then (ETXTBSY).
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status();
+    assert!(status.expect("cp").success());
 }
 
 /// The inode of the program that a process runs.

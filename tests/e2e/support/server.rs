@@ -499,6 +499,16 @@ impl Server {
         addresses
     }
 
+    /// A client that has a download under way and reads nothing of it for now.
+    pub(crate) fn download(&self, target: &str) -> Client {
+        let mut client = Client::connect_with(self.address(), |socket| {
+            socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
+        });
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        client.await_bytes(1);
+        client
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
