@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::messages::SocketId;
-use crate::config::model::Model;
+use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
 use crate::net::socket::paces;
@@ -62,46 +62,6 @@ pub(super) enum Message {
     Status(u64),
     /// Let the ring try what it may not; the number comes back.
     TryForbidden(u64),
-}
-
-/// Another configuration.
-#[derive(Debug)]
-pub(super) struct Swap {
-    /// Its number.
-    pub(super) epoch: u64,
-    /// What it says.
-    pub(super) model: Arc<Model>,
-    /// Its sockets.
-    pub(super) listeners: Vec<Serving>,
-}
-
-impl Swap {
-    /// What a core is to know of the sockets that it doesn't know yet.
-    fn listenings(&self, known: &[Rc<Listening>]) -> Vec<Rc<Listening>> {
-        let new = |it: &&Serving| !known.iter().any(|known| known.id() == it.id);
-        let new = self.listeners.iter().filter(new);
-        new.map(|it| Listening::new(it.id)).collect()
-    }
-
-    /// The sockets of this configuration, each with its place in the model.
-    fn placed(&self, listening: &[Rc<Listening>]) -> Vec<(Rc<Listening>, usize)> {
-        let of = |it: &Serving| {
-            let listening = listening.iter().find(|known| known.id() == it.id)?;
-            Some((Rc::clone(listening), it.listener))
-        };
-        self.listeners.iter().filter_map(of).collect()
-    }
-}
-
-/// A listening socket and what it is for.
-#[derive(Clone, Debug)]
-pub(super) struct Serving {
-    /// Its number, the same in every configuration that has it.
-    pub(super) id: SocketId,
-    /// The place of its listener in the model.
-    pub(super) listener: usize,
-    /// The socket.
-    pub(super) socket: Arc<OwnedFd>,
 }
 
 /// What a core tells.
@@ -503,9 +463,7 @@ impl<S: Serves> Life<S> {
         {
             listening.expire();
             self.core.wake_all();
-            for _ in 0..SETTLE_TURNS {
-                self.core.yield_turn().await;
-            }
+            self.settle().await;
             let cut = self.registry.cut(&self.core, &listening);
             if cut > 0 {
                 tracing::warn!(
@@ -516,6 +474,13 @@ impl<S: Serves> Life<S> {
         }
         let mut known = self.listening.borrow_mut();
         known.retain(|known| !Rc::ptr_eq(known, &listening));
+    }
+
+    /// Lets what was accepted last be received, and what was told be seen by every task.
+    async fn settle(&self) {
+        for _ in 0..SETTLE_TURNS {
+            self.core.yield_turn().await;
+        }
     }
 
     fn account(&self) -> Account {
@@ -542,9 +507,7 @@ impl<S: Serves> Life<S> {
         let mut timer = Timer::new(&self.core);
         timer.set(deadline);
         timer.bound(|| self.poll_accepts_ended()).await;
-        for _ in 0..SETTLE_TURNS {
-            self.core.yield_turn().await;
-        }
+        self.settle().await;
         let population = self.registry.population();
         population.drain();
         self.reporter.report(Event::Draining);
@@ -558,9 +521,7 @@ impl<S: Serves> Life<S> {
             // Those that have nothing in flight get their FIN; the others are cut.
             population.expire();
             self.core.wake_all();
-            for _ in 0..SETTLE_TURNS {
-                self.core.yield_turn().await;
-            }
+            self.settle().await;
         }
         self.end(LOG_DRAIN).await;
     }

@@ -71,8 +71,6 @@ pub(super) struct Start {
     pub(super) grants: Grants,
     /// Whether the access log comes with it.
     pub(super) logs: bool,
-    /// How long its connections may take to end when the master is gone, in milliseconds.
-    pub(super) orphan_drain_ms: u64,
 }
 
 /// The sandbox as the channel has it.

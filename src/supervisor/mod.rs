@@ -21,6 +21,7 @@ pub mod sandbox;
 mod signals;
 mod stall;
 pub mod standalone;
+mod swap;
 mod sys;
 mod sys_fds;
 mod sys_process;

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::core_thread::{Parts, Serves, Swap};
+use super::core_thread::{Parts, Serves};
+use super::swap::Swap;
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::session::{

@@ -11,15 +11,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::bind::{self, BoundAddr, BoundListener};
-use super::core_thread::{Message, Serving, Swap};
+use super::core_thread::Message;
 use super::signals::{Signal, Signals};
-use super::worker::{GRACE, Origin, StartError, Worker, WorkerPlan, app, failed, level, target};
+use super::swap::{Serving, Swap};
+use super::worker::{
+    GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, target,
+};
 use super::{banner, hook};
 use crate::config::model::{AccessLog, LogTarget, Model};
 use crate::net::socket::SocketFile;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
-use crate::runtime::engine::caps::check_openat2;
 use crate::runtime::mailbox::Wake;
 
 /// Serves until a signal ends it and the drain is over.
@@ -29,12 +31,7 @@ use crate::runtime::mailbox::Wake;
 pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
     // Whoever embeds the server may have a log already.
     let log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
-    check_openat2().map_err(|what| {
-        StartError::other(
-            what,
-            "Linux 5.6 or later is needed; in a container, a current runtime",
-        )
-    })?;
+    check_kernel()?;
     let listeners = bind(&model)?;
     run_logged(model, listeners, origin, log.as_deref())
 }

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use super::bind::ListenError;
 use super::core_thread::{
-    self, Account, End, Event, MakeService, Message, Parts, Report, Reporter, Serves, Setup, Swap,
+    self, Account, End, Event, MakeService, Message, Parts, Report, Reporter, Serves, Setup,
 };
 use super::limits::{Budget, Means, raise_descriptors};
 use super::stall::{self, Sight, Watch};
+use super::swap::Swap;
 use super::sys_process::thread_cpu;
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
@@ -30,7 +31,9 @@ use crate::observability::control_log::Level;
 use crate::observability::sink::{Sink, Target};
 use crate::runtime::affinity::{self, CpuId};
 use crate::runtime::engine::Forbidden;
-use crate::runtime::engine::caps::{EngineChoice, EngineKind, Restriction, Selection, explain};
+use crate::runtime::engine::caps::{
+    EngineChoice, EngineKind, Restriction, Selection, check_openat2, explain,
+};
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
@@ -132,6 +135,15 @@ impl Serves for App {
     fn epochs(&self) -> Vec<(u64, usize)> {
         self.epochs()
     }
+}
+
+/// Whether this kernel, and whoever confines us, lets files be served at all.
+///
+/// # Errors
+/// What forbids it.
+pub(super) fn check_kernel() -> Result<(), StartError> {
+    let help = "Linux 5.6 or later is needed; in a container, a current runtime";
+    check_openat2().map_err(|what| StartError::other(what, help))
 }
 
 /// What a worker will run with, found out before it has threads and before it is confined.

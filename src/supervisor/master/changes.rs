@@ -35,7 +35,7 @@ impl Master {
         self.prepared(change, prepared, None);
     }
 
-    pub(super) fn start_check(&mut self, change: ChangeId) -> Result<(), String> {
+    fn start_check(&mut self, change: ChangeId) -> Result<(), String> {
         let path = &self.program;
         let failed = |error: std::io::Error| {
             let what = format!(
@@ -69,7 +69,7 @@ impl Master {
 
     /// Binds what a checked configuration needs, and tells the machine how it can come into force.
     /// `version` is the new binary's, for an upgrade.
-    pub(super) fn prepared(
+    fn prepared(
         &mut self,
         change: ChangeId,
         checked: Result<Checked, (String, u8)>,
@@ -106,7 +106,7 @@ impl Master {
     }
 
     /// Why a configuration can't be served by the workers that run.
-    pub(super) fn restart_reasons(&self, config: ConfigId) -> Vec<String> {
+    fn restart_reasons(&self, config: ConfigId) -> Vec<String> {
         let (Some(old), Some(new)) = (
             self.in_force.and_then(|id| self.configurations.get(&id)),
             self.configurations.get(&config.0),
@@ -183,7 +183,7 @@ impl Master {
     }
 
     /// The access log of the configuration in force, if it is the same.
-    pub(super) fn log_in_force(&self, target: &LogTarget) -> Option<Arc<OwnedFd>> {
+    fn log_in_force(&self, target: &LogTarget) -> Option<Arc<OwnedFd>> {
         let configuration = self.configurations.get(&self.in_force?)?;
         let same = configuration.facts.log.as_ref() == Some(target);
         configuration.log.clone().filter(|_| same)
@@ -222,7 +222,7 @@ impl Master {
     }
 
     /// Prints where a one-liner can be opened.
-    pub(super) fn greet(
+    fn greet(
         &self,
         config: ConfigId,
         engines: &[(String, String, usize)],
@@ -253,7 +253,7 @@ impl Master {
     }
 
     /// The engines of the newest generation, each with its reason and cores.
-    pub(super) fn engines(&self) -> Vec<(String, String, usize)> {
+    fn engines(&self) -> Vec<(String, String, usize)> {
         let newest = self.children.iter().map(|child| child.generation).max();
         let children = self.children.iter();
         let children = children.filter(|child| Some(child.generation) == newest);

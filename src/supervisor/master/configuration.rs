@@ -14,11 +14,10 @@ use super::machine::Policy;
 use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place};
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
-use crate::observability::sink::Target;
 use crate::supervisor::messages::{SandboxMode, SocketId};
 use crate::supervisor::privileges::{self, Identity};
-use crate::supervisor::refusal;
 use crate::supervisor::sandbox::{self, Grants};
+use crate::supervisor::{refusal, worker};
 
 /// What the master needs to know of a configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -135,10 +134,7 @@ pub(super) fn check(input: &Input, coloured: bool) -> Result<Checked, String> {
 /// # Errors
 /// Whole lines.
 pub(super) fn open_log(target: &LogTarget) -> Result<OwnedFd, String> {
-    let target = match target {
-        LogTarget::Stdout => Target::Stdout,
-        LogTarget::File(path) => Target::File(path.clone()),
-    };
+    let target = worker::target(target);
     target.open().map_err(|error| {
         let help = "its directory has to exist, and the user that starts beltway has to be allowed to \
                     write there";

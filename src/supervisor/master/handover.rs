@@ -12,10 +12,11 @@ use super::children::Child;
 use super::configuration::Configuration;
 use super::machine::{self, ConfigId, Event, Machine};
 use super::requests::Requests;
-use super::sockets::{Held, Sockets, file_of};
+use super::sockets::{Held, Sockets};
 use super::upgrade::{self, Handover, Kept};
 use super::{Begun, LOG_FLUSH, Master, begin, own_image};
 use crate::config::bundle;
+use crate::net::socket::SocketFile;
 use crate::supervisor::channel::{Channel, read_blob};
 use crate::supervisor::control::server::{ControlServer, Exported};
 use crate::supervisor::listen_fds::Inherited;
@@ -263,7 +264,8 @@ fn sockets(
             key: socket.key,
             address: socket.address,
             socket: upgrade::adopt(socket.fd)?,
-            file: file_of(socket.file).unwrap_or_default(),
+            // One that is gone, or stands for another, is not ours to remove.
+            file: socket.file.and_then(|path| SocketFile::at(&path).ok()),
             inherited: socket.inherited,
             dual_stack: socket.dual_stack,
         })

@@ -37,9 +37,6 @@ pub use self::types::{
 };
 pub use self::view::{ChangeView, GenerationView, View, WorkerView};
 
-/// [`View::phase`] of a server that ends.
-pub const ENDING: &str = "ending";
-
 /// Form of a [`Snapshot`]. It changes with every change of the state that an older reader would
 /// misunderstand.
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -155,6 +152,16 @@ impl Machine {
     /// `Image::New` is `Image::Own` from now on.
     pub fn resumed(&mut self, now: Instant) -> Vec<Action> {
         self.turn(now, |turn| turn.resumed())
+    }
+
+    /// Whether it was told to end, or gave up.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.state.phase, Phase::Ending { .. })
+    }
+
+    /// Whether a change is under way.
+    pub fn is_changing(&self) -> bool {
+        self.state.change.is_some()
     }
 
     /// What `status` shows.

@@ -292,13 +292,13 @@ impl Master {
     /// Tells the service manager when the server is ready, and lets go of the sockets when it ends: who
     /// connects then is refused, and does not wait for nobody.
     fn tell_manager(&mut self) {
-        let view = self.machine.view();
-        if view.phase == machine::ENDING && !self.ending {
+        if self.machine.is_ending() && !self.ending {
             self.ending = true;
             self.notify.stopping("ending");
             self.sockets.close();
         }
-        if self.notify_ready && self.in_force.is_some() && view.change.is_none() && !self.ending {
+        let is_ready = self.in_force.is_some() && !self.machine.is_changing();
+        if self.notify_ready && is_ready && !self.ending {
             self.notify_ready = false;
             let epoch = self.in_force.unwrap_or_default();
             self.notify.ready(&format!("serving, epoch {epoch}"));

@@ -2,9 +2,7 @@
 //! reload nor an upgrade ever refuses a connection.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use crate::config::model::{ListenAddr, Place};
 use crate::net::socket::SocketFile;
@@ -97,26 +95,17 @@ impl Sockets {
         self.claim(wanted);
         let bound = bind::bind_missing(wanted, |address| {
             self.holds(address) || self.covers(address)
-        });
-        let mut errors = Vec::new();
-        match bound {
-            Ok(bound) => {
-                for socket in bound {
-                    self.add(Held {
-                        id: 0,
-                        key: wanted[socket.listener].0.clone(),
-                        address: socket.address,
-                        socket: socket.socket,
-                        file: socket.file,
-                        inherited: false,
-                        dual_stack: false,
-                    });
-                }
-            }
-            Err(failed) => errors = failed,
-        }
-        if !errors.is_empty() {
-            return Err(errors);
+        })?;
+        for socket in bound {
+            self.add(Held {
+                id: 0,
+                key: wanted[socket.listener].0.clone(),
+                address: socket.address,
+                socket: socket.socket,
+                file: socket.file,
+                inherited: false,
+                dual_stack: false,
+            });
         }
         let of = |(index, (address, _)): (usize, &(ListenAddr, Place))| {
             let held = self.held.iter().filter(|held| held.serves(address));
@@ -191,11 +180,6 @@ impl Sockets {
         });
         self.next += 1;
     }
-}
-
-/// The socket file of a unix socket that another program made, if it still stands.
-pub(super) fn file_of(path: Option<PathBuf>) -> io::Result<Option<SocketFile>> {
-    path.map(|path| SocketFile::at(&path)).transpose()
 }
 
 #[cfg(test)]

@@ -18,34 +18,23 @@ impl Master {
     }
 
     pub(super) fn hear_children(&mut self) {
+        let mut gone = BTreeSet::new();
         for index in 0..self.children.len() {
             // What it said before its end comes before the end.
             let ended = self.children[index].ended();
             self.hear_child(index);
             if let Some(cause) = ended {
-                let child = &mut self.children[index];
-                child.silent = true;
+                let child = &self.children[index];
                 let worker = child.worker;
+                gone.insert(worker);
                 let cause = format!("process {}, {cause}", child.pid.as_raw_nonzero());
                 self.events.push_back(Event::Exited { worker, cause });
             }
         }
-        let events = &self.events;
-        let gone = |child: &Child| {
-            events.iter().any(
-                |event| matches!(event, Event::Exited { worker, .. } if *worker == child.worker),
-            )
-        };
-        let gone: BTreeSet<WorkerId> = self
-            .children
-            .iter()
-            .filter(|child| gone(child))
-            .map(|child| child.worker)
-            .collect();
         self.children.retain(|child| !gone.contains(&child.worker));
     }
 
-    pub(super) fn hear_child(&mut self, index: usize) {
+    fn hear_child(&mut self, index: usize) {
         loop {
             let child = &mut self.children[index];
             if child.silent {
@@ -67,7 +56,7 @@ impl Master {
         }
     }
 
-    pub(super) fn told(&mut self, index: usize, message: FromWorker) {
+    fn told(&mut self, index: usize, message: FromWorker) {
         let child = &mut self.children[index];
         let worker = child.worker;
         let event = match message {
@@ -139,7 +128,7 @@ impl Master {
         }
     }
 
-    pub(super) fn try_spawn(
+    fn try_spawn(
         &mut self,
         worker: WorkerId,
         generation: GenerationId,
@@ -177,7 +166,6 @@ impl Master {
             sandbox: facts.sandbox,
             grants: facts.grants.clone(),
             logs: configuration.log.is_some(),
-            orphan_drain_ms: facts.drain_timeout_ms,
         };
         let mut descriptors = vec![configuration.bundle.as_fd()];
         descriptors.extend(configuration.log.iter().map(|log| log.as_fd()));

@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::{failed, wait};
 use crate::supervisor::channel::Channel;
-use crate::supervisor::core_thread::Serving;
 use crate::supervisor::messages::{Failed, FromWorker, Next, SocketId, Start, ToWorker};
 use crate::supervisor::sandbox::{Report, State};
+use crate::supervisor::swap::Serving;
 use crate::supervisor::{privileges, refusal};
 
 /// Moves the channel away from the standard input, which becomes empty.

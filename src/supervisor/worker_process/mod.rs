@@ -20,20 +20,22 @@ use self::begin::{
 };
 use self::questions::{Asked, Question};
 use super::channel::{Channel, ChannelError, read_blob};
-use super::core_thread::{Message, Swap};
+use super::core_thread::Message;
 use super::hook;
 use super::messages::{Failed, FromWorker, Next, Ready, SandboxMode, SocketId, Start, ToWorker};
 use super::refusal;
 use super::sandbox::{self, Notifier, Report, State};
 use super::signals::Signals;
 use super::stall::LOOK_EVERY;
+use super::swap::Swap;
 use super::sys_process;
-use super::worker::{GRACE, Told, Worker, WorkerPlan, app, level};
+use super::worker::{
+    GRACE, Origin, StartError, Told, Worker, WorkerPlan, app, check_kernel, level,
+};
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
-use crate::runtime::engine::caps::check_openat2;
 
 /// Serves as the worker of the master at the other end of the standard input, until it says so or is
 /// gone. Gives the exit code.
@@ -69,6 +71,11 @@ fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
 
 fn failed(permanent: bool, what: &str, help: &str) -> Failed {
     let text = refusal::message(what, None, &[help.to_owned()]);
+    Failed { permanent, text }
+}
+
+fn not_started(permanent: bool, error: &StartError) -> Failed {
+    let text = refusal::start_refused(error, Origin::Run);
     Failed { permanent, text }
 }
 
@@ -183,10 +190,7 @@ impl Process {
         let _ = rustix::thread::set_name(c"beltway-worker");
         let _signals = Signals::block()
             .map_err(|error| failed(false, &format!("can't block signals: {error}"), ""))?;
-        check_openat2().map_err(|what| {
-            let help = "Linux 5.6 or later is needed; in a container, a current runtime";
-            failed(true, &what, help)
-        })?;
+        check_kernel().map_err(|error| not_started(true, &error))?;
         let mut report = drop_privileges(start)?;
         readable(&start.identity_name(), &model.roots()).map_err(|text| Failed {
             permanent: true,
@@ -197,11 +201,8 @@ impl Process {
             start.next.listeners.len(),
             start.sandbox != SandboxMode::Off,
         )
-        .map_err(|error| Failed {
-            // Another engine, or another number of descriptors, takes a change by somebody.
-            permanent: true,
-            text: refusal::start_refused(&error, super::worker::Origin::Run),
-        })?;
+        // Another engine, or another number of descriptors, takes a change by somebody.
+        .map_err(|error| not_started(true, &error))?;
         if start.sandbox != SandboxMode::Off {
             report.files = sandbox::restrict_files(&start.grants);
         }
@@ -231,10 +232,8 @@ impl Process {
         };
         // No connection is accepted before all of this has succeeded: one that fails now would take
         // the clients along that it has met.
-        let worker = Worker::start(&plan, swap(Vec::new()), sink, app).map_err(|error| Failed {
-            permanent: engine == Engine::Uring,
-            text: refusal::start_refused(&error, super::worker::Origin::Run),
-        })?;
+        let worker = Worker::start(&plan, swap(Vec::new()), sink, app)
+            .map_err(|error| not_started(engine == Engine::Uring, &error))?;
         let mut notifier = None;
         if start.sandbox != SandboxMode::Off {
             report.rings = State::from(worker.restriction());
@@ -338,7 +337,7 @@ impl Process {
                     self.channel = None;
                     if self.give_up.is_none() {
                         tracing::error!(%error, "the master is gone: no more connections are accepted");
-                        self.drain(Duration::from_millis(self.start.orphan_drain_ms), false);
+                        self.drain(self.model.server.drain_timeout, false);
                     }
                     return;
                 }

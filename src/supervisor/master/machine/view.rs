@@ -82,7 +82,7 @@ pub(super) fn view(state: &State, clock: &Clock) -> View {
             Phase::Idle => "idle",
             Phase::Running => "running",
             Phase::Parked => "parked",
-            Phase::Ending { .. } => super::ENDING,
+            Phase::Ending { .. } => "ending",
             Phase::Ended => "ended",
         },
         config: state.force.map(|it| it.config),

@@ -1,0 +1,49 @@
+//! A configuration on its way to the cores, with the sockets that it listens on.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::messages::SocketId;
+use crate::config::model::Model;
+use crate::net::listener::Listening;
+
+/// Another configuration.
+#[derive(Debug)]
+pub(super) struct Swap {
+    /// Its number.
+    pub(super) epoch: u64,
+    /// What it says.
+    pub(super) model: Arc<Model>,
+    /// Its sockets.
+    pub(super) listeners: Vec<Serving>,
+}
+
+impl Swap {
+    /// What a core is to know of the sockets that it doesn't know yet.
+    pub(super) fn listenings(&self, known: &[Rc<Listening>]) -> Vec<Rc<Listening>> {
+        let new = |it: &&Serving| !known.iter().any(|known| known.id() == it.id);
+        let new = self.listeners.iter().filter(new);
+        new.map(|it| Listening::new(it.id)).collect()
+    }
+
+    /// The sockets of this configuration, each with its place in the model.
+    pub(super) fn placed(&self, listening: &[Rc<Listening>]) -> Vec<(Rc<Listening>, usize)> {
+        let of = |it: &Serving| {
+            let listening = listening.iter().find(|known| known.id() == it.id)?;
+            Some((Rc::clone(listening), it.listener))
+        };
+        self.listeners.iter().filter_map(of).collect()
+    }
+}
+
+/// A listening socket and what it is for.
+#[derive(Clone, Debug)]
+pub(super) struct Serving {
+    /// Its number, the same in every configuration that has it.
+    pub(super) id: SocketId,
+    /// The place of its listener in the model.
+    pub(super) listener: usize,
+    /// The socket.
+    pub(super) socket: Arc<OwnedFd>,
+}
