@@ -356,7 +356,9 @@ const SERVER: &[Key] = &[
         "\"common\", \"combined\" or \"json\"",
         "\"json\"",
         "\"combined\"",
-        "How a line of the access log looks.",
+        "How a line of the access log looks. \"json\" is an object with time, remote, method, target,\n\
+         version, status, bytes (sent), referer, user_agent, host, duration_us and received (bytes of\n\
+         the request's body).",
     ),
     key(
         "log_level",
