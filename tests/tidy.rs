@@ -62,6 +62,16 @@ const EXCEPTIONS: &[Exception] = &[
         "never contended: a lane has one helper",
     ),
     except(
+        "banned:Mutex",
+        "src/upstream/roster.rs",
+        "taken when servers change, and by each core once after that",
+    ),
+    except(
+        "banned:Mutex",
+        "src/upstream/line.rs",
+        "taken only while all servers are full",
+    ),
+    except(
         "banned:mpsc::channel",
         "src/runtime/offload.rs",
         "carries nothing but its end",

@@ -7,8 +7,10 @@
 
 pub mod balance;
 pub mod health;
+pub mod line;
 pub mod pool;
 pub mod queue;
 pub mod retry;
+pub mod roster;
 pub mod shared;
 pub mod status_set;
