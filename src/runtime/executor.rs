@@ -326,16 +326,18 @@ impl Core {
 
     /// Waits until another thread has woken this core since `seen`, which is then brought up to date.
     pub async fn woken(&self, seen: &mut u64) {
-        poll_fn(|_| {
-            let wakes = self.0.wakes.get();
-            if wakes != *seen {
-                *seen = wakes;
-                return Poll::Ready(());
-            }
-            self.0.woken.borrow_mut().push(self.current_task());
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|_| self.poll_woken(seen)).await;
+    }
+
+    /// Ready when another thread has woken this core since `seen`, as [`Self::woken`].
+    pub fn poll_woken(&self, seen: &mut u64) -> Poll<()> {
+        let wakes = self.0.wakes.get();
+        if wakes != *seen {
+            *seen = wakes;
+            return Poll::Ready(());
+        }
+        self.0.woken.borrow_mut().push(self.current_task());
+        Poll::Pending
     }
 
     fn run_ready(&self) {

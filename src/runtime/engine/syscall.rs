@@ -354,6 +354,13 @@ impl Core {
         .flatten()
     }
 
+    /// Our own address of a connection; `None` in a simulation, and where the kernel doesn't say.
+    pub fn local_address(&self, socket: &Fd) -> Option<SocketAddrAny> {
+        self.at_once(socket, |os| net::getsockname(os).map(Some), |_| Ok(None))
+            .ok()
+            .flatten()
+    }
+
     /// The bytes of the send buffer that the peer has not acknowledged (`SIOCOUTQ`), as far as the
     /// kernel says.
     pub fn unsent(&self, socket: &Fd) -> Option<u64> {

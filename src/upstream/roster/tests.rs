@@ -1,3 +1,5 @@
+//! Servers that come, go and are spoken of.
+
 use super::*;
 
 fn upstream(servers: &[&str]) -> Arc<Upstream> {
