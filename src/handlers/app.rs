@@ -2,24 +2,47 @@
 //! the route adds to every response. All of it in the configuration of the request ([`AppEpoch`]).
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
-use super::error_page;
+use super::{error_page, proxy};
 use crate::cache::open_files::{Bounds, OpenFiles};
-use crate::config::model::{Action, Cors, Files, HeaderOp, Route, Site};
+use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Proxy, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache};
 use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
 use crate::observability::access_log::Record;
 use crate::runtime::executor::Core;
+use crate::runtime::mailbox::Wake;
+use crate::upstream::Share;
+use crate::upstream::group::Account;
 use crate::util::clock::WallClock;
+
+/// Where an [`App`] lives: a core, and what is to be known of the others.
+pub struct Place {
+    /// The core.
+    pub core: Core,
+    /// What other threads wake it by.
+    pub wake: Arc<Wake>,
+    /// Which one of how many it is.
+    pub share: Share,
+}
+
+impl Place {
+    /// A number that differs from core to core and from call to call.
+    pub(super) fn seed(&self) -> u64 {
+        use std::hash::BuildHasher as _;
+        foldhash::fast::RandomState::default().hash_one(self.share.index)
+    }
+}
 
 /// All handlers of one core.
 pub struct App {
     pub(super) core: Core,
+    place: Place,
     pub(super) files: Rc<OpenFiles>,
     epochs: RefCell<Epochs>,
     router_cache: RefCell<RouterCache>,
@@ -33,24 +56,28 @@ pub struct App {
 enum Plan<'m> {
     Files(&'m Arc<Files>),
     Redirect(Status, String),
+    /// With the target that is asked for instead, if the route says one.
+    Proxy(&'m Arc<Proxy>, Option<String>),
     Respond(&'m Action),
 }
 
 impl App {
     /// The handlers of a core, with its first configuration. `seed` is secret and differs for each core.
     pub fn new(
-        core: &Core,
+        place: Place,
         first: NewEpoch<'_>,
         registry: Rc<Registry>,
         bounds: Bounds,
         seed: u128,
     ) -> Rc<Self> {
+        let core = &place.core;
         let files = OpenFiles::new(core, bounds);
-        let epochs = Epochs::new(&files, first);
+        let epochs = Epochs::new((&place, &files), first);
         let mut clock = WallClock::default();
         let now = clock.unix_seconds(core.now());
         Rc::new(Self {
             core: core.clone(),
+            place,
             files,
             epochs: RefCell::new(epochs),
             router_cache: RefCell::new(RouterCache::new()),
@@ -65,7 +92,10 @@ impl App {
     /// connection, but for those from listening sockets that it does not have; these keep the last
     /// configuration that had them. A request in flight ends by the one it began with.
     pub fn swap(&self, next: NewEpoch<'_>) {
-        let replaced = self.epochs.borrow_mut().swap(&self.files, next);
+        let replaced = self
+            .epochs
+            .borrow_mut()
+            .swap((&self.place, &self.files), next);
         self.router_cache.borrow_mut().clear();
         // Its end closes files and may end a log: nothing is borrowed meanwhile.
         drop(replaced);
@@ -76,6 +106,20 @@ impl App {
     /// of a listening socket that was removed.
     pub fn epochs(&self) -> Vec<(u64, usize)> {
         self.epochs.borrow().alive()
+    }
+
+    /// What this core knows of the upstreams of the current configuration.
+    pub fn upstreams(&self) -> Vec<Account> {
+        let epochs = self.epochs.borrow();
+        let groups = epochs.current().groups().iter();
+        groups.map(|group| group.account()).collect()
+    }
+
+    /// Closes what nobody uses just now and that would keep the core from ending.
+    pub fn close(&self) {
+        let epochs = self.epochs.borrow();
+        let groups = epochs.current().groups().iter();
+        groups.for_each(|group| group.pool().close());
     }
 
     /// Where the current configuration logs requests, for one that does the same.
@@ -121,6 +165,20 @@ impl App {
                     };
                     Plan::Redirect(*status, to.render(request, rest, &found.captures))
                 }
+                Action::Proxy(proxy) => {
+                    let target = match &proxy.path {
+                        PathRule::Rewrite { to, of_site } => {
+                            let rest = if *of_site {
+                                &request.path[1..]
+                            } else {
+                                found.rest
+                            };
+                            Some(to.render(request, rest, &found.captures))
+                        }
+                        PathRule::Keep | PathRule::Strip(_) => None,
+                    };
+                    Plan::Proxy(proxy, target)
+                }
                 action => Plan::Respond(action),
             };
             return (route, plan);
@@ -132,12 +190,27 @@ impl App {
                 let rest = &request.path[1..];
                 Plan::Redirect(*status, to.render(request, rest, &Captures::none()))
             }
+            Action::Proxy(proxy) => {
+                let target = match &proxy.path {
+                    PathRule::Rewrite { to, .. } => {
+                        Some(to.render(request, &request.path[1..], &Captures::none()))
+                    }
+                    PathRule::Keep | PathRule::Strip(_) => None,
+                };
+                Plan::Proxy(proxy, target)
+            }
             action => Plan::Respond(action),
         };
         (route, plan)
     }
 
-    async fn dispatch(&self, epoch: &AppEpoch, request: &Request<'_>, peer: &Peer) -> Response {
+    async fn dispatch(
+        &self,
+        epoch: &Rc<AppEpoch>,
+        request: &Request<'_>,
+        upload: &mut Upload<'_>,
+        peer: &Peer,
+    ) -> Response {
         if let Some(response) = without_site(request) {
             return response;
         }
@@ -145,17 +218,47 @@ impl App {
             return error_page::plain(421);
         };
         let (route, plan) = self.plan(site, request);
+        let mut is_ours = true;
         let mut response = match plan {
-            _ if is_preflight(request, route) => preflight(),
+            _ if is_preflight(request, route) => preflight(route),
             Plan::Files(files) => self.serve_files(epoch, files, request).await,
             Plan::Redirect(status, location) => redirect(status, location),
+            Plan::Proxy(proxy, target) => {
+                let asked = proxy::Asked {
+                    request,
+                    target: target.as_deref(),
+                    client: self.client(site, peer),
+                    addresses: self.addresses(proxy, peer),
+                };
+                let answer = self.serve_proxy(epoch, proxy, asked, upload).await;
+                is_ours = answer.is_ours;
+                answer.response
+            }
             Plan::Respond(action) => respond(action),
         };
-        if response.head.status.0 >= 400 {
+        // What a backend says of an error is left to it.
+        if response.head.status.0 >= 400 && is_ours {
             response = self.with_error_page(epoch, route, response).await;
         }
         decorate(&mut response.head, route, request);
         response
+    }
+
+    /// Who asks, as far as the site believes it.
+    fn client(&self, site: &Site, peer: &Peer) -> proxy::Client {
+        let address = peer.address(&self.core).map(|address| address.ip());
+        proxy::Client {
+            address,
+            peer: address,
+            peer_trusted: site.trusted_proxies.contains(address),
+        }
+    }
+
+    /// The addresses of the client's connection for a backend that wants a PROXY header.
+    fn addresses(&self, proxy: &Proxy, peer: &Peer) -> Option<(SocketAddr, SocketAddr)> {
+        proxy.send_proxy_protocol?;
+        let own = self.core.local_address(&peer.socket)?;
+        Some((peer.address(&self.core)?, SocketAddr::try_from(own).ok()?))
     }
 
     /// Puts the route's own page in the place of ours, if it has one for this status.
@@ -196,10 +299,10 @@ impl Service for App {
         &self,
         epoch: &Rc<AppEpoch>,
         request: &Request<'_>,
-        _: &mut Upload<'_>,
+        upload: &mut Upload<'_>,
         peer: &Peer,
     ) -> Response {
-        self.dispatch(epoch, request, peer).await
+        self.dispatch(epoch, request, upload, peer).await
     }
 
     fn refusal(&self, status: u16) -> Response {
@@ -281,13 +384,7 @@ fn respond(action: &Action) -> Response {
         content_type,
     } = action
     else {
-        let status = match action {
-            // Without a way to its backends, it is one whose backends are all gone.
-            // No configuration has one outside of unit tests (`schema::PROXIES_EXIST`).
-            Action::Proxy(_) => 502,
-            _ => 404,
-        };
-        return error_page::plain(status);
+        return error_page::plain(404);
     };
     let mut head = ResponseHead::new(status.0);
     if let Some(content_type) = content_type {
@@ -310,9 +407,13 @@ fn is_preflight(request: &Request<'_>, route: &Route) -> bool {
             .is_some()
 }
 
-fn preflight() -> Response {
+fn preflight(route: &Route) -> Response {
     let mut response = Response::empty(204);
-    response.head.push("Access-Control-Allow-Methods", ALLOW);
+    let methods = match route.action {
+        Action::Proxy(_) => "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+        _ => ALLOW,
+    };
+    response.head.push("Access-Control-Allow-Methods", methods);
     response.head.push("Access-Control-Allow-Headers", "*");
     response.head.push("Access-Control-Max-Age", "86400");
     response

@@ -6,14 +6,19 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
+use super::app::Place;
+use super::backends::{Backend, Backends};
+
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
-use crate::config::model::{Files, Model, Site, Symlinks};
+use crate::config::model::{Files, Model, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
 use crate::net::listener::Listening;
 use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
+use crate::upstream::group::Group;
+use crate::upstream::roster::Rosters;
 
 /// Takes one record of the access log; never waits.
 pub type LogRecord = dyn Fn(&Record<'_>);
@@ -24,6 +29,8 @@ pub struct NewEpoch<'n> {
     pub id: u64,
     /// The configuration.
     pub model: &'n Arc<Model>,
+    /// Its upstreams, at work on all cores: one for each of [`Model::upstreams`].
+    pub rosters: &'n Arc<Rosters>,
     /// The listening sockets that it has on this core, each with its place in [`Model::listeners`].
     pub listeners: &'n [(Rc<Listening>, usize)],
     /// Where its requests are logged.
@@ -39,11 +46,16 @@ pub struct AppEpoch {
     listeners: Box<[(u32, usize)]>,
     /// Roots in the cache, by the address of their settings in the model.
     roots: HashMap<usize, RootHandle>,
+    backends: Backends,
     log: Option<Rc<LogRecord>>,
 }
 
 impl AppEpoch {
-    fn new(files: &Rc<OpenFiles>, new: NewEpoch<'_>) -> Rc<Self> {
+    fn new(
+        (place, files): (&Place, &Rc<OpenFiles>),
+        new: NewEpoch<'_>,
+        before: Option<&Self>,
+    ) -> Rc<Self> {
         let mut roots = HashMap::default();
         new.model.each_files(|settings| {
             let root = files.add_root(settings.root.clone(), links(settings.symlinks));
@@ -52,8 +64,11 @@ impl AppEpoch {
         let ids = new.listeners.iter().map(|(of, index)| (of.id(), *index));
         let mut listeners: Box<[(u32, usize)]> = ids.collect();
         listeners.sort_unstable();
+        let none = Backends::default();
+        let before = before.map_or(&none, |before| &before.backends);
         Rc::new(Self {
             id: new.id,
+            backends: Backends::new(place, new.model, new.rosters, before),
             settings: settings(new.model),
             model: Arc::clone(new.model),
             listeners,
@@ -77,6 +92,16 @@ impl AppEpoch {
         let place = self.place(&peer.listener)?;
         let index = *self.model.listeners[place].sites.find(&request.host)?;
         self.model.sites.get(index).map(|site| &**site)
+    }
+
+    /// Where a route of this configuration leads.
+    pub(super) fn backend(&self, proxy: &Arc<Proxy>) -> &Rc<Backend> {
+        self.backends.of(proxy)
+    }
+
+    /// The upstreams of this configuration.
+    pub(super) fn groups(&self) -> &[Rc<Group>] {
+        self.backends.groups()
     }
 
     /// The root of a set of file settings of this configuration.
@@ -119,10 +144,10 @@ pub(super) struct Epochs {
 }
 
 impl Epochs {
-    pub(super) fn new(files: &Rc<OpenFiles>, first: NewEpoch<'_>) -> Self {
+    pub(super) fn new(made: (&Place, &Rc<OpenFiles>), first: NewEpoch<'_>) -> Self {
         Self {
             listenings: weak(first.listeners),
-            current: AppEpoch::new(files, first),
+            current: AppEpoch::new(made, first, None),
             replaced: Vec::new(),
             removed: Vec::new(),
         }
@@ -138,18 +163,27 @@ impl Epochs {
         Rc::clone(&self.current)
     }
 
+    /// The current one.
+    pub(super) fn current(&self) -> &Rc<AppEpoch> {
+        &self.current
+    }
+
     /// Where the current one logs requests.
     pub(super) fn log(&self) -> Option<Rc<LogRecord>> {
         self.current.log.clone()
     }
 
     /// Puts another epoch in the place of the current one, which it gives back.
-    pub(super) fn swap(&mut self, files: &Rc<OpenFiles>, next: NewEpoch<'_>) -> Rc<AppEpoch> {
+    pub(super) fn swap(
+        &mut self,
+        made: (&Place, &Rc<OpenFiles>),
+        next: NewEpoch<'_>,
+    ) -> Rc<AppEpoch> {
         self.replaced.retain(|epoch| epoch.strong_count() > 0);
         self.removed.retain(|of| of.strong_count() > 0);
         let listenings = weak(next.listeners);
         // The new one is made before the old one is let go, so roots that both have stay known.
-        let next = AppEpoch::new(files, next);
+        let next = AppEpoch::new(made, next, Some(&self.current));
         let before = std::mem::replace(&mut self.listenings, listenings);
         let replaced = std::mem::replace(&mut self.current, next);
         for listening in before.iter().filter_map(Weak::upgrade) {

@@ -2,9 +2,11 @@
 
 pub mod app;
 pub mod autoindex;
+mod backends;
 pub mod epoch;
 mod error_page;
 mod files;
 mod listing;
+mod proxy;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::app::App;
+use super::app::{App, Place};
 use super::epoch::NewEpoch;
 use crate::cache::open_files::Bounds;
 use crate::config::model::Model;
@@ -19,6 +19,8 @@ use crate::net::listener::Listening;
 use crate::runtime::engine::caps::{EngineChoice, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::mailbox::Wake;
+use crate::upstream::Share;
+use crate::upstream::roster::Rosters;
 
 /// Most bytes of the future that an idle connection keeps, and of the one that a busy one has on
 /// top of it. Beneath them are what is allocated once per connection: a slot, a descriptor, a timer.
@@ -52,15 +54,22 @@ struct Bench {
 impl Bench {
     fn new(choice: EngineChoice, model: &Arc<Model>) -> Self {
         let selection = Selection::choose(choice).unwrap();
-        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let wake = Wake::new().unwrap();
+        let core = selection.core(Arc::clone(&wake), None).unwrap();
         let (registry, listening) = (Rc::new(Registry::default()), Listening::new(7));
         let first = NewEpoch {
             id: 1,
             model,
+            rosters: &Rosters::new(&model.upstreams, core.now()),
             listeners: &[(listening.clone(), 0)],
             log: None,
         };
-        let app = App::new(&core, first, registry.clone(), Bounds::default(), 7);
+        let place = Place {
+            core: core.clone(),
+            wake,
+            share: Share { index: 0, of: 1 },
+        };
+        let app = App::new(place, first, registry.clone(), Bounds::default(), 7);
         Self {
             core,
             app,
@@ -73,6 +82,7 @@ impl Bench {
         self.app.swap(NewEpoch {
             id,
             model,
+            rosters: &Rosters::new(&model.upstreams, self.core.now()),
             listeners: &[(listening.clone(), 0)],
             log: None,
         });
@@ -207,6 +217,7 @@ fn a_request_in_flight_ends_in_the_configuration_it_began_in() {
             bench.app.swap(NewEpoch {
                 id,
                 model: &model,
+                rosters: &Arc::default(),
                 listeners: &[(bench.listening.clone(), 0)],
                 log: Some(Rc::new(move |_| lines.set(lines.get() + 1))),
             });

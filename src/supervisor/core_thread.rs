@@ -32,6 +32,7 @@ use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{Receiver, Wake};
 use crate::runtime::offload::HelperPort;
 use crate::runtime::task::TaskId;
+use crate::upstream::Share;
 
 /// How long a drained core tries to hand its last log lines to the sink.
 const LOG_DRAIN: Duration = Duration::from_secs(1);
@@ -161,6 +162,8 @@ pub(super) struct Setup {
     pub(super) may_degrade: bool,
     /// What other threads wake it by.
     pub(super) wake: Arc<Wake>,
+    /// How many cores there are.
+    pub(super) cores: usize,
     /// Its way to the helpers, and another one for a second attempt.
     pub(super) helpers: [Option<HelperPort>; 2],
     /// Where its messages come from.
@@ -183,6 +186,10 @@ pub(super) struct Setup {
 pub(super) struct Parts<'p> {
     /// The core.
     pub(super) core: &'p Core,
+    /// What other threads wake it by.
+    pub(super) wake: Arc<Wake>,
+    /// Which one of how many it is.
+    pub(super) share: Share,
     /// The first configuration.
     pub(super) first: &'p Swap,
     /// Its sockets, each with its place in the model.
@@ -203,6 +210,9 @@ pub(super) trait Serves: Service {
 
     /// The configurations that are in use, with the requests that each answers.
     fn epochs(&self) -> Vec<(u64, usize)>;
+
+    /// Lets go of what would outlive the last connection.
+    fn close(&self);
 }
 
 /// Makes what answers the requests of a core.
@@ -289,6 +299,11 @@ fn serve<S: Serves>(
     let listening: Vec<Rc<Listening>> = setup.first.listenings(&[]);
     let service = make(Parts {
         core,
+        wake: setup.wake,
+        share: Share {
+            index: setup.reporter.core,
+            of: setup.cores,
+        },
         first: &setup.first,
         listeners: &setup.first.placed(&listening),
         registry: Rc::clone(&registry),
@@ -541,6 +556,7 @@ impl<S: Serves> Life<S> {
         {
             tracing::warn!("the access log is too slow: its last lines are lost");
         }
+        self.service.close();
         self.done.set(true);
         // The engine must not sleep on it: whether all is done is asked between two turns.
         self.core.yield_turn().await;

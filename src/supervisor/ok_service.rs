@@ -71,6 +71,8 @@ impl Serves for OkService {
     fn epochs(&self) -> Vec<(u64, usize)> {
         Vec::new()
     }
+
+    fn close(&self) {}
 }
 
 impl Service for OkService {

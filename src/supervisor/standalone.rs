@@ -23,6 +23,7 @@ use crate::net::socket::SocketFile;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::runtime::mailbox::Wake;
+use crate::upstream::roster::Rosters;
 
 /// Serves until a signal ends it and the drain is over.
 ///
@@ -85,6 +86,7 @@ fn run_logged(
     } = open(listeners);
     let first = Swap {
         epoch: 1,
+        rosters: Rosters::new(&model.upstreams, Instant::now()),
         model: Arc::clone(&model),
         listeners: serving,
     };

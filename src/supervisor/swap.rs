@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::messages::SocketId;
 use crate::config::model::Model;
 use crate::net::listener::Listening;
+use crate::upstream::roster::Rosters;
 
 /// Another configuration.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Swap {
     pub(super) epoch: u64,
     /// What it says.
     pub(super) model: Arc<Model>,
+    /// Its upstreams, at work.
+    pub(super) rosters: Arc<Rosters>,
     /// Its sockets.
     pub(super) listeners: Vec<Serving>,
 }

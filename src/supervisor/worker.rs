@@ -22,7 +22,7 @@ use super::swap::Swap;
 use super::sys_process::thread_cpu;
 use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
-use crate::handlers::app::App;
+use crate::handlers::app::{App, Place};
 use crate::handlers::epoch::{LogRecord, NewEpoch};
 use crate::http::session::{Counts, count_limit};
 use crate::net::listener::Listening;
@@ -115,10 +115,16 @@ pub(super) fn app(parts: Parts<'_>) -> Rc<App> {
     let first = NewEpoch {
         id: parts.first.epoch,
         model: &parts.first.model,
+        rosters: &parts.first.rosters,
         listeners: parts.listeners,
         log,
     };
-    App::new(parts.core, first, parts.registry, bounds, seed)
+    let place = Place {
+        core: parts.core.clone(),
+        wake: parts.wake,
+        share: parts.share,
+    };
+    App::new(place, first, parts.registry, bounds, seed)
 }
 
 impl Serves for App {
@@ -127,6 +133,7 @@ impl Serves for App {
         self.swap(NewEpoch {
             id: swap.epoch,
             model: &swap.model,
+            rosters: &swap.rosters,
             listeners,
             log: self.log_in_force(),
         });
@@ -134,6 +141,10 @@ impl Serves for App {
 
     fn epochs(&self) -> Vec<(u64, usize)> {
         self.epochs()
+    }
+
+    fn close(&self) {
+        self.close();
     }
 }
 
@@ -293,6 +304,7 @@ impl Worker {
                 may_degrade,
                 helpers: [0; 2].map(|_| Some(worker.helpers.port(Arc::clone(&wake)))),
                 wake: Arc::clone(&wake),
+                cores: plan.cpus.len(),
                 mailbox: messages,
                 first: Arc::clone(&first),
                 connections_max: plan.budget.connections_per_core,
@@ -578,6 +590,7 @@ mod tests {
     use crate::supervisor::bind::{self, BoundAddr};
     use crate::supervisor::ok_service::{OkService, SPINNING};
     use crate::supervisor::standalone::{Opened, open};
+    use crate::upstream::roster::Rosters;
 
     /// Longest that anything here may take.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -609,6 +622,7 @@ mod tests {
         let sink = sink.map(|log| Sink::start(&target(&log.target)).unwrap());
         let first = Swap {
             epoch: 1,
+            rosters: Rosters::new(&model.upstreams, Instant::now()),
             model: Arc::clone(model),
             listeners: opened.serving.clone(),
         };

@@ -13,7 +13,7 @@ use std::time::Duration;
 use beltway::cache::open_files::Bounds;
 use beltway::config::model::Model;
 use beltway::config::{self, sources::Input};
-use beltway::handlers::app::App;
+use beltway::handlers::app::{App, Place};
 use beltway::handlers::epoch::NewEpoch;
 use beltway::http::session::{self, Registry};
 use beltway::net::listener::{Listening, Rest, accept_loop, limits};
@@ -23,6 +23,8 @@ use beltway::runtime::engine::sim::{
 use beltway::runtime::executor::Core;
 use beltway::runtime::fd::Fd;
 use beltway::runtime::future::Timer;
+use beltway::runtime::mailbox::Wake;
+use beltway::upstream::Share;
 
 use crate::server::body;
 use crate::{SEEDS, TURNS_MAX, number, told};
@@ -311,14 +313,20 @@ struct Generation {
 impl Generation {
     fn new(core: &Core, epoch: u64, listenings: &[(Rc<Listening>, usize)]) -> Self {
         let registry = Rc::new(Registry::default());
+        let place = Place {
+            core: core.clone(),
+            wake: Wake::new().unwrap(),
+            share: Share { index: 0, of: 1 },
+        };
         let first = NewEpoch {
             id: epoch,
             model: &model(epoch, listenings.len() == 2),
+            rosters: &Arc::default(),
             listeners: listenings,
             log: None,
         };
         Self {
-            app: App::new(core, first, Rc::clone(&registry), Bounds::default(), 7),
+            app: App::new(place, first, Rc::clone(&registry), Bounds::default(), 7),
             registry,
             accepting: Rc::default(),
         }
@@ -352,6 +360,7 @@ impl Generation {
         self.app.swap(NewEpoch {
             id: epoch,
             model: &model(epoch, listenings.len() == 2),
+            rosters: &Arc::default(),
             listeners: listenings,
             log: None,
         });

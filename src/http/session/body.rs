@@ -18,6 +18,8 @@ pub enum Body {
     Empty,
     /// Bytes made for this response.
     Bytes(Vec<u8>),
+    /// Bytes just as they were received from elsewhere.
+    Received(RecvBuf),
     /// A part of bytes that a cache of this core holds.
     Shared(Rc<[u8]>, Range<usize>),
     /// Bytes of the configuration.
@@ -102,6 +104,7 @@ impl Body {
         Some(match self {
             Self::Empty => 0,
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Received(bytes) => bytes.len() as u64,
             Self::Shared(_, range) => range.len() as u64,
             Self::Constant(bytes) => bytes.len() as u64,
             Self::File(part) => part.length,

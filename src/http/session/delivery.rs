@@ -34,6 +34,7 @@ impl<S: Service> Connection<S> {
             // They leave by ways of their own.
             Body::Stream(_) | Body::Tunnel(_) => unreachable!("not content at hand"),
             Body::Bytes(bytes) => self.send_bytes(batch, &bytes).await,
+            Body::Received(bytes) => self.send_bytes(batch, &bytes).await,
             Body::Shared(bytes, range) => {
                 let head = self.take(batch);
                 self.sender.pair(&mut self.timer, head, &bytes[range]).await
@@ -255,6 +256,7 @@ pub(super) fn append_small(body: &mut Body, batch: &mut Vec<u8>) -> u64 {
     }
     match &*body {
         Body::Bytes(bytes) => batch.extend_from_slice(bytes),
+        Body::Received(bytes) => batch.extend_from_slice(bytes),
         Body::Shared(bytes, range) => batch.extend_from_slice(&bytes[range.clone()]),
         Body::Constant(bytes) => batch.extend_from_slice(bytes),
         Body::Empty => {}

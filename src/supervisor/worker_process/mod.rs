@@ -36,6 +36,7 @@ use crate::config::bundle;
 use crate::config::model::{Engine, Model};
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
+use crate::upstream::roster::Rosters;
 
 /// Serves as the worker of the master at the other end of the standard input, until it says so or is
 /// gone. Gives the exit code.
@@ -90,6 +91,8 @@ struct Process {
     notifier: Option<Notifier>,
     /// The model in force, whose drain timeout counts when the master is gone.
     model: Arc<Model>,
+    /// Its upstreams, at work.
+    rosters: Arc<Rosters>,
     swapping: Option<Swapping>,
     /// Cores that still accept, while the worker drains.
     accepting: Vec<usize>,
@@ -151,6 +154,7 @@ impl Process {
                     report,
                     notifier,
                     model: Arc::clone(&first.model),
+                    rosters: Arc::clone(&first.rosters),
                     swapping: None,
                     accepting: Vec::new(),
                     asked: Vec::new(),
@@ -225,9 +229,11 @@ impl Process {
         let serving = listening(&start.next, sockets)
             .ok_or_else(|| broken("a listening socket is missing"))?;
         let engine = model.server.engine;
+        let rosters = Rosters::new(&model.upstreams, Instant::now());
         let swap = |listeners| Swap {
             epoch: start.next.config,
             model: Arc::clone(&model),
+            rosters: Arc::clone(&rosters),
             listeners,
         };
         // No connection is accepted before all of this has succeeded: one that fails now would take
@@ -406,9 +412,12 @@ impl Process {
         let model = bundle::unpack(&content)?.model;
         readable(&self.start.identity_name(), &model.roots())?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
+        let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
+        self.rosters = Arc::clone(&rosters);
         let swap = Swap {
             epoch: next.config,
             model,
+            rosters,
             listeners,
         };
         self.swap(&next, swap, false);

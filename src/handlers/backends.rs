@@ -1,0 +1,136 @@
+//! The backends that the routes of a configuration lead to, as a core holds them: for each route that
+//! is proxied its upstream at work, and what of its settings can be worked out before a request comes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foldhash::HashMap;
+
+use super::app::Place;
+use crate::config::model::{self, Action, HeaderOp, Model, Proxy};
+use crate::http::semantics::forwarding::{FieldOp, FieldOpError};
+use crate::http::types::Status;
+use crate::upstream::group::Group;
+use crate::upstream::retry::RetryPolicy;
+use crate::upstream::roster::Rosters;
+use crate::upstream::status_set::StatusSet;
+
+/// The backends of one configuration.
+#[derive(Default)]
+pub(super) struct Backends {
+    groups: Vec<Rc<Group>>,
+    /// By the address of their settings in the model.
+    routes: HashMap<usize, Rc<Backend>>,
+}
+
+/// Where the requests of a route go.
+pub(super) struct Backend {
+    /// The upstream.
+    pub(super) group: Rc<Group>,
+    /// The settings.
+    pub(super) proxy: Arc<Proxy>,
+    /// Changes to the fields of requests.
+    pub(super) operations: Box<[FieldOp]>,
+    /// When a try is repeated.
+    pub(super) retries: RetryPolicy,
+    /// Statuses that count as failures of a server.
+    pub(super) failing: StatusSet,
+}
+
+impl Backends {
+    /// Those of `model`, whose upstreams are `rosters`. What `before` has of the same ones is taken over.
+    pub(super) fn new(place: &Place, model: &Model, rosters: &Rosters, before: &Self) -> Self {
+        let groups: Vec<Rc<Group>> = rosters
+            .list()
+            .iter()
+            .map(|roster| {
+                let known = before.groups.iter();
+                let name = &roster.settings().name;
+                let mut known = known.filter(|group| group.roster().settings().name == *name);
+                match known.next() {
+                    Some(same) if Arc::ptr_eq(same.roster(), roster) => Rc::clone(same),
+                    other => Group::new(
+                        &place.core,
+                        &place.wake,
+                        roster,
+                        (place.share, place.seed()),
+                        other.map(|group| &**group),
+                    ),
+                }
+            })
+            .collect();
+        let mut routes = HashMap::default();
+        for route in model.sites.iter().flat_map(|site| site.each_route()) {
+            let Action::Proxy(proxy) = &route.action else {
+                continue;
+            };
+            let mut upstreams = model.upstreams.iter();
+            let at = upstreams.position(|upstream| upstream.name == proxy.upstream.name);
+            if let Some(group) = at.and_then(|at| groups.get(at)) {
+                let backend = Backend::new(Rc::clone(group), proxy);
+                routes.insert(key(proxy), Rc::new(backend));
+            }
+        }
+        Self { groups, routes }
+    }
+
+    /// Where a route leads.
+    pub(super) fn of(&self, proxy: &Arc<Proxy>) -> &Rc<Backend> {
+        self.routes
+            .get(&key(proxy))
+            .expect("every proxy of the model is entered")
+    }
+
+    /// The upstreams.
+    pub(super) fn groups(&self) -> &[Rc<Group>] {
+        &self.groups
+    }
+}
+
+fn key(proxy: &Arc<Proxy>) -> usize {
+    Arc::as_ptr(proxy) as usize
+}
+
+impl Backend {
+    fn new(group: Rc<Group>, proxy: &Arc<Proxy>) -> Self {
+        let operations = proxy.request_headers.iter().filter_map(|op| {
+            let op = field_op(op);
+            if let Err(error) = &op {
+                // The configuration has refused it before.
+                tracing::error!(%error, "a change to the fields of requests can't be made");
+            }
+            op.ok()
+        });
+        let retries = &proxy.retries;
+        Self {
+            operations: operations.collect(),
+            retries: RetryPolicy {
+                tries_max: u8::try_from(retries.tries).unwrap_or(u8::MAX),
+                time_max: Some(retries.time),
+                statuses: statuses(&retries.statuses),
+                repeats_any_method: retries.non_idempotent,
+            },
+            failing: match &proxy.upstream.passive {
+                Some(passive) => statuses(&passive.statuses),
+                None => StatusSet::default(),
+            },
+            proxy: Arc::clone(proxy),
+            group,
+        }
+    }
+}
+
+fn field_op(op: &HeaderOp) -> Result<FieldOp, FieldOpError> {
+    match op {
+        HeaderOp::Set(name, value) => FieldOp::set(name.clone(), value.clone()),
+        HeaderOp::Append(name, value) => FieldOp::append(name.clone(), value.clone()),
+        HeaderOp::Remove(name) => FieldOp::remove(name.clone()),
+    }
+}
+
+fn statuses(configured: &model::StatusSet) -> StatusSet {
+    let mut set = StatusSet::default();
+    let chosen = (100..600).filter(|status| configured.contains(Status(*status)));
+    chosen.for_each(|status| set.insert(status, status));
+    set
+}

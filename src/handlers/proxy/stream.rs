@@ -1,0 +1,403 @@
+//! The response on its way to the client: small ones at once, others as they come, each to its own end
+//! or shown as cut short.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::exchange::{Incoming, Reply};
+use super::micros;
+use super::outgoing::{Outgoing, Replay};
+use super::tunnel::ProxyTunnel;
+use crate::handlers::backends::Backend;
+use crate::http::h1::body::BodyDecoder;
+use crate::http::h1::encode::ResponseFraming;
+use crate::http::session::{Body, BodyStream, Cut, Piece, Response, Trailers, Upload};
+use crate::http::types::{FieldName, FieldValue};
+use crate::net::recv::End;
+use crate::runtime::buf::RecvBuf;
+use crate::runtime::executor::Core;
+use crate::runtime::future::Timer;
+use crate::upstream::group::Claim;
+use crate::upstream::health::{FailureKind, Outcome};
+use crate::upstream::pool::Connection;
+
+/// What a response is delivered with.
+pub(super) struct Context<'a> {
+    pub(super) core: &'a Core,
+    pub(super) backend: &'a Rc<Backend>,
+    /// When the request began.
+    pub(super) started: Instant,
+    /// When all of it has to be done.
+    pub(super) total: Option<Instant>,
+}
+
+impl Reply {
+    /// The response for the client. `replay`: what was kept of the request's body.
+    pub(super) fn into_response(
+        self,
+        context: &Context<'_>,
+        claim: Claim,
+        replay: Replay,
+        upload: &mut Upload<'_>,
+    ) -> Response {
+        if self.is_switch {
+            let idle = context.backend.proxy.timeouts.tunnel;
+            let tunnel = ProxyTunnel::new(claim, self.connection, self.incoming, idle);
+            return Response {
+                head: self.head,
+                body: Body::Tunnel(Box::new(tunnel)),
+            };
+        }
+        let status = self.head.status;
+        let is_whole = self.outgoing.is_none();
+        let here = self.incoming.bytes().len() as u64;
+        let ends_here = match self.framing {
+            ResponseFraming::None => Some(0),
+            ResponseFraming::Length(length) if length <= here => Some(length),
+            _ => None,
+        };
+        // The rest of the request goes on while the response does: then it has to be a stream.
+        let Some(length) = ends_here.filter(|length| is_whole || *length == 0) else {
+            let length = self.length;
+            let stream = Stream::new(self, context, claim, replay);
+            return Response {
+                head: stream.1,
+                body: Body::Stream(Box::new(stream.0.with_length(length))),
+            };
+        };
+        let done = Done {
+            claim,
+            keeps: self.keep_alive && is_whole && here == length,
+            connection: self.connection,
+        };
+        let body = match self.framing {
+            ResponseFraming::None if status.forbids_body() => Body::Empty,
+            ResponseFraming::None => Body::Absent(self.length),
+            _ if length == 0 => Body::Empty,
+            _ => whole(self.incoming, length as usize),
+        };
+        done.finish(context.core, context.started, upload);
+        Response {
+            head: self.head,
+            body,
+        }
+    }
+}
+
+/// A body that is here as a whole.
+fn whole(incoming: Incoming, length: usize) -> Body {
+    match incoming.into_parts() {
+        (Some(buffer), _) if buffer.len() == length => Body::Received(buffer),
+        (Some(buffer), _) => Body::Bytes(buffer[..length].to_vec()),
+        (None, mut gathered) => {
+            gathered.truncate(length);
+            Body::Bytes(gathered)
+        }
+    }
+}
+
+/// A response whose last byte has come.
+struct Done {
+    claim: Claim,
+    connection: Connection,
+    /// Nothing stands in the way of using the connection again.
+    keeps: bool,
+}
+
+impl Done {
+    fn finish(self, core: &Core, started: Instant, upload: &mut Upload<'_>) {
+        self.claim.record(Outcome::Success, Duration::ZERO);
+        if self.keeps && self.claim.is_wanted() {
+            self.connection.give_back();
+        }
+        if let Some(log) = upload.noted() {
+            let total = core.now().saturating_duration_since(started);
+            log.total_us = Some(micros(total));
+        }
+    }
+}
+
+/// A response on its way.
+struct Stream {
+    core: Core,
+    /// Taken at the end.
+    source: Option<(Claim, Connection)>,
+    decoder: BodyDecoder,
+    length: Option<u64>,
+    keep_alive: bool,
+    /// Bytes that were received, first come first; at most `ahead_max` beside one buffer.
+    received: VecDeque<RecvBuf>,
+    /// Bytes that came with the head.
+    gathered: Vec<u8>,
+    /// Bytes that may be received before the client wants them.
+    ahead_max: usize,
+    /// The backend has said all, or broken off.
+    end: Option<End>,
+    outgoing: Option<Outgoing>,
+    replay: Replay,
+    timer: Timer,
+    read_timeout: Option<Duration>,
+    /// Since when the next bytes are waited for.
+    waiting_since: Option<Instant>,
+    total: Option<Instant>,
+    started: Instant,
+}
+
+impl Stream {
+    fn new(
+        reply: Reply,
+        context: &Context<'_>,
+        claim: Claim,
+        replay: Replay,
+    ) -> (Self, crate::http::types::ResponseHead) {
+        let (buffer, gathered) = reply.incoming.into_parts();
+        let proxy = &context.backend.proxy;
+        let ahead = proxy.buffer.response.unwrap_or(0);
+        let stream = Self {
+            core: context.core.clone(),
+            source: Some((claim, reply.connection)),
+            decoder: BodyDecoder::for_response(reply.framing),
+            length: None,
+            keep_alive: reply.keep_alive,
+            received: buffer
+                .into_iter()
+                .filter(|buffer| !buffer.is_empty())
+                .collect(),
+            gathered,
+            ahead_max: usize::try_from(ahead).unwrap_or(usize::MAX),
+            end: None,
+            outgoing: reply.outgoing,
+            replay,
+            timer: Timer::new(context.core),
+            read_timeout: proxy.timeouts.read,
+            waiting_since: None,
+            total: context.total,
+            started: context.started,
+        };
+        (stream, reply.head)
+    }
+
+    fn with_length(mut self, length: Option<u64>) -> Self {
+        self.length = length;
+        self
+    }
+
+    /// Content among the bytes that are here.
+    fn next_here(&mut self) -> Result<Option<Piece>, Cut> {
+        loop {
+            if !self.gathered.is_empty() {
+                let bytes = std::mem::take(&mut self.gathered);
+                let mut content = Vec::new();
+                let rest = decode(&mut self.decoder, &bytes, &mut content)?;
+                self.gathered = bytes[rest..].to_vec();
+                match (content.is_empty(), self.decoder.is_ended()) {
+                    (false, _) => return Ok(Some(Piece::Bytes(content))),
+                    (true, true) => return Ok(None),
+                    (true, false) => continue,
+                }
+            }
+            let Some(mut buffer) = self.received.pop_front() else {
+                return Ok(None);
+            };
+            if self.decoder.is_ended() {
+                // Nobody asked for it: the connection isn't used again.
+                self.received.push_front(buffer);
+                return Ok(None);
+            }
+            if self.decoder.content_ahead() >= buffer.len() as u64 {
+                self.decoder.skip_content(buffer.len() as u64);
+                return Ok(Some(Piece::Received(buffer)));
+            }
+            let mut content = self.core.send_buffer();
+            let used = decode(&mut self.decoder, &buffer, &mut content)?;
+            buffer.advance(used);
+            if !buffer.is_empty() {
+                self.received.push_front(buffer);
+            }
+            if !content.is_empty() {
+                return Ok(Some(Piece::Bytes(content)));
+            }
+        }
+    }
+
+    /// Receives what there is. Says whether there was anything.
+    fn receive(&mut self) -> bool {
+        let Some((_, connection)) = &mut self.source else {
+            return false;
+        };
+        if self.end.is_some() {
+            return false;
+        }
+        match connection.receiver().poll_next() {
+            Poll::Ready(Ok(buffer)) => {
+                self.received.push_back(buffer);
+                self.waiting_since = None;
+                true
+            }
+            Poll::Ready(Err(end)) => {
+                self.end = Some(end);
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    /// The end of the content: whether it is one.
+    fn finish(&mut self, upload: &mut Upload<'_>) {
+        let Some((claim, connection)) = self.source.take() else {
+            return;
+        };
+        let nothing_left = self.received.is_empty() && self.gathered.is_empty();
+        let done = Done {
+            claim,
+            keeps: self.keep_alive && self.outgoing.is_none() && nothing_left,
+            connection,
+        };
+        done.finish(&self.core, self.started, upload);
+    }
+
+    /// The content ends before its end.
+    fn cut(&mut self, kind: FailureKind, reason: &'static str, upload: &mut Upload<'_>) -> Cut {
+        if let Some((claim, _)) = self.source.take() {
+            let elapsed = self.core.now().saturating_duration_since(self.started);
+            claim.record(Outcome::Failure(kind), elapsed);
+            let upstream = &*claim.group().roster().settings().name;
+            let server = &**claim.label();
+            tracing::warn!(upstream, server, reason, "a response was cut short");
+        }
+        if let Some(log) = upload.noted() {
+            let total = self.core.now().saturating_duration_since(self.started);
+            log.total_us = Some(micros(total));
+        }
+        Cut { reason }
+    }
+
+    /// Whether the backend has time left; the task is woken when it has not.
+    fn is_in_time(&mut self) -> Result<(), (FailureKind, &'static str)> {
+        let now = self.core.now();
+        let since = *self.waiting_since.get_or_insert(now);
+        let read = self.read_timeout.map(|read| since + read);
+        let deadline = match (read, self.total) {
+            (Some(read), Some(total)) => read.min(total),
+            (read, total) => match read.or(total) {
+                Some(deadline) => deadline,
+                None => return Ok(()),
+            },
+        };
+        if self.timer.deadline() != Some(deadline) {
+            self.timer.set(deadline);
+        }
+        if self.timer.poll_expired().is_pending() {
+            return Ok(());
+        }
+        let is_total = self.total.is_some_and(|total| total <= now);
+        Err((
+            FailureKind::Timeout,
+            if is_total {
+                "not done within timeouts.total"
+            } else {
+                "the backend sent nothing within timeouts.read"
+            },
+        ))
+    }
+}
+
+/// Appends the content of `bytes` to `content`, and gives how many bytes were used.
+fn decode(decoder: &mut BodyDecoder, bytes: &[u8], content: &mut Vec<u8>) -> Result<usize, Cut> {
+    let mut used = 0;
+    while used < bytes.len() && !decoder.is_ended() {
+        let decoded = decoder.decode(&bytes[used..]).map_err(|reject| Cut {
+            reason: reject.reason,
+        })?;
+        let data = &bytes[used..][decoded.data];
+        content.extend_from_slice(data);
+        used += decoded.consumed;
+    }
+    Ok(used)
+}
+
+impl BodyStream for Stream {
+    fn poll_next(&mut self, upload: &mut Upload<'_>) -> Poll<Option<Result<Piece, Cut>>> {
+        self.poll_upload(upload);
+        loop {
+            match self.next_here() {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Ok(None) => {}
+                Err(Cut { reason }) => {
+                    let cut = self.cut(FailureKind::Malformed, reason, upload);
+                    return Poll::Ready(Some(Err(cut)));
+                }
+            }
+            if self.decoder.is_ended() {
+                self.finish(upload);
+                return Poll::Ready(None);
+            }
+            if let Some(end) = self.end {
+                if end == End::Closed && self.decoder.end_of_input() {
+                    self.keep_alive = false;
+                    self.finish(upload);
+                    return Poll::Ready(None);
+                }
+                let reason = "the backend closed within its response";
+                let cut = self.cut(FailureKind::Reset, reason, upload);
+                return Poll::Ready(Some(Err(cut)));
+            }
+            if self.receive() {
+                continue;
+            }
+            return match self.is_in_time() {
+                Ok(()) => Poll::Pending,
+                Err((kind, reason)) => {
+                    let cut = self.cut(kind, reason, upload);
+                    Poll::Ready(Some(Err(cut)))
+                }
+            };
+        }
+    }
+
+    fn poll_upload(&mut self, upload: &mut Upload<'_>) {
+        if let Some(outgoing) = &mut self.outgoing {
+            match outgoing.poll(&mut self.replay, upload) {
+                Poll::Ready(Ok(())) => self.outgoing = None,
+                Poll::Ready(Err(_)) => {
+                    // What is left of the request is nobody's; the response may be whole for all that.
+                    self.keep_alive = false;
+                    self.outgoing = None;
+                }
+                Poll::Pending => {}
+            }
+        }
+        // The backend is done sooner than a slow client, if its response has room here.
+        while self.ahead_max > 0
+            && self
+                .received
+                .iter()
+                .map(|buffer| buffer.len())
+                .sum::<usize>()
+                < self.ahead_max
+            && self.receive()
+        {
+            // Shared buffers are not for waiting with.
+            if let Some(last) = self.received.back_mut() {
+                last.detach();
+            }
+        }
+    }
+
+    fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    fn trailers(&mut self) -> Trailers {
+        let trailers = self.decoder.trailers();
+        let owned = trailers.iter().filter(|(name, _)| !name.contains('_'));
+        owned
+            .map(|(name, value)| {
+                let name = FieldName::Shared(name.into());
+                (name, FieldValue::Owned(value.into()))
+            })
+            .collect()
+    }
+}
