@@ -11,4 +11,3 @@ pub mod pool;
 pub mod queue;
 pub mod retry;
 pub mod shared;
-pub mod status_set;
