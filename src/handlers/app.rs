@@ -5,10 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::client::client_of;
 use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
 use super::error_page;
 use crate::cache::open_files::{Bounds, OpenFiles};
-use crate::config::model::{Action, Cors, Files, HeaderOp, Route, Site};
+use crate::config::model::{Action, Cors, Files, HeaderOp, Peers, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache};
 use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
@@ -137,13 +138,22 @@ impl App {
         (route, plan)
     }
 
-    async fn dispatch(&self, epoch: &AppEpoch, request: &Request<'_>, peer: &Peer) -> Response {
+    async fn dispatch(
+        &self,
+        epoch: &AppEpoch,
+        request: &Request<'_>,
+        upload: &mut Upload<'_>,
+        peer: &Peer,
+    ) -> Response {
         if let Some(response) = without_site(request) {
             return response;
         }
         let Some(site) = epoch.site(request, peer) else {
             return error_page::plain(421);
         };
+        if !site.trusted_proxies.is_empty() {
+            upload.note_client(client_of(site, request, peer, &self.core).address);
+        }
         let (route, plan) = self.plan(site, request);
         let mut response = match plan {
             _ if is_preflight(request, route) => preflight(),
@@ -192,14 +202,18 @@ impl Service for App {
         self.epochs.borrow().of(&peer.listener)
     }
 
+    fn proxy_header(&self, peer: &Peer) -> Option<Arc<Peers>> {
+        self.epoch(peer).proxy_header(peer)
+    }
+
     async fn call(
         &self,
         epoch: &Rc<AppEpoch>,
         request: &Request<'_>,
-        _: &mut Upload<'_>,
+        upload: &mut Upload<'_>,
         peer: &Peer,
     ) -> Response {
-        self.dispatch(epoch, request, peer).await
+        self.dispatch(epoch, request, upload, peer).await
     }
 
     fn refusal(&self, status: u16) -> Response {
@@ -219,9 +233,10 @@ impl Service for App {
         let Some(log) = epoch.log() else { return };
         let duration = self.core.now().saturating_duration_since(exchange.started);
         log(&Record {
-            remote: peer
-                .address(&self.core)
-                .map(|address| address.ip().to_canonical()),
+            remote: exchange.client.or_else(|| {
+                let address = peer.address(&self.core)?;
+                Some(address.ip().to_canonical())
+            }),
             time_unix: self.unix_seconds().saturating_sub(duration.as_secs()),
             method: exchange.method.as_bytes(),
             target: exchange.target.as_bytes(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
-use crate::config::model::{Files, Model, Site, Symlinks};
+use crate::config::model::{Files, Model, Peers, Site, Symlinks};
 use crate::http::h1::HeadLimits;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
@@ -77,6 +77,12 @@ impl AppEpoch {
         let place = self.place(&peer.listener)?;
         let index = *self.model.listeners[place].sites.find(&request.host)?;
         self.model.sites.get(index).map(|site| &**site)
+    }
+
+    /// Whose connections to the listening socket of this peer begin with a PROXY header.
+    pub(super) fn proxy_header(&self, peer: &Peer) -> Option<Arc<Peers>> {
+        let place = self.place(&peer.listener)?;
+        self.model.listeners[place].proxy_protocol.clone()
     }
 
     /// The root of a set of file settings of this configuration.

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod autoindex;
+pub mod client;
 pub mod epoch;
 mod error_page;
 mod files;
