@@ -4,7 +4,6 @@
 //! and sizes are numbers, paths are absolute, inheritance is already applied. Nothing in this module
 //! knows how a configuration is written; `lower` builds it, a reload builds another one.
 
-mod network;
 mod proxy;
 mod upstream;
 
@@ -21,12 +20,12 @@ use crate::http::router::{HostMap, Router, Template, When};
 use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
 
-pub use network::{Network, NetworkError, Peers};
+pub use crate::http::types::StatusSet;
+pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
-    RetryBudget, Secret, ServerAddr, ServerState, Spread, StatusSet, Sticky, Upstream,
-    UpstreamServer,
+    RetryBudget, Secret, ServerAddr, ServerState, Spread, Sticky, Upstream, UpstreamServer,
 };
 
 /// One snapshot of the whole configuration.

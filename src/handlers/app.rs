@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::client::client_of;
 use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
 use super::{error_page, proxy};
 use crate::cache::open_files::{Bounds, OpenFiles};
-use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Proxy, Route, Site};
+use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Peers, Proxy, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache};
 use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
@@ -217,6 +218,9 @@ impl App {
         let Some(site) = epoch.site(request, peer) else {
             return error_page::plain(421);
         };
+        if !site.trusted_proxies.is_empty() {
+            upload.note_client(client_of(site, request, peer, &self.core).address);
+        }
         let (route, plan) = self.plan(site, request);
         let mut is_ours = true;
         let mut response = match plan {
@@ -227,7 +231,7 @@ impl App {
                 let asked = proxy::Asked {
                     request,
                     target: target.as_deref(),
-                    client: self.client(site, peer),
+                    client: client_of(site, request, peer, &self.core),
                     addresses: self.addresses(proxy, peer),
                 };
                 let answer = self.serve_proxy(epoch, proxy, asked, upload).await;
@@ -242,16 +246,6 @@ impl App {
         }
         decorate(&mut response.head, route, request);
         response
-    }
-
-    /// Who asks, as far as the site believes it.
-    fn client(&self, site: &Site, peer: &Peer) -> proxy::Client {
-        let address = peer.address(&self.core).map(|address| address.ip());
-        proxy::Client {
-            address,
-            peer: address,
-            peer_trusted: site.trusted_proxies.contains(address),
-        }
     }
 
     /// The addresses of the client's connection for a backend that wants a PROXY header.
@@ -295,6 +289,10 @@ impl Service for App {
         self.epochs.borrow().of(&peer.listener)
     }
 
+    fn proxy_header(&self, peer: &Peer) -> Option<Arc<Peers>> {
+        self.epoch(peer).proxy_header(peer)
+    }
+
     async fn call(
         &self,
         epoch: &Rc<AppEpoch>,
@@ -322,9 +320,10 @@ impl Service for App {
         let Some(log) = epoch.log() else { return };
         let duration = self.core.now().saturating_duration_since(exchange.started);
         log(&Record {
-            remote: peer
-                .address(&self.core)
-                .map(|address| address.ip().to_canonical()),
+            remote: exchange.client.or_else(|| {
+                let address = peer.address(&self.core)?;
+                Some(address.ip().to_canonical())
+            }),
             time_unix: self.unix_seconds().saturating_sub(duration.as_secs()),
             method: exchange.method.as_bytes(),
             target: exchange.target.as_bytes(),

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::app::Place;
-use crate::config::model::{self, Action, HeaderOp, Model, Proxy};
+use crate::config::model::{Action, HeaderOp, Model, Proxy};
 use crate::http::semantics::forwarding::{FieldOp, FieldOpError};
-use crate::http::types::Status;
+use crate::http::types::StatusSet;
 use crate::upstream::group::Group;
 use crate::upstream::retry::RetryPolicy;
 use crate::upstream::roster::Rosters;
-use crate::upstream::status_set::StatusSet;
 
 /// The backends of one configuration.
 #[derive(Default)]
@@ -107,11 +106,11 @@ impl Backend {
             retries: RetryPolicy {
                 tries_max: u8::try_from(retries.tries).unwrap_or(u8::MAX),
                 time_max: Some(retries.time),
-                statuses: statuses(&retries.statuses),
+                statuses: retries.statuses,
                 repeats_any_method: retries.non_idempotent,
             },
             failing: match &proxy.upstream.passive {
-                Some(passive) => statuses(&passive.statuses),
+                Some(passive) => passive.statuses,
                 None => StatusSet::default(),
             },
             proxy: Arc::clone(proxy),
@@ -126,11 +125,4 @@ fn field_op(op: &HeaderOp) -> Result<FieldOp, FieldOpError> {
         HeaderOp::Append(name, value) => FieldOp::append(name.clone(), value.clone()),
         HeaderOp::Remove(name) => FieldOp::remove(name.clone()),
     }
-}
-
-fn statuses(configured: &model::StatusSet) -> StatusSet {
-    let mut set = StatusSet::default();
-    let chosen = (100..600).filter(|status| configured.contains(Status(*status)));
-    chosen.for_each(|status| set.insert(status, status));
-    set
 }

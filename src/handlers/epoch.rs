@@ -10,7 +10,7 @@ use super::app::Place;
 use super::backends::{Backend, Backends};
 
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
-use crate::config::model::{Files, Model, Proxy, Site, Symlinks};
+use crate::config::model::{Files, Model, Peers, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
@@ -102,6 +102,12 @@ impl AppEpoch {
     /// The upstreams of this configuration.
     pub(super) fn groups(&self) -> &[Rc<Group>] {
         self.backends.groups()
+    }
+
+    /// Whose connections to the listening socket of this peer begin with a PROXY header.
+    pub(super) fn proxy_header(&self, peer: &Peer) -> Option<Arc<Peers>> {
+        let place = self.place(&peer.listener)?;
+        self.model.listeners[place].proxy_protocol.clone()
     }
 
     /// The root of a set of file settings of this configuration.

@@ -3,6 +3,7 @@
 pub mod app;
 pub mod autoindex;
 mod backends;
+pub mod client;
 pub mod epoch;
 mod error_page;
 mod files;

@@ -1,10 +1,14 @@
 //! The words of HTTP that every version and every handler shares. Pure data: no sockets, no clock.
 
+mod status_set;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+
+pub use status_set::StatusSet;
 
 /// A request method (RFC 9110 §9). Methods are case-sensitive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

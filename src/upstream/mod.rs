@@ -23,4 +23,3 @@ pub mod queue;
 pub mod retry;
 pub mod roster;
 pub mod shared;
-pub mod status_set;

@@ -12,8 +12,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::http::types::Method;
+use crate::http::types::{Status, StatusSet};
 use crate::upstream::balance::Tried;
-use crate::upstream::status_set::StatusSet;
 
 /// Most tries a policy may allow, the first one included.
 pub const TRIES_MAX: u8 = 16;
@@ -175,7 +175,7 @@ fn may_repeat(failure: Failure, request: Request, policy: &RetryPolicy) -> Resul
         Failure::Stale { sent } | Failure::NoResponse { sent } => sent,
         Failure::HeadTimeout => return Err(Refusal::TimedOut),
         Failure::Response => return Err(Refusal::ResponseBegun),
-        Failure::Status(status) if !policy.statuses.contains(status) => {
+        Failure::Status(status) if !policy.statuses.contains(Status(status)) => {
             return Err(Refusal::StatusNotChosen);
         }
         Failure::Status(_) => true,

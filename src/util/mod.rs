@@ -1,4 +1,5 @@
 //! Small things that know nothing of the rest.
 
 pub mod clock;
+pub mod network;
 pub mod random;

@@ -12,6 +12,7 @@ mod framing;
 mod limits;
 mod methods;
 mod process;
+mod proxy_header;
 mod smuggling;
 mod static_files;
 mod supervise;

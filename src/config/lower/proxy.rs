@@ -287,7 +287,7 @@ impl Reader<'_> {
                 .unwrap_or(retries.time),
             statuses: self
                 .statuses(own, AT, "statuses", ERRORS)
-                .unwrap_or_else(|| retries.statuses.clone()),
+                .unwrap_or(retries.statuses),
             non_idempotent: self
                 .boolean(own, AT, "non_idempotent")
                 .unwrap_or(retries.non_idempotent),

@@ -498,7 +498,7 @@ impl Reader<'_> {
 
 /// The statuses of a server that is well, where no others are named.
 fn good_statuses() -> StatusSet {
-    StatusSet::new(vec![(Status(200), Status(399))])
+    StatusSet::new([(Status(200), Status(399))])
 }
 
 /// A number that was checked to be in a range that fits.

@@ -12,7 +12,7 @@ mod outgoing;
 mod stream;
 mod tunnel;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +21,12 @@ use self::exchange::{Exchange, Reply};
 use self::fault::Fault;
 use super::app::App;
 use super::backends::Backend;
+use super::client::Client;
 use super::epoch::AppEpoch;
 use super::error_page;
 use crate::config::model::Proxy;
 use crate::http::session::{Response, Upload, Upstreamed};
-use crate::http::types::Request;
+use crate::http::types::{Request, Status};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 use crate::upstream::group::{Admitted, Claim, NoServer, Visited};
@@ -43,17 +44,6 @@ pub(super) struct Asked<'r, 'b> {
     /// The addresses of the client's connection, its own first, where a backend is told by a PROXY
     /// header.
     pub(super) addresses: Option<(SocketAddr, SocketAddr)>,
-}
-
-/// Who asks, as far as that is believed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Client {
-    /// The address of the client.
-    pub(super) address: Option<IpAddr>,
-    /// The address of the peer of the connection; `None` for a unix socket.
-    pub(super) peer: Option<IpAddr>,
-    /// Whether that peer's word is believed.
-    pub(super) peer_trusted: bool,
 }
 
 /// A response, and whose it is.
@@ -215,7 +205,7 @@ impl Attempts<'_, '_> {
         replay: &outgoing::Replay,
     ) -> Option<Fault> {
         let status = reply.status();
-        if !self.backend.retries.statuses.contains(status) {
+        if !self.backend.retries.statuses.contains(Status(status)) {
             return None;
         }
         // Nobody else would take it: this answer is the best there is.
@@ -267,7 +257,7 @@ impl Attempts<'_, '_> {
             claim,
             replay,
         } = made;
-        let settled = match self.backend.failing.contains(reply.status()) {
+        let settled = match self.backend.failing.contains(Status(reply.status())) {
             true => Settled::Failure,
             false => Settled::Success,
         };

@@ -16,7 +16,7 @@ mod trusted;
 pub use fields::{CONNECTION_OPTIONS_MAX, FieldOp, FieldOpError};
 pub use request::{HostField, RequestContext, Target, offered_upgrade, write_request_head};
 pub use response::{client_framing, passes_interim, response_head, write_response_head};
-pub use trusted::{Network, NetworkError, Trusted, client_address};
+pub use trusted::client_address;
 
 /// Our name in Via (RFC 9110 §7.6.3): a pseudonym, so that the inside of a network isn't told.
 pub const PSEUDONYM: &str = "beltway";

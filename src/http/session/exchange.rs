@@ -250,6 +250,7 @@ impl<S: Service> Connection<S> {
                 let exchange = Exchange {
                     body_bytes: sent,
                     received: state.received(),
+                    client: state.client,
                     reason: state.error().map(UploadError::reason),
                     upstream: state.upstream.as_deref(),
                     ..Exchange::of(request, status, started)
@@ -257,6 +258,7 @@ impl<S: Service> Connection<S> {
                 self.service.log(epoch, &self.peer, &exchange);
             } else {
                 let mut log = PendingLog::of(request, status, started);
+                log.client = state.client;
                 if switches {
                     log.upstream = state.upstream.take();
                 }
@@ -454,6 +456,7 @@ impl<S: Service> Connection<S> {
                     body_bytes,
                     received: 0,
                     started: self.core.now(),
+                    client: None,
                     reason: Some(reject.reason),
                     upstream: None,
                 },

@@ -12,6 +12,8 @@ mod delivery;
 mod exchange;
 mod input;
 mod limits;
+mod peer;
+mod proxy_header;
 mod record;
 mod registry;
 #[cfg(test)]
@@ -19,8 +21,8 @@ mod tests;
 mod tunnel;
 mod upload;
 
-use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -35,11 +37,13 @@ use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::task::Pooled;
+use crate::util::network::Peers;
 
 use tunnel::Switched;
 
 pub use body::{Body, BodyStream, Cut, Piece, Trailers};
 pub use limits::{Counts, LimitCounters, count_limit};
+pub use peer::Peer;
 pub use record::{Exchange, Upstreamed};
 pub use registry::{Registration, Registry, Traffic};
 pub use tunnel::{Tunnel, TunnelClient, TunnelEnd, Tunnelling};
@@ -80,25 +84,6 @@ pub struct Settings {
     pub body_drain: u64,
 }
 
-/// What is known of the connection that a request came on.
-pub struct Peer {
-    /// The socket, to ask for the address when it is needed.
-    pub socket: Fd,
-    /// The listening socket that it was accepted from.
-    pub listener: Rc<Listening>,
-    address: std::cell::OnceCell<Option<SocketAddr>>,
-}
-
-impl Peer {
-    /// The client's address, asked for once; `None` for a unix socket.
-    pub fn address(&self, core: &Core) -> Option<SocketAddr> {
-        *self.address.get_or_init(|| {
-            let any = core.peer_address(&self.socket)?;
-            SocketAddr::try_from(any).ok()
-        })
-    }
-}
-
 /// One immutable configuration, as a request sees it. A connection takes the one of the moment when a
 /// request begins and holds it until the body of the response has been sent, so that the count of
 /// references says how many requests keep a configuration that was replaced.
@@ -114,6 +99,12 @@ pub trait Service: 'static {
 
     /// The configuration for what this peer does next.
     fn epoch(&self, peer: &Peer) -> Rc<Self::Epoch>;
+
+    /// Whose connections to the listening socket of this peer begin with a PROXY header; no others are
+    /// served there. `None`: no connection does. Asked once, at the begin of a connection.
+    fn proxy_header(&self, _: &Peer) -> Option<Arc<Peers>> {
+        None
+    }
 
     /// Answers one request. Its body is in `upload`; what is not read of it is thrown away within
     /// [`Settings::body_drain`], or ends the connection.
@@ -192,11 +183,7 @@ pub fn serve<S: Service>(
     listening: Rc<Listening>,
     service: Rc<S>,
 ) -> impl Future<Output = ()> + 'static {
-    let peer = Peer {
-        socket: socket.clone(),
-        listener: listening,
-        address: std::cell::OnceCell::new(),
-    };
+    let peer = Peer::new(socket.clone(), listening);
     let progress = service.epoch(&peer).settings().progress;
     let mut registration = Registration::new(service.registry(), member);
     let mut connection = Connection {
@@ -211,21 +198,28 @@ pub fn serve<S: Service>(
     };
     async move {
         registration.enter(connection.core.current_task());
-        loop {
-            let Some(first) = connection.idle(&registration).await else {
-                return;
-            };
-            registration.busy();
-            let pool = connection.core.futures().clone();
-            let after = pool.boxed(connection.exchange(first)).await;
-            if matches!(after, After::Keep) {
-                continue;
+        let after = 'over: {
+            if let Some(introduction) = connection.introduction(&registration) {
+                let after = introduction.await;
+                if !matches!(after, After::Keep) {
+                    break 'over after;
+                }
             }
-            // By value into a function: what it holds is not to stand in this future.
-            if let Some(last) = connection.last(after) {
-                last.await;
+            loop {
+                let Some(first) = connection.idle(&registration).await else {
+                    return;
+                };
+                registration.busy();
+                let pool = connection.core.futures().clone();
+                let after = pool.boxed(connection.exchange(first)).await;
+                if !matches!(after, After::Keep) {
+                    break 'over after;
+                }
             }
-            return;
+        };
+        // By value into a function: what it holds is not to stand in this future.
+        if let Some(last) = connection.last(after) {
+            last.await;
         }
     }
 }

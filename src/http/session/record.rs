@@ -1,5 +1,6 @@
 //! What the access log is told of an exchange, and what has to be kept of a request for that.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::http::types::{Request, Version};
@@ -28,6 +29,9 @@ pub struct Exchange<'e> {
     pub received: u64,
     /// When the head was whole.
     pub started: Instant,
+    /// The client's address where the handler believes somebody about it
+    /// ([`Upload::note_client`](super::Upload::note_client)); else it is the peer's.
+    pub client: Option<IpAddr>,
     /// The rule or limit that was broken, where one was.
     pub reason: Option<&'static str>,
     /// What the handler noted of a backend: [`Upload::note`](super::Upload::note).
@@ -48,6 +52,7 @@ impl<'e> Exchange<'e> {
             body_bytes: 0,
             received: 0,
             started,
+            client: None,
             reason: None,
             upstream: None,
         }
@@ -64,6 +69,8 @@ pub(super) struct PendingLog {
     user_agent: Option<Vec<u8>>,
     status: u16,
     started: Instant,
+    /// What was noted of the client.
+    pub(super) client: Option<IpAddr>,
     /// What was noted of a backend.
     pub(super) upstream: Option<Box<Upstreamed>>,
 }
@@ -79,6 +86,7 @@ impl PendingLog {
             user_agent: request.fields.get("user-agent").map(<[u8]>::to_vec),
             status,
             started,
+            client: None,
             upstream: None,
         })
     }
@@ -100,6 +108,7 @@ impl PendingLog {
             body_bytes: sent,
             received,
             started: self.started,
+            client: self.client,
             reason,
             upstream: self.upstream.as_deref(),
         }

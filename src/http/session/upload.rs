@@ -5,6 +5,7 @@
 //! be drained or to close the connection over. It knows no backend.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -245,6 +246,11 @@ impl Upload<'_> {
         }
     }
 
+    /// The client's address as it is believed, for the access log, where that isn't the peer's.
+    pub fn note_client(&mut self, client: Option<IpAddr>) {
+        self.state.client = client;
+    }
+
     /// Notes what is known of a backend, for the access log. The last note counts.
     pub fn note(&mut self, upstream: Upstreamed) {
         self.state.upstream = Some(Box::new(upstream));
@@ -358,6 +364,8 @@ pub(super) struct State {
     /// What came behind the body, while only the client's end was asked for.
     ahead: Option<RecvBuf>,
     pub(super) upstream: Option<Box<Upstreamed>>,
+    /// What a handler noted of the client.
+    pub(super) client: Option<IpAddr>,
 }
 
 /// A body on its way. Invariant: of the bytes in the input the first `ready` are content, and the next
@@ -406,6 +414,7 @@ impl State {
             flushing: None,
             ahead: None,
             upstream: None,
+            client: None,
         }
     }
 

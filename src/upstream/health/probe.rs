@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 
 use super::FailureKind;
-use crate::upstream::status_set::StatusSet;
+use crate::http::types::{Status, StatusSet};
 use crate::util::random::Random;
 
 /// How much of the body of an answer is read to find the text that is expected in it.
@@ -59,7 +59,7 @@ impl Expectation {
         else {
             return Ok(());
         };
-        if !statuses.contains(status) {
+        if !statuses.contains(Status(status)) {
             return Err(FailureKind::Status(status));
         }
         let read = &body[..body.len().min(PROBE_BODY_BYTES_MAX)];
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_judged_by_status_and_text() {
-        let statuses = StatusSet::of(&[(200, 299)]);
+        let statuses = StatusSet::new([(Status(200), Status(299))]);
         let body = |text: &str| Expectation::Response {
             statuses,
             body: Some(text.as_bytes().into()),

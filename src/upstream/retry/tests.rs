@@ -15,7 +15,7 @@ fn policy() -> RetryPolicy {
     RetryPolicy {
         tries_max: 3,
         time_max: Some(10 * S),
-        statuses: StatusSet::of(&[(502, 503)]),
+        statuses: StatusSet::new([(Status(502), Status(503))]),
         repeats_any_method: false,
     }
 }

@@ -1,160 +1,10 @@
 //! Whose word about the client is believed, and which address the client then has.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use super::forwarded::{elements, node_address};
 use crate::http::types::Fields;
-
-/// The peers whose forwarding fields are believed: networks, and perhaps those of unix sockets.
-///
-/// Invariant: the ranges are in order, and neither overlap nor touch, so that one binary search
-/// answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trusted {
-    /// First and last address of each range.
-    ranges: Vec<(IpAddr, IpAddr)>,
-    unix: bool,
-}
-
-/// A network in CIDR form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-/// Why a text isn't a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NetworkError {
-    /// Not an IP address before the slash.
-    Address,
-    /// Not a number of bits that the address has.
-    Prefix,
-    /// The address has bits behind its prefix; the network it lies in is this one.
-    HostBits(Network),
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl fmt::Display for NetworkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address => f.write_str("write a network such as 10.0.0.0/8 or fd00::/8"),
-            Self::Prefix => f.write_str("behind the slash stand up to 32 bits, or 128 for IPv6"),
-            Self::HostBits(network) => write!(f, "the network of this address is {network}"),
-        }
-    }
-}
-
-impl std::error::Error for NetworkError {}
-
-impl Network {
-    /// The network of `prefix` bits that begins at `address`.
-    ///
-    /// # Errors
-    /// [`NetworkError::Prefix`] and [`NetworkError::HostBits`].
-    pub fn new(address: IpAddr, prefix: u8) -> Result<Self, NetworkError> {
-        if prefix > bits(address) {
-            return Err(NetworkError::Prefix);
-        }
-        let network = Self { address, prefix };
-        let first = network.first();
-        if first != address {
-            let address = first;
-            return Err(NetworkError::HostBits(Self { address, prefix }));
-        }
-        Ok(network)
-    }
-
-    /// Reads `address/bits`, or an address alone.
-    ///
-    /// # Errors
-    /// See [`NetworkError`].
-    pub fn parse(text: &str) -> Result<Self, NetworkError> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| NetworkError::Address)?;
-        let prefix = match prefix {
-            None => bits(address),
-            // `parse` alone would take a plus sign.
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                digits.parse().map_err(|_| NetworkError::Prefix)?
-            }
-            Some(_) => return Err(NetworkError::Prefix),
-        };
-        Self::new(address, prefix)
-    }
-
-    fn first(self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(address) => IpAddr::V4((address.to_bits() & self.mask_v4()).into()),
-            IpAddr::V6(address) => IpAddr::V6((address.to_bits() & self.mask_v6()).into()),
-        }
-    }
-
-    fn last(self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(address) => IpAddr::V4((address.to_bits() | !self.mask_v4()).into()),
-            IpAddr::V6(address) => IpAddr::V6((address.to_bits() | !self.mask_v6()).into()),
-        }
-    }
-
-    fn mask_v4(self) -> u32 {
-        u32::MAX
-            .checked_shl(32 - u32::from(self.prefix))
-            .unwrap_or(0)
-    }
-
-    fn mask_v6(self) -> u128 {
-        u128::MAX
-            .checked_shl(128 - u32::from(self.prefix))
-            .unwrap_or(0)
-    }
-}
-
-fn bits(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
-impl Trusted {
-    /// The peers of these networks, and whether those of unix sockets.
-    pub fn new(networks: impl IntoIterator<Item = Network>, unix: bool) -> Self {
-        let mut ranges: Vec<_> = networks
-            .into_iter()
-            .map(|network| (network.first(), network.last()))
-            .collect();
-        ranges.sort_unstable();
-        // A network lies within another one or beside it: they never overlap in part.
-        ranges.dedup_by(|next, before| next.1 <= before.1 && next.0 >= before.0);
-        Self { ranges, unix }
-    }
-
-    /// Whether a peer is believed; `None` is one of a unix socket. An IPv4 address that is written
-    /// as an IPv6 one (`::ffff:10.0.0.1`) is the IPv4 address.
-    pub fn contains(&self, peer: Option<IpAddr>) -> bool {
-        let Some(peer) = peer else {
-            return self.unix;
-        };
-        let peer = peer.to_canonical();
-        let behind = self.ranges.partition_point(|&(first, _)| first <= peer);
-        behind > 0 && peer <= self.ranges[behind - 1].1
-    }
-
-    /// Whether nobody is believed.
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty() && !self.unix
-    }
-}
+use crate::util::network::Peers;
 
 /// The address of the client, as far as it can be known: the peer's own unless the peer is believed,
 /// else the right-most address of the chain that isn't one of a believed proxy, since everything to
@@ -167,7 +17,7 @@ impl Trusted {
 pub fn client_address(
     peer: Option<IpAddr>,
     fields: &Fields<'_>,
-    trusted: &Trusted,
+    trusted: &Peers,
 ) -> Option<IpAddr> {
     let peer = peer.map(|address| address.to_canonical());
     if !trusted.contains(peer) {
@@ -188,7 +38,7 @@ pub fn client_address(
 
 struct Chain<'c> {
     client: &'c mut Option<IpAddr>,
-    trusted: &'c Trusted,
+    trusted: &'c Peers,
 }
 
 impl Chain<'_> {
@@ -232,11 +82,11 @@ impl Chain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::util::network::Network;
 
-    fn trusted(networks: &[&str]) -> Trusted {
-        let parse = |text: &&str| Network::parse(text).expect(text);
-        Trusted::new(networks.iter().map(parse), false)
+    fn trusted(networks: &[&str]) -> Peers {
+        let parse = |text: &&str| Network::parse(text).expect("a network");
+        Peers::new(networks.iter().map(parse).collect(), false)
     }
 
     fn ip(text: &str) -> Option<IpAddr> {
@@ -249,74 +99,6 @@ mod tests {
             fields.push(name, value.as_bytes());
         }
         client_address(ip(peer), &fields, &trusted(&["10.0.0.0/8", "fd00::/8"]))
-    }
-
-    #[test]
-    fn networks_are_read_strictly() {
-        for text in [
-            "10.0.0.0/8",
-            "0.0.0.0/0",
-            "10.1.2.3/32",
-            "fd00::/8",
-            "::/0",
-            "::1/128",
-        ] {
-            let network = Network::parse(text).expect(text);
-            assert_eq!(network.to_string(), text);
-        }
-        assert_eq!(
-            Network::parse("10.1.2.3").expect("one address").to_string(),
-            "10.1.2.3/32"
-        );
-        for (text, error) in [
-            ("", NetworkError::Address),
-            ("10.0.0/8", NetworkError::Address),
-            ("localhost", NetworkError::Address),
-            ("10.0.0.0/", NetworkError::Prefix),
-            ("10.0.0.0/33", NetworkError::Prefix),
-            ("10.0.0.0/+8", NetworkError::Prefix),
-            ("::/129", NetworkError::Prefix),
-        ] {
-            assert_eq!(Network::parse(text), Err(error), "{text}");
-        }
-        let error = Network::parse("10.0.0.1/8").expect_err("host bits");
-        assert_eq!(
-            error.to_string(),
-            "the network of this address is 10.0.0.0/8"
-        );
-    }
-
-    #[test]
-    fn peers_are_found_in_their_network() {
-        let list = trusted(&[
-            "192.168.1.0/24",
-            "10.0.0.0/8",
-            "10.1.0.0/16",
-            "10.0.0.0/8",
-            "::1",
-        ]);
-        for peer in [
-            "10.0.0.0",
-            "10.1.2.3",
-            "10.255.255.255",
-            "192.168.1.7",
-            "::1",
-            "::ffff:10.2.3.4",
-        ] {
-            assert!(list.contains(ip(peer)), "{peer}");
-        }
-        for peer in [
-            "9.255.255.255",
-            "11.0.0.0",
-            "192.168.2.0",
-            "::2",
-            "::",
-            "::ffff:11.0.0.1",
-        ] {
-            assert!(!list.contains(ip(peer)), "{peer}");
-        }
-        assert!(!list.contains(None) && Trusted::new([], true).contains(None));
-        assert!(!trusted(&[]).contains(ip("10.0.0.1")) && trusted(&[]).is_empty());
     }
 
     #[test]
@@ -386,40 +168,15 @@ mod tests {
     #[test]
     fn a_peer_of_a_unix_socket_has_the_address_that_it_tells() {
         let mut fields = Fields::default();
-        assert_eq!(client_address(None, &fields, &Trusted::new([], true)), None);
+        assert_eq!(
+            client_address(None, &fields, &Peers::new(Vec::new(), true)),
+            None
+        );
         fields.push("X-Forwarded-For", b"2.2.2.2");
         assert_eq!(
-            client_address(None, &fields, &Trusted::new([], true)),
+            client_address(None, &fields, &Peers::new(Vec::new(), true)),
             ip("2.2.2.2")
         );
         assert_eq!(client_address(None, &fields, &trusted(&[])), None);
-    }
-
-    proptest! {
-        #[test]
-        fn the_search_agrees_with_looking_at_each_network(
-            networks in prop::collection::vec((any::<u32>(), 0..=32_u8), 0..8),
-            v6 in prop::collection::vec((any::<u128>(), 0..=128_u8), 0..4),
-            peers in prop::collection::vec(any::<u32>(), 1..8),
-            peer6 in any::<u128>(),
-        ) {
-            let v4 = networks.iter().map(|&(address, prefix)| (IpAddr::V4(address.into()), prefix));
-            let v6 = v6.iter().map(|&(address, prefix)| (IpAddr::V6(address.into()), prefix));
-            let networks: Vec<Network> = v4.chain(v6).map(|(address, prefix)| {
-                match Network::new(address, prefix) {
-                    Ok(network) | Err(NetworkError::HostBits(network)) => network,
-                    Err(error) => panic!("{error}"),
-                }
-            }).collect();
-            let list = Trusted::new(networks.iter().copied(), false);
-            // The borders are where a search goes wrong.
-            let borders = networks.iter().flat_map(|n| [n.first(), n.last()]);
-            let peers = peers.iter().map(|&peer| IpAddr::V4(peer.into()));
-            for peer in peers.chain([IpAddr::V6(peer6.into())]).chain(borders) {
-                let peer = peer.to_canonical();
-                let plain = networks.iter().any(|n| n.first() <= peer && peer <= n.last());
-                prop_assert_eq!(list.contains(Some(peer)), plain, "{}", peer);
-            }
-        }
     }
 }

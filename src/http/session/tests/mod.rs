@@ -3,10 +3,12 @@
 
 mod engines;
 mod handlers;
+mod proxy_header;
 mod simulated;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Epoch, Exchange, Peer, Registry, Response, Service, Settings, Upload};
@@ -15,6 +17,7 @@ use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::types::Request;
 use crate::net::send::ProgressRule;
 use crate::runtime::executor::Core;
+use crate::util::network::Peers;
 
 /// Most bytes of a request's body that are thrown away to keep the connection.
 const BODY_DRAIN: u64 = 2000;
@@ -24,6 +27,8 @@ const BODY_DRAIN: u64 = 2000;
 struct Seen {
     /// A line for each exchange: method, target, status, bytes sent, received, and a reason.
     log: RefCell<Vec<String>>,
+    /// The client's address of each exchange.
+    clients: RefCell<Vec<String>>,
     /// Pieces that streams gave.
     pieces: Cell<usize>,
     /// Bytes that streams took of their uploads.
@@ -49,6 +54,8 @@ struct Handlers {
     rules: Rc<Rules>,
     registry: Rc<Registry>,
     seen: Rc<Seen>,
+    /// Whose connections begin with a PROXY header.
+    introduced_by: RefCell<Option<Arc<Peers>>>,
 }
 
 impl Handlers {
@@ -69,6 +76,7 @@ impl Handlers {
             rules: Rc::new(Rules(settings)),
             registry: Rc::default(),
             seen: Rc::default(),
+            introduced_by: RefCell::default(),
         })
     }
 
@@ -82,6 +90,10 @@ impl Service for Handlers {
 
     fn epoch(&self, _: &Peer) -> Rc<Rules> {
         Rc::clone(&self.rules)
+    }
+
+    fn proxy_header(&self, _: &Peer) -> Option<Arc<Peers>> {
+        self.introduced_by.borrow().clone()
     }
 
     async fn call(
@@ -106,7 +118,7 @@ impl Service for Handlers {
         true
     }
 
-    fn log(&self, _: &Rules, _: &Peer, exchange: &Exchange<'_>) {
+    fn log(&self, _: &Rules, peer: &Peer, exchange: &Exchange<'_>) {
         let mut line = format!(
             "{} {} {} {} {}",
             exchange.method,
@@ -122,6 +134,11 @@ impl Service for Handlers {
             more.iter().for_each(|more| line += &format!(" [{more}]"));
         }
         self.seen.log.borrow_mut().push(line);
+        let client = peer.address(&self.core).map(|address| address.to_string());
+        self.seen
+            .clients
+            .borrow_mut()
+            .push(client.unwrap_or_default());
     }
 
     fn registry(&self) -> &Rc<Registry> {

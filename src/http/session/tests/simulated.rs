@@ -39,10 +39,10 @@ impl<F: Future<Output = ()>> Future for Mortal<F> {
     }
 }
 
-struct Bench {
-    core: Core,
+pub(super) struct Bench {
+    pub(super) core: Core,
     world: World,
-    handlers: Rc<Handlers>,
+    pub(super) handlers: Rc<Handlers>,
     listening: Rc<Listening>,
     listener: ListenerId,
     survived: Rc<std::cell::Cell<bool>>,
@@ -85,21 +85,21 @@ impl Bench {
     }
 
     /// Without faults.
-    fn calm() -> Self {
+    pub(super) fn calm() -> Self {
         Self::new(1, Faults::default(), Config::default(), 0)
     }
 
-    fn client(&self, script: Vec<(Duration, Act)>) -> ClientId {
+    pub(super) fn client(&self, script: Vec<(Duration, Act)>) -> ClientId {
         self.world.connect(self.listener, Duration::ZERO, script)
     }
 
     /// What a client receives that sends these bytes, ends its direction, and reads to the end.
-    fn ask(&self, bytes: &[u8]) -> (String, Option<End>) {
+    pub(super) fn ask(&self, bytes: &[u8]) -> (String, Option<End>) {
         let script = vec![at(0, send(bytes)), at(1, Act::HalfClose)];
         self.finish_client(self.client(script))
     }
 
-    fn finish_client(&self, client: ClientId) -> (String, Option<End>) {
+    pub(super) fn finish_client(&self, client: ClientId) -> (String, Option<End>) {
         let world = &self.world;
         world.run_until(TURNS_MAX, || {
             world.is_over(client) && self.listening.open() == 0
@@ -109,7 +109,7 @@ impl Bench {
     }
 
     /// Nothing may be left of anything.
-    fn end(self) {
+    pub(super) fn end(self) {
         let Self {
             core,
             world,
@@ -125,11 +125,11 @@ impl Bench {
     }
 }
 
-fn at(ms: u64, act: Act) -> (Duration, Act) {
+pub(super) fn at(ms: u64, act: Act) -> (Duration, Act) {
     (Duration::from_millis(ms), act)
 }
 
-fn send(bytes: &[u8]) -> Act {
+pub(super) fn send(bytes: &[u8]) -> Act {
     Act::Send(bytes.to_vec())
 }
 

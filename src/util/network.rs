@@ -122,6 +122,9 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
 }
 
 /// Peers: those of some networks, and those of unix sockets, which have no address.
+///
+/// Invariant: the networks are in order, and none lies within another, so that one binary search
+/// answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
     networks: Vec<Network>,
@@ -131,20 +134,24 @@ pub struct Peers {
 impl Peers {
     /// The peers of these networks, and whether those of unix sockets.
     pub fn new(mut networks: Vec<Network>, unix: bool) -> Self {
+        // The wider one of those that begin at the same address comes first. Networks never overlap
+        // in part: one lies within another or beside it.
         networks.sort_unstable();
-        networks.dedup();
+        networks.dedup_by(|next, before| before.contains(next.address));
         Self { networks, unix }
     }
 
-    /// Whether a peer is one of them; `None` is one of a unix socket.
+    /// Whether a peer is one of them; `None` is one of a unix socket. An IPv4 address inside IPv6
+    /// (`::ffff:10.0.0.1`) counts as IPv4.
     pub fn contains(&self, address: Option<IpAddr>) -> bool {
-        match address {
-            None => self.unix,
-            Some(address) => self.networks.iter().any(|n| n.contains(address)),
-        }
+        let Some(address) = address.map(|address| address.to_canonical()) else {
+            return self.unix;
+        };
+        let behind = self.networks.partition_point(|n| n.address <= address);
+        behind > 0 && self.networks[behind - 1].contains(address)
     }
 
-    /// The networks, in order, each once.
+    /// The networks, in order, without those that lie within another.
     pub fn networks(&self) -> &[Network] {
         &self.networks
     }
@@ -215,6 +222,40 @@ mod tests {
         assert!(Peers::default().is_empty());
     }
 
+    #[test]
+    fn peers_are_found_in_their_network() {
+        let texts = [
+            "192.168.1.0/24",
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "10.0.0.0/8",
+            "::1",
+        ];
+        let list = Peers::new(texts.map(network).to_vec(), false);
+        let kept: Vec<String> = list.networks().iter().map(Network::to_string).collect();
+        assert_eq!(kept, ["10.0.0.0/8", "192.168.1.0/24", "::1"]);
+        for peer in [
+            "10.0.0.0",
+            "10.1.2.3",
+            "10.255.255.255",
+            "192.168.1.7",
+            "::1",
+            "::ffff:10.2.3.4",
+        ] {
+            assert!(list.contains(Some(peer.parse().unwrap())), "{peer}");
+        }
+        for peer in [
+            "9.255.255.255",
+            "11.0.0.0",
+            "192.168.2.0",
+            "::2",
+            "::",
+            "::ffff:11.0.0.1",
+        ] {
+            assert!(!list.contains(Some(peer.parse().unwrap())), "{peer}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_network_reads_as_it_is_written(bits in any::<u32>(), prefix in 0u8..=32) {
@@ -222,6 +263,45 @@ mod tests {
             let network = Network { address, prefix };
             prop_assert_eq!(Network::parse(&network.to_string()), Ok(network));
             prop_assert!(network.contains(Ipv4Addr::from_bits(bits).into()));
+        }
+
+        #[test]
+        fn the_search_agrees_with_looking_at_each_network(
+            v4 in prop::collection::vec((any::<u32>(), 0..=32_u8), 0..8),
+            v6 in prop::collection::vec((any::<u128>(), 0..=128_u8), 0..4),
+            peers in prop::collection::vec(any::<u32>(), 1..8),
+            peer6 in any::<u128>(),
+        ) {
+            let v4 = v4.iter().map(|&(bits, prefix)| (IpAddr::V4(bits.into()), prefix));
+            let v6 = v6.iter().map(|&(bits, prefix)| (IpAddr::V6(bits.into()), prefix));
+            let networks: Vec<Network> = v4
+                .chain(v6)
+                .map(|(address, prefix)| {
+                    let network = Network { address: masked(address, prefix), prefix };
+                    network.canonical()
+                })
+                .collect();
+            let list = Peers::new(networks.clone(), false);
+            // The borders are where a search goes wrong.
+            let borders = networks.iter().flat_map(|network| match network.address {
+                IpAddr::V4(first) => {
+                    let first = first.to_bits();
+                    let last = first | u32::MAX.checked_shr(network.prefix.into()).unwrap_or(0);
+                    [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                        .map(|bits| IpAddr::V4(bits.into()))
+                }
+                IpAddr::V6(first) => {
+                    let first = first.to_bits();
+                    let last = first | u128::MAX.checked_shr(network.prefix.into()).unwrap_or(0);
+                    [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                        .map(|bits| IpAddr::V6(bits.into()))
+                }
+            });
+            let peers = peers.iter().map(|&peer| IpAddr::V4(peer.into()));
+            for peer in peers.chain([IpAddr::V6(peer6.into())]).chain(borders) {
+                let plain = networks.iter().any(|network| network.contains(peer));
+                prop_assert_eq!(list.contains(Some(peer)), plain, "{}", peer);
+            }
         }
 
         #[test]

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::Status;
+
 /// Lowest and highest status that a set can hold (RFC 9110 §15: three digits).
 const STATUS: std::ops::RangeInclusive<u16> = 100..=599;
 const WORDS: usize = 8;
@@ -16,27 +18,27 @@ impl StatusSet {
     /// The set without a member.
     pub const EMPTY: Self = Self([0; WORDS]);
 
-    /// Adds all codes from `first` to `last`, both included. What isn't a status is left out.
-    pub fn insert(&mut self, first: u16, last: u16) {
-        for status in first.max(*STATUS.start())..=last.min(*STATUS.end()) {
+    /// Adds all codes from `first` to `last`, both included, but for those that no set can hold.
+    pub fn insert(&mut self, first: Status, last: Status) {
+        for status in first.0.max(*STATUS.start())..=last.0.min(*STATUS.end()) {
             let bit = usize::from(status - STATUS.start());
             self.0[bit / 64] |= 1 << (bit % 64);
         }
     }
 
     /// The set of these ranges, both ends included.
-    pub fn of(ranges: &[(u16, u16)]) -> Self {
+    pub fn new(ranges: impl IntoIterator<Item = (Status, Status)>) -> Self {
         let mut set = Self::EMPTY;
         for (first, last) in ranges {
-            set.insert(*first, *last);
+            set.insert(first, last);
         }
         set
     }
 
     /// Whether `status` is a member.
-    pub fn contains(&self, status: u16) -> bool {
-        STATUS.contains(&status) && {
-            let bit = usize::from(status - STATUS.start());
+    pub fn contains(&self, status: Status) -> bool {
+        STATUS.contains(&status.0) && {
+            let bit = usize::from(status.0 - STATUS.start());
             self.0[bit / 64] & (1 << (bit % 64)) != 0
         }
     }
@@ -53,7 +55,7 @@ impl fmt::Display for StatusSet {
         let (mut status, mut separator) = (*STATUS.start(), "");
         while status <= *STATUS.end() {
             let first = status;
-            while self.contains(status) {
+            while self.contains(Status(status)) {
                 status += 1;
             }
             match status - first {
@@ -74,19 +76,27 @@ impl fmt::Display for StatusSet {
 mod tests {
     use super::*;
 
+    fn set(ranges: &[(u16, u16)]) -> StatusSet {
+        StatusSet::new(
+            ranges
+                .iter()
+                .map(|&(first, last)| (Status(first), Status(last))),
+        )
+    }
+
     #[test]
     fn holds_what_was_put_in_and_nothing_else() {
-        let set = StatusSet::of(&[(200, 399), (404, 404), (599, 700), (0, 100)]);
+        let set = set(&[(200, 399), (404, 404), (599, 700), (0, 100)]);
         for status in 0..=1_000 {
             let expected = matches!(status, 100 | 200..=399 | 404 | 599);
-            assert_eq!(set.contains(status), expected, "{status}");
+            assert_eq!(set.contains(Status(status)), expected, "{status}");
         }
         assert!(StatusSet::EMPTY.is_empty() && !set.is_empty());
     }
 
     #[test]
     fn is_written_as_a_configuration_writes_it() {
-        let set = StatusSet::of(&[(502, 504), (404, 404), (599, 599)]);
+        let set = set(&[(502, 504), (404, 404), (599, 599)]);
         assert_eq!(set.to_string(), "404, 502-504, 599");
         assert_eq!(StatusSet::EMPTY.to_string(), "");
     }

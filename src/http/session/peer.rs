@@ -1,0 +1,69 @@
+//! Who is at the other end of a connection, by the socket and by what a PROXY header told.
+
+use std::cell::OnceCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::net::listener::Listening;
+use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
+use crate::util::network::Peers;
+
+/// What is known of the connection that a request came on.
+pub struct Peer {
+    /// The socket, to ask for the address when it is needed.
+    pub socket: Fd,
+    /// The listening socket that it was accepted from.
+    pub listener: Rc<Listening>,
+    address: OnceCell<Option<SocketAddr>>,
+    /// What a PROXY header told; boxed, for few connections have it and all have the place.
+    told: Option<Box<SocketAddr>>,
+}
+
+impl Peer {
+    pub(super) fn new(socket: Fd, listener: Rc<Listening>) -> Self {
+        Self {
+            socket,
+            listener,
+            address: OnceCell::new(),
+            told: None,
+        }
+    }
+
+    /// A PROXY header that is believed told whose connection it is.
+    pub(super) fn told(&mut self, client: SocketAddr) {
+        self.told = Some(Box::new(client));
+    }
+
+    /// The client's address: that of the PROXY header where one told it, else the socket's.
+    pub fn address(&self, core: &Core) -> Option<SocketAddr> {
+        match &self.told {
+            Some(client) => Some(**client),
+            None => self.socket_address(core),
+        }
+    }
+
+    /// The address of the other end of the socket, whatever a PROXY header told; asked for once.
+    /// `None` for a unix socket, and for a connection that was gone when it was asked.
+    pub fn socket_address(&self, core: &Core) -> Option<SocketAddr> {
+        *self.address.get_or_init(|| {
+            let any = core.peer_address(&self.socket)?;
+            SocketAddr::try_from(any).ok()
+        })
+    }
+
+    /// Whether [`Self::address`] is among these peers. A connection without an address is one of a
+    /// unix socket only if the kernel says so: one that was reset has none either, and what it had
+    /// sent can still be read.
+    pub fn is_among(&self, core: &Core, peers: &Peers) -> bool {
+        match self.address(core) {
+            Some(address) => peers.contains(Some(address.ip())),
+            None => {
+                peers.contains(None)
+                    && core
+                        .peer_address(&self.socket)
+                        .is_some_and(|any| SocketAddr::try_from(any).is_err())
+            }
+        }
+    }
+}
