@@ -72,6 +72,21 @@ const EXCEPTIONS: &[Exception] = &[
         "taken only while all servers are full",
     ),
     except(
+        "banned:Instant::now",
+        "src/upstream/resolve/mod.rs",
+        "the resolver isn't a core; its schedule takes `now`",
+    ),
+    except(
+        "banned:Instant::now",
+        "src/upstream/resolve/client.rs",
+        "on the thread of a lookup",
+    ),
+    except(
+        "banned:std::fs",
+        "src/upstream/resolve/lookup.rs",
+        "on the thread of a lookup",
+    ),
+    except(
         "banned:mpsc::channel",
         "src/runtime/offload.rs",
         "carries nothing but its end",

@@ -1,7 +1,7 @@
 //! Groups of servers that requests are passed to: which one takes the next request, which ones are
 //! well, what happens after one has failed; and the connections that wait for the next request.
 //!
-//! All but [`pool`] decides and does not act. The deciders are functions of what they were told and of
+//! All but [`pool`] and [`resolve`] decides and does not act. The deciders are functions of what they were told and of
 //! a `now` that is passed in; they know no socket, no engine and no clock, so their laws are property
 //! tests in virtual time. Whoever uses them tells them what happened and does what they say.
 
@@ -20,6 +20,7 @@ pub mod health;
 pub mod line;
 pub mod pool;
 pub mod queue;
+pub mod resolve;
 pub mod retry;
 pub mod roster;
 pub mod shared;

@@ -273,7 +273,7 @@ pub struct RetryBudget {
 }
 
 /// How names are resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Resolve {
     /// The time after which a name is resolved again. SRV records may ask for less by their TTL.
     pub interval: Duration,
@@ -284,7 +284,7 @@ pub struct Resolve {
 }
 
 /// Which addresses of a name are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// All.
     Any,

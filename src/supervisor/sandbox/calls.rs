@@ -50,6 +50,11 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// Families of sockets that a worker makes: to clients' and upstreams' addresses, and to files.
 const FAMILIES: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
+/// The protocol of netlink that tells of interfaces and routes. getaddrinfo(3) of glibc asks by it which
+/// addresses this machine has, to sort what it has found, and goes without where it may not. That happens
+/// at each lookup and is nobody's attack, so it is refused without being counted.
+const ROUTES: u32 = libc::NETLINK_ROUTE.cast_unsigned();
+
 /// Requests to a terminal that put input into it, for the shell that comes after.
 const TERMINAL_INPUT: [u32; 2] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
 
@@ -313,6 +318,7 @@ fn filter(arch: u32, refusal: u32) -> Vec<Instruction> {
     }
     // Its flags are in memory, where a filter can't look. Every libc takes clone(2) instead.
     let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+    let refusal_uncounted = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
     code.answer_if(libc::BPF_JEQ, number(libc::SYS_clone3), unknown);
     for call in [libc::SYS_socket, libc::SYS_socketpair] {
         code.block(call, |code| {
@@ -324,6 +330,9 @@ fn filter(arch: u32, refusal: u32) -> Vec<Instruction> {
                     libc::SECCOMP_RET_ALLOW,
                 );
             }
+            code.skip_unless_equal(libc::AF_NETLINK.cast_unsigned(), 3);
+            code.load(argument_at(2));
+            code.answer_if(libc::BPF_JEQ, ROUTES, refusal_uncounted);
             code.answer(refusal);
         });
     }
@@ -376,6 +385,15 @@ impl Code {
         );
     }
 
+    /// Skips so many instructions unless the accumulator has this value.
+    fn skip_unless_equal(&mut self, value: u32, count: u8) {
+        self.push(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            value,
+            (0, count),
+        );
+    }
+
     /// Ends with an answer if the accumulator stands in this relation to the value.
     fn answer_if(&mut self, relation: u32, value: u32, answer: u32) {
         self.push(libc::BPF_JMP | relation | libc::BPF_K, value, (0, 1));
@@ -418,7 +436,7 @@ mod tests {
     const REFUSE: u32 = libc::SECCOMP_RET_USER_NOTIF;
 
     /// What the filter answers, by the rules of classic BPF.
-    fn run(code: &[Instruction], arch: u32, call: u32, arguments: [u64; 2]) -> u32 {
+    fn run(code: &[Instruction], arch: u32, call: u32, arguments: [u64; 3]) -> u32 {
         let (mut at, mut accumulator) = (0, 0);
         loop {
             let Instruction { code, jt, jf, k } = code[at];
@@ -432,6 +450,7 @@ mod tests {
                         NUMBER_AT => call,
                         place if place == argument_at(0) => arguments[0] as u32,
                         place if place == argument_at(1) => arguments[1] as u32,
+                        place if place == argument_at(2) => arguments[2] as u32,
                         place => panic!("nothing is at {place}"),
                     };
                     continue;
@@ -454,7 +473,7 @@ mod tests {
         assert!(code.len() < 4096, "BPF_MAXINSNS");
         let answer = |call, arguments| run(&code, arch, number(call), arguments);
         for (name, call) in REFUSED {
-            assert_eq!(answer(*call, [0; 2]), REFUSE, "{name}");
+            assert_eq!(answer(*call, [0; 3]), REFUSE, "{name}");
         }
         let allow = libc::SECCOMP_RET_ALLOW;
         for call in [
@@ -468,40 +487,41 @@ mod tests {
             libc::SYS_exit_group,
             libc::SYS_mmap,
         ] {
-            assert_eq!(answer(call, [0; 2]), allow, "{call}");
+            assert_eq!(answer(call, [0; 3]), allow, "{call}");
         }
         for call in [libc::SYS_socket, libc::SYS_socketpair] {
-            for family in 0..48u64 {
+            for (family, protocol) in (0..48u64).map(|family| (family, 9)).chain([(16, 0)]) {
                 // The kernel looks at the lower half alone, and so does the filter.
-                let expected = if [1, 2, 10].contains(&family) {
-                    allow
-                } else {
-                    REFUSE
+                let expected = match (family, protocol) {
+                    (1 | 2 | 10, _) => allow,
+                    // What the resolver asks for each time.
+                    (16, 0) => libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+                    _ => REFUSE,
                 };
                 assert_eq!(
-                    answer(call, [family | 1 << 40, 0]),
+                    answer(call, [family | 1 << 40, 0, protocol]),
                     expected,
                     "family {family}"
                 );
             }
         }
         let thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND;
-        assert_eq!(answer(libc::SYS_clone, [thread as u64, 0]), allow);
+        assert_eq!(answer(libc::SYS_clone, [thread as u64, 0, 0]), allow);
         for namespace in [libc::CLONE_NEWUSER, libc::CLONE_NEWNET] {
-            assert_eq!(answer(libc::SYS_clone, [namespace as u64, 0]), REFUSE);
+            assert_eq!(answer(libc::SYS_clone, [namespace as u64, 0, 0]), REFUSE);
         }
         let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-        assert_eq!(answer(libc::SYS_clone3, [0; 2]), unknown);
+        assert_eq!(answer(libc::SYS_clone3, [0; 3]), unknown);
         assert_eq!(
-            answer(libc::SYS_ioctl, [0, u64::from(TERMINAL_INPUT[0])]),
+            answer(libc::SYS_ioctl, [0, u64::from(TERMINAL_INPUT[0]), 0]),
             REFUSE
         );
         assert_eq!(
-            answer(libc::SYS_ioctl, [0, u64::from(libc::TIOCOUTQ as u32)]),
+            answer(libc::SYS_ioctl, [0, u64::from(libc::TIOCOUTQ as u32), 0]),
             allow
         );
-        assert_eq!(run(&code, 0x4000_0003, 20, [0; 2]), REFUSE, "i386");
-        assert_eq!(run(&code, arch, X32 | 39, [0; 2]), REFUSE, "x32");
+        assert_eq!(run(&code, 0x4000_0003, 20, [0; 3]), REFUSE, "i386");
+        assert_eq!(run(&code, arch, X32 | 39, [0; 3]), REFUSE, "x32");
     }
 
     #[test]
@@ -534,11 +554,11 @@ mod tests {
             |_| {
                 let before = Arc::new(Barrier::new(2));
                 let gate = Arc::clone(&before);
-                let netlink = || socket(AddressFamily::NETLINK, SocketType::RAW, None).map(drop);
+                let packet = || socket(AddressFamily::PACKET, SocketType::RAW, None).map(drop);
                 let old = thread::spawn(move || {
                     gate.wait();
                     gate.wait();
-                    (netlink(), TcpListener::bind("127.0.0.1:0").map(drop))
+                    (packet(), TcpListener::bind("127.0.0.1:0").map(drop))
                 });
                 before.wait();
                 let Some(notifier) = restrict() else {
@@ -551,9 +571,9 @@ mod tests {
                 assert_eq!(made, Err(Errno::PERM));
                 assert_eq!(bound.unwrap_err().raw_os_error(), Some(libc::EPERM));
                 assert_eq!((notifier.refused(), notifier.last()), (2, Some("bind")));
-                let new = thread::spawn(netlink);
+                let new = thread::spawn(packet);
                 assert_eq!(new.join().unwrap(), Err(Errno::PERM));
-                assert_eq!(netlink(), Err(Errno::PERM));
+                assert_eq!(packet(), Err(Errno::PERM));
                 assert_eq!(notifier.refused(), 4);
                 assert_eq!(notifier.by_call(), [("bind", 1), ("socket", 3)]);
             },

@@ -18,7 +18,7 @@ use landlock::{
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use crate::config::model::Model;
+use crate::config::model::{Model, ServerAddr};
 
 /// What a lookup of a host name reads (resolver(5), nsswitch.conf(5), gai.conf(5)).
 const RESOLVER: [&str; 6] = [
@@ -71,7 +71,8 @@ impl Grant {
 }
 
 /// What a configuration needs: to read beneath the parents of its roots and beneath the paths of
-/// `extra`, and the files of the resolver. `write` are directories for what the server itself keeps.
+/// `extra`, and where backends are names, what their resolution takes. `write` are directories for what
+/// the server itself keeps.
 ///
 /// A root in `/` is granted alone, not with its parent, which would be everything. It is a mount of a
 /// container more often than something that is built anew; if it is replaced, [`covers`] says so.
@@ -88,6 +89,30 @@ pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
             format!("sandbox_read {}", path.display()),
         ));
     }
+    if has_names(model) {
+        read.extend(of_resolver());
+    }
+    let write = write.iter().map(|path| {
+        let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        Grant::new(resolved, format!("kept in {}", path.display()))
+    });
+    Grants {
+        read: once_each(read),
+        write: once_each(write.collect()),
+    }
+}
+
+/// Whether a backend is a name.
+fn has_names(model: &Model) -> bool {
+    let servers = model.upstreams.iter().flat_map(|it| &it.servers);
+    let mut addresses = servers.map(|server| &server.address);
+    addresses.any(|address| matches!(address, ServerAddr::Name(..) | ServerAddr::Service(_)))
+}
+
+/// What getaddrinfo(3) reads: its files, and the modules that nsswitch.conf names, which it loads when it
+/// needs them. They stand beside the C library.
+fn of_resolver() -> Vec<Grant> {
+    let mut read = Vec::new();
     for name in RESOLVER {
         let Ok(resolved) = fs::canonicalize(name) else {
             continue;
@@ -100,16 +125,29 @@ pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
             }
             _ => resolved,
         };
-        read.push(Grant::new(path, format!("names of hosts: {name}")));
+        read.push(Grant::new(path, format!("names of backends: {name}")));
     }
-    let write = write.iter().map(|path| {
-        let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        Grant::new(resolved, format!("kept in {}", path.display()))
-    });
-    Grants {
-        read: once_each(read),
-        write: once_each(write.collect()),
-    }
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let libraries = library_directory(&maps).filter(|directory| *directory != Path::new("/"));
+    read.extend(libraries.map(|directory| {
+        let why = "names of backends: modules of the resolver".to_owned();
+        Grant::new(directory.to_owned(), why)
+    }));
+    read
+}
+
+/// Where the C library of a process is, by its maps (proc_pid_maps(5)); `None` where it is a part of the
+/// program, which then loads no modules.
+fn library_directory(maps: &str) -> Option<&Path> {
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]));
+    let mut files = paths.map(Path::new);
+    let is_libc = |file: &&Path| {
+        let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        name.starts_with("libc.so") || name.starts_with("libc-2.")
+    };
+    files.find(is_libc)?.parent()
 }
 
 /// Whether a worker with the one has what the other needs. Looks at the paths of `have` as they are
@@ -421,9 +459,58 @@ mod tests {
         );
         assert!(named(&extra[0]).is_some_and(|grant| grant.identity.is_some()));
         assert!(named(&extra[1]).is_some_and(|grant| grant.identity.is_none()));
-        assert!(named(Path::new("/etc/hosts")).is_some() || !Path::new("/etc/hosts").exists());
+        let resolver = |grant: &Grant| grant.why.contains("names of backends");
+        assert!(!all.read.iter().any(resolver), "there are none");
         assert!(named(Path::new("/etc")).is_none() && named(Path::new("/")).is_none());
         assert!(all.write.is_empty());
+    }
+
+    /// What a configuration with this route for everything needs.
+    fn needs(route: &str) -> Grants {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!("[site.\":8080\"]\n{route}\n");
+        fs::write(directory.path().join("beltway.toml"), text).unwrap();
+        let input = Input {
+            file: Some(directory.path().join("beltway.toml")),
+            directory: directory.path().to_owned(),
+            ..Input::default()
+        };
+        grants(&config::load(&input).unwrap().model, &[], &[])
+    }
+
+    #[test]
+    fn the_first_name_of_a_backend_takes_another_worker_and_the_next_none() {
+        let none = needs("respond = 200");
+        let addresses = needs("proxy = [\"10.0.0.1:80\", \"unix:/run/app.sock\"]");
+        assert_eq!(
+            covers(&none, &addresses),
+            Ok(()),
+            "to connect takes no file"
+        );
+        let name = needs("proxy = [\"10.0.0.1:80\", \"app.internal:80\"]");
+        let lacking = covers(&addresses, &name).unwrap_err();
+        assert!(lacking.contains("names of backends"), "{lacking}");
+        for more in ["\"db.internal:80\"", "\"srv:_http._tcp.app.internal\""] {
+            let more = needs(&format!("proxy = [\"app.internal:80\", {more}]"));
+            assert_eq!(covers(&name, &more), Ok(()));
+        }
+        assert_eq!(covers(&name, &none), Ok(()), "less is always there");
+    }
+
+    #[test]
+    fn a_name_is_resolved_by_files_and_modules_and_not_by_all_of_etc() {
+        let all = needs("proxy = \"srv:_http._tcp.app.internal\"");
+        let named = |path: &str| all.read.iter().any(|grant| grant.path == Path::new(path));
+        assert!(named("/etc/hosts") || !Path::new("/etc/hosts").exists());
+        assert!(!named("/etc") && !named("/"));
+        let maps = "7f00-7f01 r--p 00000000 08:01 12   /usr/lib/x86_64-linux-gnu/libm.so.6\n\
+            7f01-7f02 rw-p 00000000 00:00 0\n\
+            7f02-7f03 r-xp 00000000 08:01 13   /usr/lib/x86_64-linux-gnu/libc.so.6\n";
+        let directory = Path::new("/usr/lib/x86_64-linux-gnu");
+        assert_eq!(library_directory(maps), Some(directory));
+        let old = "7f02-7f03 r-xp 00000000 08:01 13   /lib/libc-2.31.so\n";
+        assert_eq!(library_directory(old), Some(Path::new("/lib")));
+        assert_eq!(library_directory("7f01-7f02 rw-p 0 00:00 0 [heap]\n"), None);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! the first thread, rings as each core makes its own, calls when all rings stand. Each degrades where
 //! the kernel lacks it, and says so in its [`State`].
 
+#[cfg(test)]
+mod backends;
 pub mod calls;
 pub mod files;
 pub mod probe;

@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     targets::bundle::TARGET,
     targets::config::TARGET,
     targets::date::TARGET,
+    targets::dns::TARGET,
     targets::forward::TARGET,
     targets::proxy_protocol::TARGET,
     targets::range::TARGET,
@@ -135,6 +136,11 @@ mod tests {
     #[test]
     fn date() {
         smoke("date");
+    }
+
+    #[test]
+    fn dns() {
+        smoke("dns");
     }
 
     #[test]

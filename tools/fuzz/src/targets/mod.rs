@@ -4,6 +4,7 @@ pub mod body;
 pub mod bundle;
 pub mod config;
 pub mod date;
+pub mod dns;
 pub mod forward;
 pub mod proxy_protocol;
 pub mod range;
