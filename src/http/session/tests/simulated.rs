@@ -39,17 +39,17 @@ impl<F: Future<Output = ()>> Future for Mortal<F> {
     }
 }
 
-struct Bench {
+pub(super) struct Bench {
     core: Core,
-    world: World,
-    handlers: Rc<Handlers>,
+    pub(super) world: World,
+    pub(super) handlers: Rc<Handlers>,
     listening: Rc<Listening>,
     listener: ListenerId,
     survived: Rc<std::cell::Cell<bool>>,
 }
 
 impl Bench {
-    fn new(seed: u64, faults: Faults, config: Config, dies_at: u64) -> Self {
+    pub(super) fn new(seed: u64, faults: Faults, config: Config, dies_at: u64) -> Self {
         let (core, world) = sim::new(seed, faults, config);
         let handlers = Handlers::new(&core);
         let (listener, id) = world.listen();
@@ -85,21 +85,21 @@ impl Bench {
     }
 
     /// Without faults.
-    fn calm() -> Self {
+    pub(super) fn calm() -> Self {
         Self::new(1, Faults::default(), Config::default(), 0)
     }
 
-    fn client(&self, script: Vec<(Duration, Act)>) -> ClientId {
+    pub(super) fn client(&self, script: Vec<(Duration, Act)>) -> ClientId {
         self.world.connect(self.listener, Duration::ZERO, script)
     }
 
     /// What a client receives that sends these bytes, ends its direction, and reads to the end.
-    fn ask(&self, bytes: &[u8]) -> (String, Option<End>) {
+    pub(super) fn ask(&self, bytes: &[u8]) -> (String, Option<End>) {
         let script = vec![at(0, send(bytes)), at(1, Act::HalfClose)];
         self.finish_client(self.client(script))
     }
 
-    fn finish_client(&self, client: ClientId) -> (String, Option<End>) {
+    pub(super) fn finish_client(&self, client: ClientId) -> (String, Option<End>) {
         let world = &self.world;
         world.run_until(TURNS_MAX, || {
             world.is_over(client) && self.listening.open() == 0
@@ -109,7 +109,7 @@ impl Bench {
     }
 
     /// Nothing may be left of anything.
-    fn end(self) {
+    pub(super) fn end(self) {
         let Self {
             core,
             world,
@@ -125,11 +125,11 @@ impl Bench {
     }
 }
 
-fn at(ms: u64, act: Act) -> (Duration, Act) {
+pub(super) fn at(ms: u64, act: Act) -> (Duration, Act) {
     (Duration::from_millis(ms), act)
 }
 
-fn send(bytes: &[u8]) -> Act {
+pub(super) fn send(bytes: &[u8]) -> Act {
     Act::Send(bytes.to_vec())
 }
 
@@ -368,7 +368,7 @@ fn lengths_are_told_to_head_and_absent_content_is_not_missed() {
 }
 
 /// A script that sends `bytes` bytes of a body, so many every second.
-fn trickle(target: &str, bytes: usize, rate: usize) -> Vec<(Duration, Act)> {
+pub(super) fn trickle(target: &str, bytes: usize, rate: usize) -> Vec<(Duration, Act)> {
     let fields = format!("Content-Length: {bytes}\r\n");
     let mut script = vec![at(0, send(&request("POST", target, &fields, "")))];
     for _ in 0..bytes / rate {
