@@ -28,6 +28,8 @@ pub struct Receiver {
     core: Core,
     socket: Fd,
     receives: Option<Many>,
+    /// The receive was asked to end.
+    stopping: bool,
     /// The core is out of buffers, and this task stands in the queue for the next, at this place.
     starved: Option<u64>,
     end: Option<End>,
@@ -40,6 +42,7 @@ impl Receiver {
             core: core.clone(),
             socket,
             receives: None,
+            stopping: false,
             starved: None,
             end: None,
         }
@@ -67,6 +70,7 @@ impl Receiver {
             };
             if !received.more {
                 self.receives = None;
+                self.stopping = false;
             }
             match (received.result, received.output) {
                 (Ok(1..), Output::Received(bytes)) => return Poll::Ready(Ok(bytes)),
@@ -88,22 +92,40 @@ impl Receiver {
     /// lost: the connection is to be closed then.
     pub async fn stop(&mut self) -> Vec<u8> {
         let mut came = Vec::new();
+        std::future::poll_fn(|_| self.poll_stop(|bytes| came.extend_from_slice(&bytes))).await;
+        came
+    }
+
+    /// Ends the receive as [`Self::stop`]: ready when it has ended. Each piece that had come is given
+    /// to `take`, at whichever poll, so that nothing is lost when nobody polls to the end.
+    pub fn poll_stop(&mut self, mut take: impl FnMut(RecvBuf)) -> Poll<()> {
         self.starved = None;
-        let Some(mut receives) = self.receives.take() else {
-            return came;
+        let Some(receives) = &mut self.receives else {
+            return Poll::Ready(());
         };
-        receives.cancel();
+        if !std::mem::replace(&mut self.stopping, true) {
+            receives.cancel();
+        }
         while !receives.ended() {
-            let received = receives.next().await;
+            let Poll::Ready(received) = receives.poll_next() else {
+                return Poll::Pending;
+            };
             match (received.result, received.output) {
-                (Ok(1..), Output::Received(bytes)) => came.extend_from_slice(&bytes),
+                (Ok(1..), Output::Received(bytes)) => take(bytes),
                 (Ok(_), _) if received.more => {}
                 (Ok(_), _) => self.end = Some(End::Closed),
                 (Err(Errno::NOBUFS | Errno::AGAIN | Errno::CANCELED | Errno::INTR), _) => {}
                 (Err(errno), _) => self.end = Some(End::Broken(errno)),
             }
         }
-        came
+        self.receives = None;
+        self.stopping = false;
+        Poll::Ready(())
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Fd {
+        &self.socket
     }
 
     /// Whether the peer has ended or broken the connection, as far as it was told.

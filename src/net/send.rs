@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::splice::{self, Cause, Moved, RelayRules};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::{Once, Timer};
@@ -305,6 +306,31 @@ impl Sender {
         }
         self.core.recycle(sending.head);
         Ok(())
+    }
+
+    /// Moves `length` bytes to the client from another socket, on which nothing is armed. `moved`, which
+    /// begins at 0, tells how far it has come, also after the future was dropped.
+    ///
+    /// There is no cork and no `MSG_MORE`: nobody knows when the source goes on, and the end of what
+    /// came would wait for it.
+    ///
+    /// # Errors
+    /// See [`Cause`]; neither connection can be used for anything more.
+    pub async fn relay(
+        &mut self,
+        timer: &mut Timer,
+        (from, length): (&Fd, u64),
+        silence: Option<Duration>,
+        moved: &Moved,
+    ) -> Result<(), Cause> {
+        let rules = RelayRules {
+            source_silence: silence,
+            sink: self.rule,
+        };
+        let ends = (from, &self.socket);
+        let relayed = splice::relay(&self.core, timer, ends, Some(length), &rules, moved).await;
+        self.taken += moved.given();
+        relayed.map(drop).map_err(|error| error.cause)
     }
 
     /// Waits until this transfer may send in this turn.

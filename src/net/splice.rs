@@ -5,6 +5,8 @@
 //! Whoever relays from a socket has no receive armed on it: `net::recv::Receiver::stop` ends one
 //! and gives what had come already.
 
+mod patience;
+
 use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
@@ -14,15 +16,23 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::send::{Progress, ProgressRule};
+use super::send::ProgressRule;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::{Once, Timer};
 use crate::runtime::op::{Interest, Op};
 use crate::runtime::pipe::{PIPE_BYTES, Pipe};
 
+use patience::{Endlessly, Patience, PatientWithSink, Waits};
+
 /// Up to so many bytes are copied; more go through a pipe.
 pub const COPY_MAX: usize = 16 << 10;
+
+/// From so many bytes on that are still to come it pays to relay them. What the socket has had so far
+/// came into a receive buffer and is copied in any case. To change over ends the receive and arms
+/// another one afterwards, two entries and a turn of the engine, and each round of a pipe is two
+/// calls: about what the kernel takes to copy 64 KiB twice.
+pub const RELAY_FROM: u64 = 64 << 10;
 
 /// How patient a relay is with its two ends.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +41,17 @@ pub struct RelayRules {
     pub source_silence: Option<Duration>,
     /// How slowly the sink may take the bytes.
     pub sink: ProgressRule,
+}
+
+/// How patient the relay of a client's request is, where the source has to make progress and the sink
+/// may take its time.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadRules {
+    /// How slowly the source may send while the sink has taken all there was.
+    pub source: ProgressRule,
+    /// Longest time that the sink may take nothing at all while there is something for it; `None`: for
+    /// ever.
+    pub sink_stall: Option<Duration>,
 }
 
 /// What ended a relay before its end.
@@ -42,10 +63,14 @@ pub enum Cause {
     SourceBroken(Errno),
     /// The source sent nothing for too long.
     SourceSilent,
+    /// The source sends more slowly than the progress rule allows.
+    SourceTooSlow,
     /// The sink is gone, or its connection is broken.
     SinkBroken(Errno),
     /// The sink takes the bytes more slowly than the progress rule allows.
     SinkTooSlow,
+    /// The sink took nothing for too long.
+    SinkStalled,
 }
 
 impl Cause {
@@ -53,7 +78,7 @@ impl Cause {
     pub fn is_of_source(self) -> bool {
         matches!(
             self,
-            Self::SourceClosed | Self::SourceBroken(_) | Self::SourceSilent
+            Self::SourceClosed | Self::SourceBroken(_) | Self::SourceSilent | Self::SourceTooSlow
         )
     }
 }
@@ -66,8 +91,10 @@ impl fmt::Display for Cause {
             }
             Self::SourceBroken(errno) => write!(f, "the sender's connection broke: {errno}"),
             Self::SourceSilent => f.write_str("the sender sent nothing for too long"),
+            Self::SourceTooSlow => f.write_str("the sender sent the bytes too slowly"),
             Self::SinkBroken(errno) => write!(f, "the receiver's connection broke: {errno}"),
             Self::SinkTooSlow => f.write_str("the receiver took the bytes too slowly"),
+            Self::SinkStalled => f.write_str("the receiver took nothing for too long"),
         }
     }
 }
@@ -120,11 +147,7 @@ pub async fn relay(
 ) -> Result<u64, RelayError> {
     let begun = Cell::new(core.now());
     let mut mover = Mover::new(core, (from, to), moved, &begun);
-    let mut patience = Patience {
-        timer,
-        rules,
-        progress: None,
-    };
+    let mut patience = Patience::new(timer, rules);
     match mover.run(limit, &mut patience).await {
         Ok(()) => Ok(moved.given()),
         Err(cause) => Err(RelayError {
@@ -133,6 +156,29 @@ pub async fn relay(
             given: moved.given(),
         }),
     }
+}
+
+/// Moves `early`, which the source has sent already, and then `length` more bytes from the source; `moved`
+/// counts both. It waits as one does for a client and a server behind us: the source owes bytes, but
+/// only while the sink has taken what there was. The sink's direction stays open. When the future is
+/// dropped the sink is as after an error; the source has given [`Moved::taken`] bytes, and no more.
+///
+/// # Errors
+/// See [`Cause`].
+pub async fn relay_upload(
+    core: &Core,
+    (from, to): (&Fd, &Fd),
+    (early, length): (Vec<u8>, u64),
+    rules: &UploadRules,
+    moved: &Moved,
+) -> Result<(), Cause> {
+    let begun = Cell::new(core.now());
+    let mut timer = Timer::new(core);
+    let mut mover = Mover::new(core, (from, to), moved, &begun);
+    let limit = early.len() as u64 + length;
+    mover.begin_with(early);
+    let mut patience = PatientWithSink::new(&mut timer, rules, core.now());
+    mover.run(Some(limit), &mut patience).await
 }
 
 /// Bytes that came from either end before the tunnel began, and go to the other end first.
@@ -253,10 +299,7 @@ async fn flow(
     active: &Cell<Instant>,
 ) -> Result<(), Cause> {
     let mut mover = Mover::new(core, (from, to), moved, active);
-    if !early.is_empty() {
-        moved.taken.set(early.len() as u64);
-        mover.carrier = Carrier::Copy { data: early, at: 0 };
-    }
+    mover.begin_with(early);
     mover.run(None, &mut Endlessly).await?;
     core.shut_down_write(to);
     Ok(())
@@ -283,13 +326,6 @@ enum Step {
     Ended,
     Wait(Interest),
     Failed(Cause),
-}
-
-/// Whom a relay waits for, and how long.
-struct Patience<'a> {
-    timer: &'a mut Timer,
-    rules: &'a RelayRules,
-    progress: Option<Progress>,
 }
 
 /// One direction: takes from the source, gives all of that to the sink, and begins again.
@@ -327,6 +363,23 @@ impl<'a> Mover<'a> {
             moved,
             active,
         }
+    }
+
+    /// Takes bytes that came from the source before.
+    fn begin_with(&mut self, early: Vec<u8>) {
+        if !early.is_empty() {
+            self.moved.taken.set(early.len() as u64);
+            self.carrier = Carrier::Copy { data: early, at: 0 };
+        }
+    }
+
+    /// Bytes that the sink's peer has taken, and a constant. Only differences count: older bytes of the
+    /// same connection, which this relay doesn't know, may still be unacknowledged, and without the
+    /// constant a sink that works them off would seem to take nothing.
+    fn acknowledged(&self) -> u64 {
+        const OLDER_BYTES: u64 = 1 << 40;
+        let unsent = self.core.unsent(self.to).unwrap_or(0);
+        (OLDER_BYTES + self.moved.given()).saturating_sub(unsent)
     }
 
     async fn run(&mut self, limit: Option<u64>, waits: &mut impl Waits) -> Result<(), Cause> {
@@ -485,83 +538,6 @@ impl<'a> Mover<'a> {
             interest,
         })
     }
-}
-
-/// How a relay waits for one of its ends. A trait, so that a tunnel at rest has no room for the timers
-/// of others.
-trait Waits {
-    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause>;
-}
-
-/// For ever: the tunnel has a timer for both directions.
-struct Endlessly;
-
-impl Waits for Endlessly {
-    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause> {
-        let mut ready = mover.ready(interest);
-        poll_fn(|_| poll_ready(&mut ready, interest)).await
-    }
-}
-
-impl Waits for Patience<'_> {
-    async fn wait(&mut self, mover: &Mover<'_>, interest: Interest) -> Result<(), Cause> {
-        let mut ready = mover.ready(interest);
-        match interest {
-            Interest::Readable => self.wait_for_source(mover, &mut ready).await,
-            Interest::Writable => self.wait_for_sink(mover, &mut ready).await,
-        }
-    }
-}
-
-impl Patience<'_> {
-    async fn wait_for_source(&mut self, mover: &Mover<'_>, ready: &mut Once) -> Result<(), Cause> {
-        let begun = mover.core.now();
-        let mut poll = || poll_ready(ready, Interest::Readable);
-        let ended = match self.rules.source_silence {
-            None => Some(poll_fn(|_| poll()).await),
-            Some(silence) => {
-                // From the last byte on, so that empty wake-ups prolong nothing.
-                self.timer.set(mover.active.get() + silence);
-                self.timer.bound(&mut poll).await
-            }
-        };
-        if let Some(progress) = self.progress.as_mut() {
-            // The sink isn't to blame for this time.
-            progress.forgive(begun, mover.core.now());
-        }
-        ended.unwrap_or(Err(Cause::SourceSilent))
-    }
-
-    async fn wait_for_sink(&mut self, mover: &Mover<'_>, ready: &mut Once) -> Result<(), Cause> {
-        let mut poll = || poll_ready(ready, Interest::Writable);
-        loop {
-            let now = mover.core.now();
-            let rule = self.rules.sink;
-            let progress = (self.progress).get_or_insert_with(|| Progress::new(rule, now));
-            let Some(deadline) = progress.deadline() else {
-                return poll_fn(|_| poll()).await;
-            };
-            self.timer.set(deadline);
-            if let Some(ended) = self.timer.bound(&mut poll).await {
-                return ended;
-            }
-            let unsent = mover.core.unsent(mover.to).unwrap_or(0);
-            let acknowledged = mover.moved.given().saturating_sub(unsent);
-            if !progress.check(acknowledged, mover.core.now()) {
-                return Err(Cause::SinkTooSlow);
-            }
-        }
-    }
-}
-
-fn poll_ready(ready: &mut Once, interest: Interest) -> Poll<Result<(), Cause>> {
-    let mut context = Context::from_waker(Waker::noop());
-    let polled = Pin::new(ready).poll(&mut context);
-    polled.map(|completion| match (completion.result, interest) {
-        (Ok(_), _) => Ok(()),
-        (Err(errno), Interest::Readable) => Err(Cause::SourceBroken(errno)),
-        (Err(errno), Interest::Writable) => Err(Cause::SinkBroken(errno)),
-    })
 }
 
 #[cfg(test)]

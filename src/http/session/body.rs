@@ -1,16 +1,20 @@
 //! The content of a response: what a handler gives, and where a session gets the rest of it from.
-//! Whether it leaves by a copy or by sendfile is not decided here.
+//! Whether it leaves by a copy, by sendfile or through a pipe is not decided here.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::tunnel::Tunnel;
 use super::upload::Upload;
 use crate::http::types::{FieldName, FieldValue};
 use crate::net::send::FilePart;
+use crate::net::splice::{Cause, Moved};
 use crate::runtime::buf::RecvBuf;
+use crate::runtime::fd::Fd;
 
 /// The content of a response.
 pub enum Body {
@@ -48,6 +52,46 @@ pub enum Piece {
     Received(RecvBuf),
     /// A part of a file.
     File(FilePart),
+    /// Bytes that still stand in another socket.
+    Relay(RelayPart),
+}
+
+/// Bytes that still stand in another socket, or come there yet, to be moved without a copy where the
+/// kernel can. It pays from [`crate::net::splice::RELAY_FROM`] on.
+pub struct RelayPart {
+    /// The socket they come from; nothing is armed on it.
+    pub from: Fd,
+    /// How many bytes.
+    pub length: u64,
+    /// Longest silence of the source while the client waits; `None`: for ever.
+    pub silence: Option<Duration>,
+    /// How it goes, for whom has given the part away.
+    pub outcome: Rc<RelayOutcome>,
+}
+
+/// How the relay of one [`RelayPart`] goes, and went. Up to date at any time, also when the exchange was
+/// dropped in the middle.
+#[derive(Debug, Default)]
+pub struct RelayOutcome {
+    pub(super) moved: Moved,
+    pub(super) error: Cell<Option<Cause>>,
+}
+
+impl RelayOutcome {
+    /// Bytes taken from the source. When these are all, the source stands behind its message.
+    pub fn taken(&self) -> u64 {
+        self.moved.taken()
+    }
+
+    /// Bytes that our kernel has taken for the client.
+    pub fn given(&self) -> u64 {
+        self.moved.given()
+    }
+
+    /// What ended it before its end.
+    pub fn error(&self) -> Option<Cause> {
+        self.error.get()
+    }
 }
 
 impl Piece {
@@ -57,6 +101,7 @@ impl Piece {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Received(bytes) => bytes.len() as u64,
             Self::File(part) => part.length,
+            Self::Relay(part) => part.length,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
-use super::body::{Body, BodyStream, Piece};
+use super::body::{Body, BodyStream, Piece, RelayOutcome, RelayPart};
 use super::input::Input;
 use super::upload::{State, Upload};
 use super::{Connection, Service};
@@ -13,6 +13,7 @@ use crate::http::h1::encode::{
     CHUNK_END, LAST_CHUNK, ResponseFraming, write_chunk_header, write_last_chunk,
 };
 use crate::net::send::{SendError, Sender};
+use crate::net::splice::Cause;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 
@@ -55,6 +56,10 @@ impl<S: Service> Connection<S> {
                             self.sender
                                 .file(&mut self.timer, head, part, index < last)
                                 .await?;
+                        }
+                        Piece::Relay(part) => {
+                            self.flush(batch, false).await?;
+                            relay(&mut self.sender, &mut self.timer, &part).await?;
                         }
                     }
                 }
@@ -151,8 +156,7 @@ impl<S: Service> Connection<S> {
             if chunked {
                 write_chunk_header(delivery.batch, bytes);
             }
-            delivery.send(piece).await?;
-            *sent += bytes;
+            delivery.send(piece, sent).await?;
             if chunked {
                 delivery.batch.extend_from_slice(CHUNK_END);
             }
@@ -192,8 +196,10 @@ impl Delivery<'_> {
         }
     }
 
-    async fn send(&mut self, piece: Piece) -> Result<(), SendError> {
-        let small = piece.length() <= COPY_BYTES;
+    /// Sends a piece, and counts in `sent` what was given of it to the kernel or into the batch.
+    async fn send(&mut self, piece: Piece, sent: &mut u64) -> Result<(), SendError> {
+        let length = piece.length();
+        let small = length <= COPY_BYTES;
         match piece {
             Piece::Bytes(bytes) if small => self.batch.extend_from_slice(&bytes),
             Piece::Received(bytes) if small => self.batch.extend_from_slice(&bytes),
@@ -204,7 +210,16 @@ impl Delivery<'_> {
                 let sending = self.sender.file(self.timer, head, part, false);
                 beside(sending, || self.stream.poll_upload(&mut self.upload)).await?;
             }
+            Piece::Relay(part) => {
+                // By itself: nobody knows when the source goes on.
+                self.flush().await?;
+                let relaying = relay(self.sender, self.timer, &part);
+                let relayed = beside(relaying, || self.stream.poll_upload(&mut self.upload)).await;
+                *sent += part.outcome.given();
+                return relayed;
+            }
         }
+        *sent += length;
         if self.batch.len() >= BATCH_BYTES {
             self.flush().await?;
             self.core.yield_turn().await;
@@ -233,6 +248,23 @@ impl Delivery<'_> {
     fn take(&mut self) -> Vec<u8> {
         std::mem::replace(self.batch, self.core.send_buffer())
     }
+}
+
+/// Moves a part from its socket to the client, and notes how that went.
+async fn relay(sender: &mut Sender, timer: &mut Timer, part: &RelayPart) -> Result<(), SendError> {
+    let RelayOutcome { moved, error } = &*part.outcome;
+    let source = (&part.from, part.length);
+    let relayed = sender.relay(timer, source, part.silence, moved).await;
+    error.set(relayed.err());
+    relayed.map_err(|cause| match cause {
+        Cause::SourceClosed => SendError::Cut("backend closed within its response"),
+        Cause::SourceBroken(_) => SendError::Cut("backend broke within its response"),
+        Cause::SourceSilent | Cause::SourceTooSlow => {
+            SendError::Cut("backend silent within its response")
+        }
+        Cause::SinkBroken(errno) => SendError::Broken(errno),
+        Cause::SinkTooSlow | Cause::SinkStalled => SendError::TooSlow,
+    })
 }
 
 /// Waits for `work`, and lets `other` go on whenever the task wakes meanwhile.

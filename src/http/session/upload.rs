@@ -4,6 +4,8 @@
 //! It lends the connection, and owns nothing of it: what is not taken here stays for the session, to
 //! be drained or to close the connection over. It knows no backend.
 
+mod relay;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -21,6 +23,8 @@ use crate::net::send::{Progress, ProgressRule, SendError, Sender};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::future::{Once, Timer};
+
+pub use relay::{UploadRelay, UploadRelayError};
 
 /// Most interim responses of one exchange; more are dropped. A backend that floods with them is cut
 /// off elsewhere.
@@ -282,7 +286,8 @@ impl Upload<'_> {
             incoming.decoder.skip_content(bytes);
             incoming.taken += bytes;
             incoming.arrived += bytes;
-            incoming.lent_since = Some(self.core.now());
+            // Whoever takes them so waits by a rule of his own, from the first loan on.
+            incoming.lent_since.get_or_insert(self.core.now());
         }
     }
 

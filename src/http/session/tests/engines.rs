@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Handlers, plain, request};
@@ -168,5 +169,109 @@ fn a_client_that_leaves_ends_the_stream() {
         }
         let log = bench.handlers.log();
         assert!(log[0].ends_with("[client gone]"), "{log:?}");
+    });
+}
+
+/// A backend's end of a socket that the next handler gets.
+fn backend(bench: &Bench) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    *bench.handlers.seen.backend.borrow_mut() = Some(bench.core.own(ours.into()));
+    theirs
+}
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at % 251) as u8).collect()
+}
+
+#[test]
+fn a_relayed_response_comes_whole_in_every_framing() {
+    const LENGTH: usize = 3_000_000;
+    on_each_engine(|bench| {
+        let content = bytes(LENGTH);
+        let mut client = bench.connect();
+        for (target, begin, end) in [
+            ("relay", "begin.", ""),
+            ("relayed", "6\r\nbegin.\r\n2dc6c0\r\n", "\r\n0\r\n\r\n"),
+        ] {
+            let mut theirs = backend(bench);
+            let source = content.clone();
+            let writer = thread::spawn(move || theirs.write_all(&source).map(|()| theirs));
+            let ask = request("GET", &format!("/{target}/{LENGTH}"), "", "");
+            let most = LENGTH + begin.len() + end.len();
+            let got = bench.exchange(&mut client, &ask, |got| {
+                let head = got.windows(4).position(|four| four == b"\r\n\r\n");
+                head.is_some_and(|at| got.len() >= at + 4 + most)
+            });
+            let head = 4 + got.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+            let whole = [begin.as_bytes(), &content, end.as_bytes()].concat();
+            assert!(got[head..] == whole, "{target}");
+            writer.join().unwrap().unwrap();
+            let outcome = bench.handlers.seen.outcome.take().unwrap();
+            let of = (outcome.taken(), outcome.given(), outcome.error());
+            assert_eq!(of, (LENGTH as u64, LENGTH as u64, None));
+        }
+        // Up to the end of the connection.
+        let mut theirs = backend(bench);
+        let source = content.clone();
+        let writer = thread::spawn(move || theirs.write_all(&source));
+        let ask = format!("GET /relayed/{LENGTH} HTTP/1.0\r\n\r\n");
+        let got = bench.exchange(&mut client, ask.as_bytes(), |_| false);
+        assert!(got.ends_with(&[b"\r\n\r\nbegin.", &content[..]].concat()));
+        writer.join().unwrap().unwrap();
+        let sent = LENGTH + 6;
+        assert_eq!(
+            bench.handlers.log(),
+            [
+                format!("GET /relay/{LENGTH} 200 {sent} 0"),
+                format!("GET /relayed/{LENGTH} 200 {sent} 0"),
+                format!("GET /relayed/{LENGTH} 200 {sent} 0"),
+            ]
+        );
+    });
+}
+
+#[test]
+fn a_relayed_request_arrives_whole_and_the_next_one_is_not_lost() {
+    const LENGTH: usize = 3_000_000;
+    on_each_engine(|bench| {
+        let mut theirs = backend(bench);
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; LENGTH];
+            theirs.read_exact(&mut got).map(|()| got)
+        });
+        let fields = format!("Content-Length: {LENGTH}\r\n");
+        let mut all = request("POST", "/pass/10", &fields, "");
+        all.extend(bytes(LENGTH));
+        all.extend(request("GET", "/ok", "", ""));
+        let mut client = bench.connect();
+        let got = bench.exchange(&mut client, &all, |got| got.ends_with(b"ok."));
+        assert!(plain(&got).contains("\r\n\r\n3000000 given."));
+        assert!(reader.join().unwrap().unwrap() == bytes(LENGTH));
+        assert_eq!(
+            bench.handlers.log(),
+            ["POST /pass/10 200 14 3000000", "GET /ok 200 3 0"]
+        );
+    });
+}
+
+#[test]
+fn a_backend_that_takes_no_more_can_say_why() {
+    on_each_engine(|bench| {
+        let mut theirs = backend(bench);
+        let reader = thread::spawn(move || {
+            theirs.read_exact(&mut [0; 200_000]).unwrap();
+            theirs.write_all(b"too large.").unwrap();
+            theirs.shutdown(Shutdown::Read).unwrap();
+            theirs
+        });
+        let mut all = request("POST", "/pass/10", "Content-Length: 9000000\r\n", "");
+        all.extend(bytes(2_000_000));
+        let mut client = bench.connect();
+        let got = bench.exchange(&mut client, &all, |got| got.ends_with(b"too large."));
+        let got = plain(&got);
+        assert!(got.starts_with("HTTP/1.1 200 OK"), "{got}");
+        assert!(got.contains("the receiver's connection broke"), "{got}");
+        reader.join().unwrap();
     });
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::relaying::{fetch, part, pass};
 use super::{Handlers, Seen};
 use crate::http::session::{
     Body, BodyStream, Cut, Piece, Response, Service, Trailers, Tunnel, TunnelClient, TunnelEnd,
@@ -16,7 +17,7 @@ use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::op::{Op, Output};
 
-fn with(body: Body) -> Response {
+pub(super) fn with(body: Body) -> Response {
     let head = ResponseHead::new(200);
     Response { head, body }
 }
@@ -62,6 +63,10 @@ pub(super) async fn answer(
                 format!("{added} {expects} {}.", flushed.is_ok()).into_bytes(),
             ))
         }
+        "relay" => stream(seen, fetch(handlers, number, true).await),
+        "relayed" => stream(seen, fetch(handlers, number, false).await),
+        "pass" => pass(handlers, upload, number).await,
+        "part" => part(handlers, upload, number).await,
         "cut" => stream(seen, Script::new(vec!["begin"], Some("backend gone"), None)),
         "short" => stream(seen, Script::new(vec!["begin"], None, Some(9))),
         "long" => stream(seen, Script::new(vec!["begin", "more"], None, Some(7))),

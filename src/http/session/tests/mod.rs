@@ -4,6 +4,8 @@
 mod engines;
 mod handlers;
 mod proxy_header;
+mod relaying;
+mod relays;
 mod simulated;
 
 use std::cell::{Cell, RefCell};
@@ -11,13 +13,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Epoch, Exchange, Peer, Registry, Response, Service, Settings, Upload};
+use super::{Epoch, Exchange, Peer, Registry, RelayOutcome, Response, Service, Settings, Upload};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::types::Request;
 use crate::net::send::ProgressRule;
 use crate::runtime::executor::Core;
 use crate::util::network::Peers;
+use crate::runtime::fd::Fd;
 
 /// Most bytes of a request's body that are thrown away to keep the connection.
 const BODY_DRAIN: u64 = 2000;
@@ -37,6 +40,10 @@ struct Seen {
     tunnels: Cell<usize>,
     /// Streams that live.
     streams: Cell<usize>,
+    /// The backend's socket for the next who wants one.
+    backend: RefCell<Option<Fd>>,
+    /// How the last relayed response goes.
+    outcome: RefCell<Option<Rc<RelayOutcome>>>,
 }
 
 /// A configuration: nothing but limits.

@@ -41,7 +41,7 @@ impl<F: Future<Output = ()>> Future for Mortal<F> {
 
 pub(super) struct Bench {
     pub(super) core: Core,
-    world: World,
+    pub(super) world: World,
     pub(super) handlers: Rc<Handlers>,
     listening: Rc<Listening>,
     listener: ListenerId,
@@ -49,7 +49,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    fn new(seed: u64, faults: Faults, config: Config, dies_at: u64) -> Self {
+    pub(super) fn new(seed: u64, faults: Faults, config: Config, dies_at: u64) -> Self {
         let (core, world) = sim::new(seed, faults, config);
         let handlers = Handlers::new(&core);
         let (listener, id) = world.listen();
@@ -368,7 +368,7 @@ fn lengths_are_told_to_head_and_absent_content_is_not_missed() {
 }
 
 /// A script that sends `bytes` bytes of a body, so many every second.
-fn trickle(target: &str, bytes: usize, rate: usize) -> Vec<(Duration, Act)> {
+pub(super) fn trickle(target: &str, bytes: usize, rate: usize) -> Vec<(Duration, Act)> {
     let fields = format!("Content-Length: {bytes}\r\n");
     let mut script = vec![at(0, send(&request("POST", target, &fields, "")))];
     for _ in 0..bytes / rate {
