@@ -19,7 +19,6 @@ use std::process::ExitCode;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::diagnostics::Diagnostics;
-use crate::config::schema::PROXIES_EXIST;
 use crate::config::sources::{Input, Setting};
 
 /// What went wrong, as an exit code: sysexits(3) has the last one.
@@ -40,6 +39,7 @@ Examples:
   beltway                              serve this directory on http://127.0.0.1:8080/
   beltway serve dist --spa             a single-page application
   beltway serve ~/pub -l :8000 --list  to the network, with listings
+  beltway proxy :3000                  in front of port 3000 of this machine
   beltway serve . --print-config > beltway.toml
   beltway check                        say what is wrong with beltway.toml
   beltway run -c /etc/beltway/beltway.toml
@@ -87,7 +87,7 @@ fn command() -> Command {
     Command::new("beltway")
         .version(env!("CARGO_PKG_VERSION"))
         .about(
-            "A web server for files, driven by io_uring completions.\n\
+            "A web server and reverse proxy, driven by io_uring completions.\n\
              Without a command it serves the current directory on http://127.0.0.1:8080/.",
         )
         .after_help(EXAMPLES)
@@ -96,7 +96,7 @@ fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .max_term_width(100)
         .subcommand(serve::command())
-        .subcommands(PROXIES_EXIST.then(proxy::command))
+        .subcommand(proxy::command())
         .subcommand(run::command())
         .subcommand(check::command())
         .subcommand(show::command())

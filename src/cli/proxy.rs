@@ -28,8 +28,10 @@ Examples:
   beltway proxy :3000 -l :80 --trusted-proxies 10.0.0.0/8 --access-log
   beltway proxy :3000 --print-config   the configuration file that does the same
 
-WebSockets and streams need no flag. Each flag is a key of the configuration file, which has more:
-routes, retries, buffers, weights, backups, sticky sessions.";
+WebSockets and streams need no flag. Backends are told who the client is in X-Forwarded-For and its
+kin; what clients claim there is thrown away, unless --trusted-proxies lists them.
+Each flag is a key of the configuration file, which has more: routes, retries, buffers, weights,
+backups, sticky sessions. Under `beltway run` a backend is drained by `beltway server drain`.";
 
 pub(super) fn command() -> Command {
     Command::new("proxy")

@@ -132,8 +132,7 @@ impl Section {
             Self::RetryBudget => [upstream::RETRY_BUDGET, &[], &[]],
             Self::Resolve => [upstream::RESOLVE, &[], &[]],
         };
-        let exists = move |key: &&Key| PROXIES_EXIST || !is_of_proxies(self, key);
-        own.into_iter().flatten().filter(exists)
+        own.into_iter().flatten()
     }
 
     /// The keys of a site or a route that backends need.
@@ -144,37 +143,6 @@ impl Section {
     /// The key of this name.
     pub fn key(self, name: &str) -> Option<&'static Key> {
         self.keys().find(|key| key.name == name)
-    }
-}
-
-/// Whether the keys of proxies exist. No handler passes a request on yet, so to a user they are unknown
-/// keys and nothing that is accepted and ignored; the unit tests hold what reads them to its word.
-pub const PROXIES_EXIST: bool = true;
-
-/// Whether a key means nothing without a proxy.
-fn is_of_proxies(section: Section, key: &Key) -> bool {
-    match section {
-        Section::Top => key.name == "upstream",
-        Section::Server => key.name == "trusted_proxies",
-        Section::Site | Section::Route => {
-            ["trusted_proxies", "proxy_protocol"].contains(&key.name)
-                || proxy::PROXY.iter().any(|other| other.name == key.name)
-        }
-        Section::Limits | Section::Timeouts | Section::When => false,
-        Section::ProxyTimeouts
-        | Section::Retries
-        | Section::Buffer
-        | Section::ProxyProtocol
-        | Section::Upstream
-        | Section::Backend
-        | Section::Balance
-        | Section::Keepalive
-        | Section::Queue
-        | Section::Passive
-        | Section::Health
-        | Section::Breaker
-        | Section::RetryBudget
-        | Section::Resolve => true,
     }
 }
 

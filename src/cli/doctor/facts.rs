@@ -57,6 +57,8 @@ pub(super) struct Sysctls {
     pub(super) syncookies: Option<u64>,
     /// `net.ipv4.ip_unprivileged_port_start`.
     pub(super) unprivileged_port: Option<u64>,
+    /// `net.ipv4.ip_local_port_range`, which IPv6 has in common: the first and the last port.
+    pub(super) local_ports: Option<(u64, u64)>,
     /// `fs.nr_open`: the most that a limit of descriptors can be.
     pub(super) nr_open: Option<u64>,
     /// `kernel.io_uring_disabled`; absent before Linux 6.6.
@@ -106,15 +108,19 @@ impl Facts {
 
 impl Sysctls {
     fn read(root: &Path) -> Self {
-        let number = |name: &str| {
-            let text = fs::read_to_string(root.join(name.replace('.', "/"))).ok()?;
-            text.trim().parse().ok()
+        let text = |name: &str| fs::read_to_string(root.join(name.replace('.', "/"))).ok();
+        let number = |name: &str| text(name)?.trim().parse().ok();
+        let range = |name: &str| {
+            let text = text(name)?;
+            let (first, last) = text.trim().split_once(char::is_whitespace)?;
+            Some((first.parse().ok()?, last.trim().parse().ok()?))
         };
         Self {
             somaxconn: number("net.core.somaxconn"),
             syn_backlog: number("net.ipv4.tcp_max_syn_backlog"),
             syncookies: number("net.ipv4.tcp_syncookies"),
             unprivileged_port: number("net.ipv4.ip_unprivileged_port_start"),
+            local_ports: range("net.ipv4.ip_local_port_range"),
             nr_open: number("fs.nr_open"),
             io_uring_disabled: number("kernel.io_uring_disabled"),
         }
@@ -185,9 +191,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("net/core")).unwrap();
         fs::write(directory.path().join("net/core/somaxconn"), "4096\n").unwrap();
+        fs::create_dir_all(directory.path().join("net/ipv4")).unwrap();
+        let range = directory.path().join("net/ipv4/ip_local_port_range");
+        fs::write(range, "32768\t60999\n").unwrap();
         let read = Sysctls::read(directory.path());
         let expected = Sysctls {
             somaxconn: Some(4096),
+            local_ports: Some((32_768, 60_999)),
             ..Sysctls::default()
         };
         assert_eq!(read, expected);

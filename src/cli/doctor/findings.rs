@@ -403,11 +403,11 @@ fn plural(count: usize, what: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A machine that has everything.
-    fn good() -> Facts {
+    pub(in super::super) fn good() -> Facts {
         Facts {
             is_root: true,
             has_systemd: true,
@@ -423,6 +423,7 @@ mod tests {
                 syn_backlog: Some(4096),
                 syncookies: Some(1),
                 unprivileged_port: Some(1024),
+                local_ports: Some((32_768, 60_999)),
                 nr_open: Some(1 << 30),
                 io_uring_disabled: Some(0),
             },

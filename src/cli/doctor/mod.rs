@@ -1,9 +1,10 @@
 //! `beltway doctor`: what this machine gives and what it lacks, and the exact command that mends it.
 //!
-//! [`facts`] asks the machine, [`findings`] judges and is pure.
+//! [`facts`] asks the machine, [`findings`] and [`upstreams`] judge and are pure.
 
 mod facts;
 mod findings;
+mod upstreams;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -12,13 +13,15 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use self::facts::Facts;
 use self::findings::{Finding, Level};
+use crate::config;
 use crate::supervisor::control::protocol::{self, Reply};
 
 const EXAMPLES: &str = "\
 Examples:
   beltway doctor                       the kernel, its limits and settings, as this user has them
   sudo beltway doctor                  and as a server that root starts has them
-  beltway doctor -c site.toml          and the server that runs with site.toml
+  beltway doctor -c site.toml          and the server that runs with site.toml, and what its
+                                       backends ask of the machine
   beltway doctor --worker              let its worker try what its sandbox must refuse
 
 Nothing is changed. It exits with 1 when something is bad; a warning is no failure.";
@@ -49,7 +52,15 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     if super::given(matches, "worker") {
         return worker(matches, json);
     }
-    let mut findings = findings::judge(&Facts::gather());
+    let facts = Facts::gather();
+    let mut findings = findings::judge(&facts);
+    if matches.contains_id("config") {
+        let file = super::config_file(matches);
+        // What is wrong with the file is for `beltway check` to say.
+        if let Ok(loaded) = config::load(&super::input(Some(file), Vec::new(), false)) {
+            findings.extend(upstreams::judge(&loaded.model, &facts));
+        }
+    }
     if matches.contains_id("config") || matches.contains_id("control") {
         let status = super::control::ask(protocol::Command::Status, matches);
         findings.push(findings::server(status.as_ref().map_err(|text| &**text)));

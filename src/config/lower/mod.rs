@@ -25,7 +25,7 @@ use super::diagnostics::{At, Diagnostic, Diagnostics};
 use super::model::{Action, Model, Server, Site};
 use super::raw::{Entry, Table, Value};
 use super::references::References;
-use super::schema::{PROXIES_EXIST, Section};
+use super::schema::Section;
 use crate::http::router::{HostPattern, Pattern};
 
 /// What the sources refer to, and where it is found.
@@ -61,7 +61,7 @@ pub(super) fn lower(
         None => Server::default(),
     };
     // Sites name them.
-    if PROXIES_EXIST && let Some(table) = reader.table(tree, Section::Top, "upstream") {
+    if let Some(table) = reader.table(tree, Section::Top, "upstream") {
         reader.upstreams(table);
     }
     let mut sites = Vec::new();

@@ -187,7 +187,7 @@ pub struct Keepalive {
 /// Requests that wait while every server has all the connections that it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
-    /// Most of them, in each core: 0 to 100 000. Beyond it: 503.
+    /// Most of them, of all cores of a worker: 0 to 100 000. Beyond it: 503.
     pub size: usize,
     /// How long one waits. Then: 503.
     pub timeout: Duration,
@@ -268,7 +268,7 @@ pub struct Breaker {
 pub struct RetryBudget {
     /// In percent of the requests, 0 to 100.
     pub share: u8,
-    /// Besides these, so many in each second: 0 to 10 000.
+    /// Besides these, so many in each second, of all cores of a worker: 0 to 10 000.
     pub per_second: u32,
 }
 

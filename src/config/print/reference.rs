@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::schema::{Key, PROXIES_EXIST, Section};
+use crate::config::schema::{Key, Section};
 
 /// How the keys of a table stand in the reference.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,10 +45,8 @@ pub fn reference() -> String {
         &|key| ["headers", "routes"].contains(&key.name) || is_of_proxies(key),
     );
     write_tables_of_site(&mut out);
-    if PROXIES_EXIST {
-        write_upstream(&mut out);
-        write_proxy(&mut out);
-    }
+    write_upstream(&mut out);
+    write_proxy(&mut out);
     out
 }
 

@@ -23,7 +23,8 @@ pub(super) const UPSTREAM: &[Key] = &[
         "a number from 1 to 1000000",
         "200",
         "",
-        "Most requests in flight to each server, unless it says otherwise.",
+        "Most requests in flight to each server, of all threads of a process together, unless the\n\
+         server says otherwise.",
     ),
     key(
         "slow_start",
@@ -37,7 +38,8 @@ pub(super) const UPSTREAM: &[Key] = &[
         "a table or false",
         "{ idle = 64 }",
         "{ idle = 32, total = 512, timeout = \"60s\" }",
-        "Connections that wait for their next request. false closes each after its answer.",
+        "Connections that wait for their next request; each thread has its own. false closes each\n\
+         after its answer.",
     ),
     key(
         "queue",
@@ -59,7 +61,8 @@ pub(super) const UPSTREAM: &[Key] = &[
         "true, false or a table",
         "{ failures = 3 }",
         "true",
-        "Leaves servers out for a while whose requests fail. Never all at once.",
+        "Leaves servers out for a while whose requests fail. Never all at once. Each thread counts\n\
+         its own requests; what one has found counts for all.",
     ),
     key(
         "breaker",
@@ -67,14 +70,15 @@ pub(super) const UPSTREAM: &[Key] = &[
         "true",
         "false",
         "Leaves the whole upstream alone for a while when too many of its requests fail, and\n\
-         answers 503 meanwhile.",
+         answers 503 meanwhile. Each thread has its own, and judges by its own requests.",
     ),
     key(
         "retry_budget",
         "a table",
         "{ share = 20 }",
         "{ share = 20, per_second = 10 }",
-        "How many tries may be repetitions, so that a fault isn't made worse by them.",
+        "How many tries may be repetitions, so that a fault isn't made worse by them. Each thread\n\
+         has its part.",
     ),
     key(
         "resolve",
@@ -213,7 +217,7 @@ pub(super) const QUEUE: &[Key] = &[
         "a number from 0 to 100000",
         "256",
         "128",
-        "Most waiting requests, in each thread. Beyond it: 503.",
+        "Most waiting requests, of all threads of a process together. Beyond it: 503.",
     ),
     key(
         "timeout",
@@ -230,7 +234,7 @@ pub(super) const PASSIVE: &[Key] = &[
         "a number from 1 to 1000, or false",
         "5",
         "5",
-        "That many failures one after the other leave a server out.",
+        "That many failures one after the other, seen by one thread, leave a server out.",
     ),
     key(
         "error_rate",
@@ -244,7 +248,7 @@ pub(super) const PASSIVE: &[Key] = &[
         "a number from 1 to 1000000",
         "20",
         "20",
-        "Least requests in the window for the share to count.",
+        "Least requests of one thread in the window for the share to count.",
     ),
     key(
         "window",
@@ -362,7 +366,7 @@ pub(super) const BREAKER: &[Key] = &[
         "a number from 1 to 1000000",
         "20",
         "20",
-        "Least requests in the window for it to count.",
+        "Least requests of one thread in the window for it to count.",
     ),
     key(
         "window",
@@ -393,14 +397,15 @@ pub(super) const RETRY_BUDGET: &[Key] = &[
         "a number from 0 to 100",
         "20",
         "20",
-        "Repetitions in percent of the requests.",
+        "Repetitions in percent of the requests of the same thread.",
     ),
     key(
         "per_second",
         "a number from 0 to 10000",
         "10",
         "10",
-        "Repetitions in each second besides these, for quiet times.",
+        "Repetitions in each second besides these, for quiet times: of a process, divided by its\n\
+         threads and rounded up.",
     ),
 ];
 

@@ -520,18 +520,24 @@ fn sites_of_one_address_agree_about_proxy_headers() {
 #[test]
 fn whole_configurations_are_understood() {
     for (name, text) in [
-        ("one backend", include_str!("proxies/proxy.toml")),
+        ("one backend", include_str!("../../../conf/proxy.toml")),
         (
             "several with checks",
-            include_str!("proxies/load-balancing.toml"),
+            include_str!("../../../conf/load-balancing.toml"),
         ),
-        ("WebSocket", include_str!("proxies/websocket.toml")),
+        ("WebSocket", include_str!("../../../conf/websocket.toml")),
         (
             "behind another proxy",
-            include_str!("proxies/behind-a-load-balancer.toml"),
+            include_str!("../../../conf/behind-a-load-balancer.toml"),
         ),
-        ("canary by weight", include_str!("proxies/canary.toml")),
-        ("blue and green", include_str!("proxies/blue-green.toml")),
+        (
+            "canary by weight",
+            include_str!("../../../conf/canary.toml"),
+        ),
+        (
+            "blue and green",
+            include_str!("../../../conf/blue-green.toml"),
+        ),
     ] {
         let mut case = case(text);
         case.input.check_files = false;
