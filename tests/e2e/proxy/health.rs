@@ -1,0 +1,117 @@
+//! Servers that are not well: left out, asked how they are, and taken back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::backend::{Backend, answer, ok};
+use super::upstream;
+use crate::support::{PATIENCE, on_both, wait_until};
+
+/// Takes requests and closes without an answer.
+fn closing() -> Backend {
+    Backend::start(|connection| {
+        connection.request();
+        connection.close();
+    })
+}
+
+#[test]
+fn a_server_that_fails_is_left_out() {
+    on_both(|engine| {
+        let (bad, good) = (closing(), Backend::naming("good"));
+        let table = "passive_health = { failures = 3, eject = \"60s\", share = 50 }";
+        let server = upstream(engine, &[bad.name(), good.name()], table, "");
+        let mut client = server.connect();
+        for _ in 0..30 {
+            assert_eq!(client.get("/").text(), "good", "nobody notices");
+        }
+        assert_eq!(bad.requests().len(), 3, "three failures are enough");
+    });
+}
+
+#[test]
+fn statuses_count_as_failures_where_that_is_said() {
+    on_both(|engine| {
+        let bad = Backend::start(|connection| {
+            while connection.request().is_some() {
+                connection.send(answer(500, "", "bad"));
+            }
+        });
+        let good = Backend::naming("good");
+        let table = "passive_health = { failures = 2, eject = \"60s\", statuses = [500] }";
+        let server = upstream(engine, &[bad.name(), good.name()], table, "");
+        let mut client = server.connect();
+        let mut statuses: Vec<u16> = (0..20).map(|_| client.get("/").status).collect();
+        assert_eq!(statuses.iter().filter(|s| **s == 500).count(), 2);
+        statuses.retain(|status| *status != 500);
+        assert!(statuses.iter().all(|status| *status == 200));
+        let table = "passive_health = { failures = 2, eject = \"60s\" }";
+        let server = upstream(engine, &[bad.name(), good.name()], table, "");
+        let mut client = server.connect();
+        let statuses = (0..20).map(|_| client.get("/").status);
+        assert_eq!(
+            statuses.filter(|s| *s == 500).count(),
+            10,
+            "an answer is one"
+        );
+    });
+}
+
+#[test]
+fn an_ejected_server_comes_back_after_its_time() {
+    on_both(|engine| {
+        let well = Arc::new(AtomicBool::new(false));
+        let of_script = Arc::clone(&well);
+        let once_bad = Backend::start(move |connection| {
+            while connection.request().is_some() {
+                if !of_script.load(Ordering::SeqCst) {
+                    return connection.close();
+                }
+                connection.send(ok("again"));
+            }
+        });
+        let good = Backend::naming("good");
+        let table = "passive_health = { failures = 1, eject = \"300ms\" }";
+        let server = upstream(engine, &[once_bad.name(), good.name()], table, "");
+        let mut client = server.connect();
+        for _ in 0..4 {
+            assert_eq!(client.get("/").text(), "good");
+        }
+        well.store(true, Ordering::SeqCst);
+        wait_until("it is asked again", PATIENCE, || {
+            client.get("/").text() == "again"
+        });
+    });
+}
+
+#[test]
+fn never_all_are_left_out() {
+    on_both(|engine| {
+        let bad = [closing(), closing()];
+        let names: Vec<&str> = bad.iter().map(Backend::name).collect();
+        let table = "passive_health = { failures = 1, eject = \"60s\", share = 100 }";
+        let server = upstream(engine, &names, table, "retries = false");
+        let mut client = server.connect();
+        let asked = || bad.iter().map(|b| b.requests().len()).sum::<usize>();
+        for n in 1..=10 {
+            assert_eq!(client.get("/").status, 502);
+            assert_eq!(asked(), n, "somebody is still asked");
+        }
+    });
+}
+
+#[test]
+fn a_breaker_leaves_an_upstream_alone() {
+    on_both(|engine| {
+        let bad = closing();
+        let table = "passive_health = false\n\
+                     breaker = { error_rate = 50, min_requests = 5, open = \"60s\" }";
+        let server = upstream(engine, &[bad.name()], table, "");
+        let mut client = server.connect();
+        let statuses: Vec<u16> = (0..30).map(|_| client.get("/").status).collect();
+        let asked = bad.requests().len();
+        assert!((5..10).contains(&asked), "{asked}: {statuses:?}");
+        assert_eq!(statuses[0], 502);
+        assert_eq!(statuses[29], 503, "nobody is asked, and that is said");
+    });
+}
