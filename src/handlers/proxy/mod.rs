@@ -187,7 +187,7 @@ impl Attempts<'_, '_> {
                 claim.record(Outcome::Failure(kind), elapsed);
             }
             let verdict = match fault.failure() {
-                Some(failure) if !fault.is_status() => self.judge(failure, &replay),
+                Some(failure) if !fault.is_status() => self.judge_elsewhere(failure, &replay),
                 // It was judged, and paid for, before the response was let go.
                 Some(_) => Verdict::Elsewhere,
                 None => return self.give_up(fault, upload, admitted),
@@ -225,6 +225,15 @@ impl Attempts<'_, '_> {
         match self.judge(retry::Failure::Status(status), replay) {
             Verdict::Elsewhere => Some(Fault::Status(status)),
             Verdict::Afresh | Verdict::GiveUp(_) => None,
+        }
+    }
+
+    /// What follows a try that failed in this way. One that nobody is left for costs no budget.
+    fn judge_elsewhere(&mut self, failure: retry::Failure, replay: &outgoing::Replay) -> Verdict {
+        let is_stale = matches!(failure, retry::Failure::Stale { .. });
+        match is_stale || self.backend.group.has_other(&self.visited) {
+            true => self.judge(failure, replay),
+            false => Verdict::GiveUp(retry::Refusal::TriesSpent),
         }
     }
 
