@@ -13,8 +13,10 @@ mod stream;
 mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use self::exchange::{Exchange, Reply};
@@ -26,6 +28,7 @@ use super::error_page;
 use crate::config::model::Proxy;
 use crate::http::session::{Response, Upload, Upstreamed};
 use crate::http::types::Request;
+use crate::net::recv::End;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 use crate::upstream::group::{Admitted, Claim, NoServer, Visited};
@@ -256,12 +259,22 @@ impl Attempts<'_, '_> {
         if std::future::poll_fn(|_| upload.poll_flush()).await.is_err() {
             return Err(Fault::ClientGone);
         }
-        let claimed = group.claim(&mut self.timer, key, &mut self.visited).await;
-        claimed.map_err(|why| match (why, self.last.take()) {
-            // All were tried: it is told how the last one failed.
-            (NoServer::Nobody, Some(last)) => last,
-            (why, _) => Fault::NoServer(why),
-        })
+        let mut claiming = pin!(group.claim(&mut self.timer, key, &mut self.visited));
+        let claimed = std::future::poll_fn(|context| {
+            // Nobody stands in line for a client that has left.
+            if let Poll::Ready(End::Broken(_)) = upload.poll_gone() {
+                return Poll::Ready(None);
+            }
+            claiming.as_mut().poll(context).map(Some)
+        });
+        match claimed.await {
+            None => Err(Fault::ClientGone),
+            Some(claimed) => claimed.map_err(|why| match (why, self.last.take()) {
+                // All were tried: it is told how the last one failed.
+                (NoServer::Nobody, Some(last)) => last,
+                (why, _) => Fault::NoServer(why),
+            }),
+        }
     }
 
     fn answer(

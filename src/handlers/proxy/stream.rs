@@ -275,6 +275,14 @@ impl Stream {
         done.finish(&self.core, self.started, upload);
     }
 
+    /// The client has broken the connection: nobody wants the rest, and the server isn't to blame.
+    fn left(&mut self) -> Cut {
+        self.source = None;
+        Cut {
+            reason: "client gone within its response",
+        }
+    }
+
     /// The content ends before its end.
     fn cut(&mut self, kind: FailureKind, reason: &'static str, upload: &mut Upload<'_>) -> Cut {
         if let Some((claim, _)) = self.source.take() {
@@ -363,6 +371,12 @@ impl BodyStream for Stream {
             }
             if self.receive() {
                 continue;
+            }
+            // A stream of events may be silent for long, and nothing else would tell.
+            if self.outgoing.is_none()
+                && let Poll::Ready(End::Broken(_)) = upload.poll_gone()
+            {
+                return Poll::Ready(Some(Err(self.left())));
             }
             return match self.is_in_time() {
                 Ok(()) => Poll::Pending,
