@@ -262,3 +262,26 @@ fn the_least_busy_server_is_chosen_where_that_is_asked_for() {
         }
     });
 }
+
+#[test]
+fn names_are_resolved_and_a_name_that_is_not_stops_no_start() {
+    on_both(|engine| {
+        let good = Backend::naming("good");
+        let port = good.name().rsplit(':').next().expect("a port");
+        let table = "resolve = { family = \"ipv4\" }";
+        let by_name = format!("localhost:{port}");
+        let server = upstream(engine, &[&by_name], table, "");
+        wait_until("the name is resolved", PATIENCE, || {
+            server.connect().get("/").status == 200
+        });
+        let unknown = format!("no-such-host.invalid:{port}");
+        let server = upstream(engine, &[&unknown, good.name()], "", "");
+        for _ in 0..4 {
+            assert_eq!(server.connect().get("/").text(), "good");
+        }
+        let server = upstream(engine, &[&unknown], "", "");
+        let response = server.connect().get("/");
+        assert!((502..=504).contains(&response.status), "{response:?}");
+        assert!(!response.text().contains("invalid"), "{response:?}");
+    });
+}

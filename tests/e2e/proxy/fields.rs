@@ -303,3 +303,21 @@ fn methods_that_are_no_business_of_a_backend_end_here() {
         assert_eq!(backend.connections(), 0);
     });
 }
+
+#[test]
+fn a_proxy_header_of_a_listed_peer_is_believed() {
+    on_both(|engine| {
+        let backend = Backend::echo();
+        let lines = "proxy_protocol = { from = [\"127.0.0.0/8\"] }";
+        let server = proxy(engine, &[backend.name()], lines);
+        let mut client = server.connect();
+        client.send("PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().text(), "/a");
+        assert_eq!(backend.last().must("X-Forwarded-For"), "192.0.2.7");
+        let mut client = server.connect();
+        client.send("GET /b HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answered = client.try_response();
+        assert!(answered.is_err() || answered.is_ok_and(|r| r.status == 400));
+        assert_eq!(backend.requests().len(), 1);
+    });
+}

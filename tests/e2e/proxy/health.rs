@@ -115,3 +115,58 @@ fn a_breaker_leaves_an_upstream_alone() {
         assert_eq!(statuses[29], 503, "nobody is asked, and that is said");
     });
 }
+
+/// A backend whose health is this flag; it answers all else with its name.
+fn asked_for_health(name: &'static str, well: &Arc<AtomicBool>) -> Backend {
+    let well = Arc::clone(well);
+    Backend::start(move |connection| {
+        while let Some(request) = connection.request() {
+            connection.send(match request.target.as_str() {
+                "/healthz" if well.load(Ordering::SeqCst) => ok("all is well"),
+                "/healthz" => answer(503, "", "all is well"),
+                _ => ok(name),
+            });
+        }
+    })
+}
+
+#[test]
+fn servers_are_asked_how_they_are() {
+    on_both(|engine| {
+        let flags = [true, true].map(|well| Arc::new(AtomicBool::new(well)));
+        let a = asked_for_health("a", &flags[0]);
+        let b = asked_for_health("b", &flags[1]);
+        let table = "health = { path = \"/healthz\", interval = \"100ms\", timeout = \"100ms\", \
+                     rise = 2, fall = 2, body = \"well\", host = \"health.example\" }";
+        let server = upstream(engine, &[a.name(), b.name()], table, "");
+        let mut client = server.connect();
+        let mut answers = move || -> String {
+            let answer = |_| client.get("/").text().to_owned();
+            (0..6).map(answer).collect()
+        };
+        wait_until("both answer", PATIENCE, || {
+            let answers = answers();
+            answers.contains('a') && answers.contains('b')
+        });
+        flags[0].store(false, Ordering::SeqCst);
+        wait_until("it is out", PATIENCE, || answers() == "bbbbbb");
+        assert_eq!(answers(), "bbbbbb");
+        flags[0].store(true, Ordering::SeqCst);
+        wait_until("it is back", PATIENCE, || answers().contains('a'));
+        let requests = a.requests();
+        let probe = requests.iter().find(|r| r.target == "/healthz");
+        let probe = probe.expect("it was asked");
+        assert_eq!(
+            (probe.method.as_str(), probe.must("Host")),
+            ("GET", "health.example")
+        );
+        // With nobody well the whole has no one to ask.
+        for flag in &flags {
+            flag.store(false, Ordering::SeqCst);
+        }
+        wait_until("nobody is left", PATIENCE, || {
+            let response = server.connect().get("/");
+            response.status == 503
+        });
+    });
+}
