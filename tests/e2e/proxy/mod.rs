@@ -5,6 +5,7 @@
 mod backend;
 mod balance;
 mod bodies;
+mod buffers;
 mod cuts;
 mod faults;
 mod fields;
