@@ -132,7 +132,7 @@ pub(super) fn body(
             !digits.is_empty() && digits.bytes().all(hex),
             "not a chunk size alone: {digits:?}"
         );
-        let length = usize::from_str_radix(digits, 16).expect("a length that fits");
+        let length = usize::from_str_radix(&digits, 16).expect("a length that fits");
         at = end + 2;
         if length == 0 {
             break;
@@ -150,7 +150,7 @@ pub(super) fn body(
         if line.is_empty() {
             return Some((at, content, trailers));
         }
-        trailers.push(field(line));
+        trailers.push(field(&line));
     }
 }
 
@@ -160,7 +160,7 @@ fn field(line: &str) -> (String, String) {
         .unwrap_or_else(|| panic!("not a field line: {line:?}"));
     assert!(is_token(name), "{line:?}");
     assert!(
-        !value.chars().any(|c| c.is_control() && c != '\t'),
+        !value.chars().any(|c| c.is_ascii_control() && c != '\t'),
         "{line:?}"
     );
     (name.to_owned(), value.to_owned())
@@ -171,8 +171,9 @@ fn is_token(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(token)
 }
 
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap_or_else(|_| panic!("not UTF-8: {}", bytes.escape_ascii()))
+/// As text, a character for a byte: fields may have others than those of ASCII.
+fn text(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {

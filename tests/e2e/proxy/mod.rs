@@ -14,6 +14,8 @@ mod interim;
 mod keepalive;
 mod logging;
 mod message;
+mod mixups;
+mod mutations;
 mod queues;
 mod real;
 mod retries;
