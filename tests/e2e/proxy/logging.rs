@@ -109,3 +109,57 @@ fn a_page_of_the_configuration_stands_for_an_error_of_a_backend() {
         assert_eq!((response.status, response.text()), (502, "<p>sorry</p>"));
     });
 }
+
+#[test]
+fn a_tunnel_is_told_of_at_its_end() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let backend = Backend::start(|connection| {
+            connection.request().expect("a request");
+            connection.send(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                 Connection: upgrade\r\n\r\nwelcome",
+            );
+            connection.rest();
+        });
+        let server = logging(engine, &tree, &[backend.name()], "");
+        let mut client = server.connect();
+        let fields = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+        assert_eq!(client.get_with("/chat", fields).status, 101);
+        assert_eq!(client.exactly(7), b"welcome");
+        client.send("hello");
+        client.end_input();
+        client.end();
+        let entry = &entries(tree.outside(), 1)[0];
+        assert_eq!(entry["status"], 101, "{entry}");
+        assert_eq!(
+            (&entry["bytes"], &entry["received"]),
+            (&7.into(), &5.into())
+        );
+        assert_eq!(entry["upstream"]["address"], backend.name(), "{entry}");
+        assert!(entry["upstream"]["head_us"].is_u64(), "{entry}");
+    });
+}
+
+#[test]
+fn a_cut_is_told_with_what_was_sent_of_it() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        let backend = Backend::start(|connection| {
+            connection.request().expect("a request");
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
+            connection.close();
+        });
+        let server = logging(engine, &tree, &[backend.name()], "");
+        let mut client = server.connect();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.try_response().expect_err("it is cut");
+        let entry = &entries(tree.outside(), 1)[0];
+        assert_eq!(
+            (&entry["status"], &entry["bytes"]),
+            (&200.into(), &4.into())
+        );
+        assert_eq!(entry["upstream"]["tries"], 1, "{entry}");
+        assert!(entry["upstream"]["total_us"].is_u64(), "{entry}");
+    });
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::backend::{Backend, Gate, ok};
-use super::upstream;
+use super::{upstream, upstream_config};
 use crate::support::{Client, PATIENCE, Server, on_both, wait_until};
 
 /// Answers with the target when the gate lets it.
@@ -133,5 +133,52 @@ fn the_other_server_takes_what_one_may_not() {
         for client in &mut clients {
             assert_eq!(client.response().status, 200);
         }
+    });
+}
+
+#[test]
+fn a_reload_forgets_nobody_in_line() {
+    on_both(|engine| {
+        let gate = Gate::default();
+        let backend = slow(&gate);
+        let table = "max_conns = 1\nqueue = { size = 5, timeout = \"20s\" }";
+        let server = upstream(engine, &[backend.name()], table, "");
+        let mut first = ask(&server, "/0");
+        backend.await_requests(1);
+        let mut waiting = ask(&server, "/1");
+        assert!(waiting.is_silent_for(Duration::from_millis(100)));
+        // The servers stay, and what is said of them: so does the line.
+        let config = upstream_config(&[backend.name()], table, "headers = { X-New = \"1\" }");
+        server.write_config(&config);
+        server.must(&["reload"]);
+        // Then the line itself is another one.
+        server.write_config(&config.replace("size = 5", "size = 6"));
+        server.must(&["reload"]);
+        gate.open_for(10);
+        assert_eq!(first.response().text(), "/0");
+        assert_eq!(waiting.response().text(), "/1");
+        let response = server.connect().get("/2");
+        assert_eq!((response.text(), response.must("X-New")), ("/2", "1"));
+    });
+}
+
+#[test]
+fn the_bound_of_a_server_holds_over_a_reload() {
+    on_both(|engine| {
+        let gate = Gate::default();
+        let backend = slow(&gate);
+        let table = "max_conns = 1\nqueue = { size = 5, timeout = \"20s\" }";
+        let server = upstream(engine, &[backend.name()], table, "");
+        let mut first = ask(&server, "/0");
+        backend.await_requests(1);
+        let config = upstream_config(&[backend.name()], table, "headers = { X-New = \"1\" }");
+        server.write_config(&config);
+        server.must(&["reload"]);
+        let mut second = ask(&server, "/1");
+        assert!(second.is_silent_for(Duration::from_millis(200)));
+        assert_eq!(backend.requests().len(), 1, "it may have one at a time");
+        gate.open_for(2);
+        assert_eq!(first.response().text(), "/0");
+        assert_eq!(second.response().text(), "/1");
     });
 }
