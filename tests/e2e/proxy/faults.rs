@@ -419,3 +419,48 @@ fn an_upload_that_nobody_reads_ends_with_the_answer() {
         assert_eq!(backend.connections(), 2, "nothing was sent twice");
     });
 }
+
+#[test]
+fn an_upload_takes_as_long_as_it_takes() {
+    on_both(|engine| {
+        let backend = Backend::start(|connection| {
+            while let Some(request) = connection.request() {
+                connection.send(ok(request.text()));
+            }
+        });
+        let lines = "timeouts = { head = \"300ms\", read = \"300ms\" }";
+        let server = proxy(engine, &[backend.name()], lines);
+        let mut client = server.connect();
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n");
+        for _ in 0..8 {
+            // It is the client that takes its time, in all eight times a third of the timeout.
+            assert!(client.is_silent_for(Duration::from_millis(100)));
+            client.send("x");
+        }
+        assert_eq!(client.response().text(), "xxxxxxxx");
+    });
+}
+
+#[test]
+fn events_may_be_silent_for_long_where_that_is_said() {
+    on_both(|engine| {
+        let gate = Gate::default();
+        let at_backend = gate.clone();
+        let backend = Backend::start(move |connection| {
+            in_pieces(&at_backend, connection);
+            in_pieces(&at_backend, connection);
+        });
+        let lines = "timeouts = { read = \"200ms\" }\n[site.\"*\".routes]\n\
+                     \"/events\" = { timeouts = { read = false } }";
+        let server = proxy(engine, &[backend.name()], lines);
+        let mut client = server.connect();
+        client.send("GET /events HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.await_text("\r\n\r\n");
+        assert!(client.stays_silent_for(Duration::from_millis(500)));
+        gate.open_for(3);
+        assert_eq!(client.response().text(), "abc");
+        client.send("GET /else HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.try_response().expect_err("there it is too long");
+        gate.open_for(3);
+    });
+}

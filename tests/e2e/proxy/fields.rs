@@ -321,3 +321,31 @@ fn a_proxy_header_of_a_listed_peer_is_believed() {
         assert_eq!(backend.requests().len(), 1);
     });
 }
+
+#[test]
+fn long_heads_pass_both_ways() {
+    on_both(|engine| {
+        let field = |n: usize| format!("X-{n}: {}\r\n", "v".repeat(300));
+        let fields: String = (0..90).map(field).collect();
+        let of_answer = fields.clone();
+        let backend = Backend::start(move |connection| {
+            while let Some(request) = connection.request() {
+                connection.send(answer(200, &of_answer, &request.target));
+            }
+        });
+        let server = plain(engine, &backend);
+        let mut client = server.connect();
+        let target = format!("/{}", "p".repeat(3000));
+        for _ in 0..3 {
+            let response = client.get_with(&target, &fields);
+            assert_eq!((response.status, response.text()), (200, target.as_str()));
+            let request = backend.last();
+            for n in 0..90 {
+                let name = format!("X-{n}");
+                assert_eq!(request.must(&name).len(), 300);
+                assert_eq!(response.must(&name).len(), 300);
+            }
+        }
+        assert_eq!(backend.connections(), 1);
+    });
+}

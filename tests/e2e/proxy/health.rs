@@ -170,3 +170,39 @@ fn servers_are_asked_how_they_are() {
         });
     });
 }
+
+#[test]
+fn a_client_that_leaves_is_no_fault_of_its_server() {
+    on_both(|engine| {
+        let backend = || {
+            Backend::start(|connection| {
+                while let Some(request) = connection.request() {
+                    if request.target == "/silent" {
+                        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun");
+                        connection.rest();
+                        return;
+                    }
+                    connection.send(ok("well"));
+                }
+            })
+        };
+        let backends = [backend(), backend()];
+        let names: Vec<&str> = backends.iter().map(Backend::name).collect();
+        let table = "passive_health = { failures = 1, eject = \"60s\" }";
+        let server = upstream(engine, &names, table, "");
+        for _ in 0..4 {
+            let mut client = server.connect();
+            client.send("GET /silent HTTP/1.1\r\nHost: a\r\n\r\n");
+            client.await_text("begun");
+            client.abort();
+        }
+        let mut client = server.connect();
+        let before = backends.each_ref().map(|backend| backend.requests().len());
+        for _ in 0..6 {
+            assert_eq!(client.get("/").text(), "well");
+        }
+        for (backend, before) in backends.iter().zip(before) {
+            assert_eq!(backend.requests().len(), before + 3, "both are asked");
+        }
+    });
+}

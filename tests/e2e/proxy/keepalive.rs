@@ -228,3 +228,25 @@ fn a_reload_that_changes_nothing_of_an_upstream_keeps_its_connections() {
         assert_eq!(backend.connections(), 1);
     });
 }
+
+#[test]
+fn a_stop_waits_for_answers_under_way_and_for_no_idle_backend() {
+    on_both(|engine| {
+        let gate = Gate::default();
+        let backend = Backend::start(at_gate(&gate));
+        let mut server = plain(engine, &backend);
+        let mut clients: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+        at_once(&mut clients, &backend, &gate);
+        let mut last = clients.pop().expect("four");
+        last.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        backend.await_requests(5);
+        server.signal(rustix::process::Signal::TERM);
+        for mut client in clients {
+            client.end();
+        }
+        gate.open();
+        let response = last.response();
+        assert_eq!((response.text(), response.closes()), ("done", true));
+        assert_eq!(server.exit_code(), Some(0));
+    });
+}
