@@ -12,6 +12,7 @@ mod framing;
 mod limits;
 mod methods;
 mod process;
+mod proxy;
 mod proxy_header;
 mod smuggling;
 mod static_files;

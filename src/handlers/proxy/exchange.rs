@@ -160,6 +160,7 @@ impl Exchange<'_, '_> {
             outgoing,
             sent_at: None,
             broken: false,
+            has_begun: false,
             held_until: self.core.now() + EXPECT_PATIENCE,
         };
         let mut reader = ResponseReader::new(asked);
@@ -168,6 +169,7 @@ impl Exchange<'_, '_> {
             while let Some(seen) = self.see(&mut reader, incoming.bytes(), upload)? {
                 incoming.consume(seen.used);
                 if seen.kind == HeadKind::Interim {
+                    state.has_begun = true;
                     if let Some(head) = seen.head {
                         upload.interim(&head);
                     }
@@ -194,7 +196,9 @@ impl Exchange<'_, '_> {
                 Event::Received(bytes) => incoming.append(bytes),
                 Event::Upload(error) => return Err(Fault::Upload(error)),
                 Event::ClientGone => return Err(Fault::ClientGone),
-                Event::Ended if !incoming.bytes().is_empty() => return Err(Fault::HeadCut),
+                Event::Ended if state.has_begun || !incoming.bytes().is_empty() => {
+                    return Err(Fault::HeadCut);
+                }
                 Event::Ended => {
                     let sent = state.outgoing.sent() > 0;
                     return Err(match connection.is_reused() {
@@ -438,6 +442,8 @@ struct State {
     sent_at: Option<Instant>,
     /// The backend takes nothing more.
     broken: bool,
+    /// Some of a response has come: an interim one.
+    has_begun: bool,
     /// How long the body is held back for the backend to ask for it.
     held_until: Instant,
 }

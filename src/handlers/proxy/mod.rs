@@ -13,8 +13,10 @@ mod stream;
 mod tunnel;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use self::exchange::{Exchange, Reply};
@@ -27,6 +29,7 @@ use super::error_page;
 use crate::config::model::Proxy;
 use crate::http::session::{Response, Upload, Upstreamed};
 use crate::http::types::{Request, Status};
+use crate::net::recv::End;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 use crate::upstream::group::{Admitted, Claim, NoServer, Visited};
@@ -177,7 +180,7 @@ impl Attempts<'_, '_> {
                 claim.record(Outcome::Failure(kind), elapsed);
             }
             let verdict = match fault.failure() {
-                Some(failure) if !fault.is_status() => self.judge(failure, &replay),
+                Some(failure) if !fault.is_status() => self.judge_elsewhere(failure, &replay),
                 // It was judged, and paid for, before the response was let go.
                 Some(_) => Verdict::Elsewhere,
                 None => return self.give_up(fault, upload, admitted),
@@ -218,6 +221,15 @@ impl Attempts<'_, '_> {
         }
     }
 
+    /// What follows a try that failed in this way. One that nobody is left for costs no budget.
+    fn judge_elsewhere(&mut self, failure: retry::Failure, replay: &outgoing::Replay) -> Verdict {
+        let is_stale = matches!(failure, retry::Failure::Stale { .. });
+        match is_stale || self.backend.group.has_other(&self.visited) {
+            true => self.judge(failure, replay),
+            false => Verdict::GiveUp(retry::Refusal::TriesSpent),
+        }
+    }
+
     fn judge(&mut self, failure: retry::Failure, replay: &outgoing::Replay) -> Verdict {
         let request = retry::Request {
             is_idempotent: retry::is_idempotent(self.asked.request.method),
@@ -237,12 +249,22 @@ impl Attempts<'_, '_> {
         if std::future::poll_fn(|_| upload.poll_flush()).await.is_err() {
             return Err(Fault::ClientGone);
         }
-        let claimed = group.claim(&mut self.timer, key, &mut self.visited).await;
-        claimed.map_err(|why| match (why, self.last.take()) {
-            // All were tried: it is told how the last one failed.
-            (NoServer::Nobody, Some(last)) => last,
-            (why, _) => Fault::NoServer(why),
-        })
+        let mut claiming = pin!(group.claim(&mut self.timer, key, &mut self.visited));
+        let claimed = std::future::poll_fn(|context| {
+            // Nobody stands in line for a client that has left.
+            if let Poll::Ready(End::Broken(_)) = upload.poll_gone() {
+                return Poll::Ready(None);
+            }
+            claiming.as_mut().poll(context).map(Some)
+        });
+        match claimed.await {
+            None => Err(Fault::ClientGone),
+            Some(claimed) => claimed.map_err(|why| match (why, self.last.take()) {
+                // All were tried: it is told how the last one failed.
+                (NoServer::Nobody, Some(last)) => last,
+                (why, _) => Fault::NoServer(why),
+            }),
+        }
     }
 
     fn answer(

@@ -14,7 +14,7 @@ use crate::handlers::backends::Backend;
 use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
 use crate::http::session::{Body, BodyStream, Cut, Piece, Response, Trailers, Upload};
-use crate::http::types::{FieldName, FieldValue};
+use crate::http::types::{FieldName, FieldValue, Status};
 use crate::net::recv::End;
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
@@ -31,6 +31,16 @@ pub(super) struct Context<'a> {
     pub(super) started: Instant,
     /// When all of it has to be done.
     pub(super) total: Option<Instant>,
+}
+
+impl Context<'_> {
+    /// What a whole response with this status says of its server.
+    fn outcome(&self, status: u16) -> Outcome {
+        match self.backend.failing.contains(Status(status)) {
+            true => Outcome::Failure(FailureKind::Status(status)),
+            false => Outcome::Success,
+        }
+    }
 }
 
 impl Reply {
@@ -69,6 +79,7 @@ impl Reply {
         };
         let done = Done {
             claim,
+            outcome: context.outcome(status.0),
             keeps: self.keep_alive && is_whole && here == length,
             connection: self.connection,
         };
@@ -101,6 +112,8 @@ fn whole(incoming: Incoming, length: usize) -> Body {
 /// A response whose last byte has come.
 struct Done {
     claim: Claim,
+    /// What the response says of its server.
+    outcome: Outcome,
     connection: Connection,
     /// Nothing stands in the way of using the connection again.
     keeps: bool,
@@ -108,7 +121,7 @@ struct Done {
 
 impl Done {
     fn finish(self, core: &Core, started: Instant, upload: &mut Upload<'_>) {
-        self.claim.record(Outcome::Success, Duration::ZERO);
+        self.claim.record(self.outcome, Duration::ZERO);
         if self.keeps && self.claim.is_wanted() {
             self.connection.give_back();
         }
@@ -124,6 +137,8 @@ struct Stream {
     core: Core,
     /// Taken at the end.
     source: Option<(Claim, Connection)>,
+    /// What it says of its server when it has come whole.
+    outcome: Outcome,
     decoder: BodyDecoder,
     length: Option<u64>,
     keep_alive: bool,
@@ -158,6 +173,7 @@ impl Stream {
         let stream = Self {
             core: context.core.clone(),
             source: Some((claim, reply.connection)),
+            outcome: context.outcome(reply.head.status.0),
             decoder: BodyDecoder::for_response(reply.framing),
             length: None,
             keep_alive: reply.keep_alive,
@@ -252,10 +268,19 @@ impl Stream {
         let nothing_left = self.received.is_empty() && self.gathered.is_empty();
         let done = Done {
             claim,
+            outcome: self.outcome,
             keeps: self.keep_alive && self.outgoing.is_none() && nothing_left,
             connection,
         };
         done.finish(&self.core, self.started, upload);
+    }
+
+    /// The client has broken the connection: nobody wants the rest, and the server isn't to blame.
+    fn left(&mut self) -> Cut {
+        self.source = None;
+        Cut {
+            reason: "client gone within its response",
+        }
     }
 
     /// The content ends before its end.
@@ -346,6 +371,12 @@ impl BodyStream for Stream {
             }
             if self.receive() {
                 continue;
+            }
+            // A stream of events may be silent for long, and nothing else would tell.
+            if self.outgoing.is_none()
+                && let Poll::Ready(End::Broken(_)) = upload.poll_gone()
+            {
+                return Poll::Ready(Some(Err(self.left())));
             }
             return match self.is_in_time() {
                 Ok(()) => Poll::Pending,

@@ -64,6 +64,12 @@ impl Setup {
         Self::command(engine, vec!["serve".into(), root]).arguments(&["-l", "127.0.0.1:0"])
     }
 
+    /// `beltway proxy TO` on a free port.
+    pub(crate) fn proxy(engine: Engine, to: &str) -> Self {
+        let setup = Self::command(engine, vec!["proxy".into(), to.into()]);
+        setup.arguments(&["-l", "127.0.0.1:0"])
+    }
+
     /// `beltway` alone: as a user types it who knows nothing of it.
     pub(crate) fn bare() -> Self {
         let mut setup = Self::command(Engine::Epoll, Vec::new());

@@ -19,8 +19,8 @@ use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::types::Request;
 use crate::net::send::ProgressRule;
 use crate::runtime::executor::Core;
-use crate::util::network::Peers;
 use crate::runtime::fd::Fd;
+use crate::util::network::Peers;
 
 /// Most bytes of a request's body that are thrown away to keep the connection.
 const BODY_DRAIN: u64 = 2000;
