@@ -234,7 +234,11 @@ impl App {
                     client: client_of(site, request, peer, &self.core),
                     addresses: self.addresses(proxy, peer),
                 };
-                let answer = self.serve_proxy(epoch, proxy, asked, upload).await;
+                // In a block of its own: other requests don't have the room of this one.
+                let pool = self.core.futures().clone();
+                let answer = pool
+                    .boxed(self.serve_proxy(epoch, proxy, asked, upload))
+                    .await;
                 is_ours = answer.is_ours;
                 answer.response
             }

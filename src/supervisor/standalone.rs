@@ -23,6 +23,7 @@ use crate::net::socket::SocketFile;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::runtime::mailbox::Wake;
+use crate::upstream::resolve::{Resolver, wait_for_answers};
 use crate::upstream::roster::Rosters;
 
 /// Serves until a signal ends it and the drain is over.
@@ -84,9 +85,12 @@ fn run_logged(
         addresses,
         files,
     } = open(listeners);
+    let rosters = Rosters::new(&model.upstreams, Instant::now());
+    let resolver = Resolver::start(&rosters).map_err(|error| failed("the resolver", &error))?;
+    wait_for_answers(&resolver);
     let first = Swap {
         epoch: 1,
-        rosters: Rosters::new(&model.upstreams, Instant::now()),
+        rosters,
         model: Arc::clone(&model),
         listeners: serving,
     };

@@ -18,9 +18,9 @@ fn accepting(engine: Engine, tree: &Tree, from: &str) -> (Server, PathBuf) {
     let _ = fs::remove_file(&path);
     let config = format!(
         "[server]\naccess_log = {path:?}\nlog_format = \"common\"\n\
-         trusted_proxies = \"192.0.2.0/24\"\n\
+         trusted_proxies = [\"192.0.2.0/24\"]\n\
          timeouts = {{ header = \"1s\" }}\n\
-         [site.\"*\"]\nlisten = \"127.0.0.1:0\"\nproxy_protocol = {{ from = \"{from}\" }}\n\
+         [site.\"*\"]\nlisten = [\"127.0.0.1:0\"]\nproxy_protocol = {{ from = [\"{from}\"] }}\n\
          respond = 200\nbody = \"ok\"\n"
     );
     (Setup::run(engine, &config).start(), path)

@@ -315,7 +315,7 @@ impl Generation {
         let registry = Rc::new(Registry::default());
         let place = Place {
             core: core.clone(),
-            wake: Wake::new().unwrap(),
+            wake: Wake::new().expect("an eventfd"),
             share: Share { index: 0, of: 1 },
         };
         let first = NewEpoch {

@@ -110,8 +110,10 @@ impl Incoming {
 
 /// What a try waits for.
 enum Event {
-    /// All of the request has gone.
+    /// All of the request has gone, or no more of it will.
     Sent,
+    /// The backend took nothing of it for too long.
+    Stuck,
     Received(RecvBuf),
     Ended,
     Upload(UploadError),
@@ -154,7 +156,9 @@ impl Exchange<'_, '_> {
             with_header.extend_from_slice(&head);
             self.core.recycle(std::mem::replace(&mut head, with_header));
         }
-        let mut outgoing = Outgoing::new(self.core, connection.socket(), head, framing);
+        let patience = self.backend.proxy.timeouts.head;
+        let message = (head, framing);
+        let mut outgoing = Outgoing::new(self.core, connection.socket(), message, patience);
         outgoing.is_held = framing != Framing::None && upload.expects_continue();
         let mut state = State {
             outgoing,
@@ -195,6 +199,7 @@ impl Exchange<'_, '_> {
                 Event::Sent => state.sent_at = Some(self.core.now()),
                 Event::Received(bytes) => incoming.append(bytes),
                 Event::Upload(error) => return Err(Fault::Upload(error)),
+                Event::Stuck => return Err(Fault::Stuck),
                 Event::ClientGone => return Err(Fault::ClientGone),
                 Event::Ended if state.has_begun || !incoming.bytes().is_empty() => {
                     return Err(Fault::HeadCut);
@@ -363,7 +368,11 @@ impl Exchange<'_, '_> {
                         return Poll::Ready(Event::Upload(error));
                     }
                     // It may have answered before it closed.
-                    Poll::Ready(Err(SendFault::Server)) => state.broken = true,
+                    Poll::Ready(Err(SendFault::Server)) => {
+                        state.broken = true;
+                        return Poll::Ready(Event::Sent);
+                    }
+                    Poll::Ready(Err(SendFault::Stuck)) => return Poll::Ready(Event::Stuck),
                     Poll::Pending => {}
                 }
             }

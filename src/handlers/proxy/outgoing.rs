@@ -5,13 +5,14 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::http::h1::encode::{CHUNK_END, write_chunk_header, write_last_chunk_of};
-use crate::http::session::{Upload, UploadError};
+use crate::http::session::{Upload, UploadError, UploadRelay, UploadRelayError};
 use crate::http::types::{Framing, Request};
+use crate::net::splice::Cause;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Once;
@@ -103,10 +104,15 @@ impl Replay {
             self.kept.extend_from_slice(bytes);
             self.at = self.kept.len();
         } else if !bytes.is_empty() {
-            self.is_lost = true;
-            self.kept = Vec::new();
-            self.at = 0;
+            self.lose();
         }
+    }
+
+    /// From here on it can't be sent again.
+    fn lose(&mut self) {
+        self.is_lost = true;
+        self.kept = Vec::new();
+        self.at = 0;
     }
 }
 
@@ -117,6 +123,8 @@ pub(super) enum SendFault {
     Upload(UploadError),
     /// The backend's connection is broken; it may have answered before.
     Server,
+    /// The backend took nothing for too long.
+    Stuck,
 }
 
 /// A request on its way.
@@ -131,6 +139,10 @@ pub(super) struct Outgoing {
     /// The body waits until the backend asks for it.
     pub(super) is_held: bool,
     is_filled: bool,
+    /// The rest of a large body, from socket to socket.
+    relay: Option<UploadRelay>,
+    /// How long the backend may take nothing of that.
+    patience: Option<Duration>,
     /// Bytes that the kernel has taken.
     sent: u64,
     /// Since when the backend is waited for, while something is in flight.
@@ -138,8 +150,13 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Sends `head`, then the body.
-    pub(super) fn new(core: &Core, socket: &Fd, head: Vec<u8>, framing: Framing) -> Self {
+    /// Sends the head, then a body of this framing. `patience`: how long the backend may take nothing.
+    pub(super) fn new(
+        core: &Core,
+        socket: &Fd,
+        (head, framing): (Vec<u8>, Framing),
+        patience: Option<Duration>,
+    ) -> Self {
         Self {
             core: core.clone(),
             socket: socket.clone(),
@@ -149,6 +166,8 @@ impl Outgoing {
             framing,
             is_held: false,
             is_filled: framing == Framing::None,
+            relay: None,
+            patience,
             sent: 0,
             since: core.now(),
         }
@@ -171,6 +190,24 @@ impl Outgoing {
         upload: &mut Upload<'_>,
     ) -> Poll<Result<(), SendFault>> {
         loop {
+            if let Some(relay) = &mut self.relay {
+                let Poll::Ready(ended) = relay.poll(upload) else {
+                    return Poll::Pending;
+                };
+                self.sent += relay.given();
+                self.relay = None;
+                self.is_filled = true;
+                match ended {
+                    Ok(()) => {}
+                    Err(UploadRelayError::Source(error)) => {
+                        return Poll::Ready(Err(SendFault::Upload(error)));
+                    }
+                    Err(UploadRelayError::Sink(Cause::SinkStalled)) => {
+                        return Poll::Ready(Err(SendFault::Stuck));
+                    }
+                    Err(UploadRelayError::Sink(_)) => return Poll::Ready(Err(SendFault::Server)),
+                }
+            }
             if let Some(sending) = &mut self.sending {
                 let mut context = Context::from_waker(Waker::noop());
                 let Poll::Ready(done) = Pin::new(sending).poll(&mut context) else {
@@ -193,6 +230,13 @@ impl Outgoing {
                 if self.is_filled {
                     self.core.recycle(std::mem::take(&mut self.data));
                     return Poll::Ready(Ok(()));
+                }
+                if !self.is_held && replay.at == replay.kept.len() {
+                    self.relay = UploadRelay::new(upload, &self.socket, self.patience);
+                    if self.relay.is_some() {
+                        replay.lose();
+                        continue;
+                    }
                 }
             }
             if self.from == 0

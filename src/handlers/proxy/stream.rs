@@ -13,9 +13,12 @@ use super::tunnel::ProxyTunnel;
 use crate::handlers::backends::Backend;
 use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
-use crate::http::session::{Body, BodyStream, Cut, Piece, Response, Trailers, Upload};
+use crate::http::session::{
+    Body, BodyStream, Cut, Piece, RelayOutcome, RelayPart, Response, Trailers, Upload,
+};
 use crate::http::types::{FieldName, FieldValue, Status};
 use crate::net::recv::End;
+use crate::net::splice::{Cause, RELAY_FROM};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -148,6 +151,7 @@ struct Stream {
     gathered: Vec<u8>,
     /// Bytes that may be received before the client wants them.
     ahead_max: usize,
+    relaying: Relaying,
     /// The backend has said all, or broken off.
     end: Option<End>,
     outgoing: Option<Outgoing>,
@@ -158,6 +162,15 @@ struct Stream {
     waiting_since: Option<Instant>,
     total: Option<Instant>,
     started: Instant,
+}
+
+/// Whether large content goes from socket to socket.
+enum Relaying {
+    Not,
+    /// What a receive had brought was taken out of its way.
+    Stopped,
+    /// It was given to the session.
+    Given(Rc<RelayOutcome>),
 }
 
 impl Stream {
@@ -183,6 +196,7 @@ impl Stream {
                 .collect(),
             gathered,
             ahead_max: usize::try_from(ahead).unwrap_or(usize::MAX),
+            relaying: Relaying::Not,
             end: None,
             outgoing: reply.outgoing,
             replay,
@@ -238,6 +252,42 @@ impl Stream {
         }
     }
 
+    /// The rest of what is announced as it stands in the backend's socket, where that pays: ready with
+    /// it, or with `None` when there is something to receive, or to be given before.
+    fn poll_relay(&mut self) -> Poll<Option<Piece>> {
+        let ahead = self.decoder.content_ahead();
+        // What is read ahead, or has a deadline as a whole, goes through here.
+        let is_finite = ahead < u64::MAX;
+        let pays = is_finite && ahead > RELAY_FROM
+            || matches!(self.relaying, Relaying::Stopped) && ahead > 0;
+        if !pays || self.ahead_max > 0 || self.total.is_some() {
+            return Poll::Ready(None);
+        }
+        let Some((_, connection)) = &mut self.source else {
+            return Poll::Ready(None);
+        };
+        let received = &mut self.received;
+        let stopped = connection
+            .receiver()
+            .poll_stop(|buffer| received.push_back(buffer));
+        if stopped.is_pending() {
+            return Poll::Pending;
+        }
+        self.relaying = Relaying::Stopped;
+        if !self.received.is_empty() {
+            return Poll::Ready(None);
+        }
+        let outcome = Rc::<RelayOutcome>::default();
+        self.relaying = Relaying::Given(Rc::clone(&outcome));
+        self.decoder.skip_content(ahead);
+        Poll::Ready(Some(Piece::Relay(RelayPart {
+            from: connection.socket().clone(),
+            length: ahead,
+            silence: self.read_timeout,
+            outcome,
+        })))
+    }
+
     /// Receives what there is. Says whether there was anything.
     fn receive(&mut self) -> bool {
         let Some((_, connection)) = &mut self.source else {
@@ -245,6 +295,9 @@ impl Stream {
         };
         if self.end.is_some() {
             return false;
+        }
+        if let Relaying::Stopped = self.relaying {
+            self.relaying = Relaying::Not;
         }
         match connection.receiver().poll_next() {
             Poll::Ready(Ok(buffer)) => {
@@ -286,8 +339,7 @@ impl Stream {
     /// The content ends before its end.
     fn cut(&mut self, kind: FailureKind, reason: &'static str, upload: &mut Upload<'_>) -> Cut {
         if let Some((claim, _)) = self.source.take() {
-            let elapsed = self.core.now().saturating_duration_since(self.started);
-            claim.record(Outcome::Failure(kind), elapsed);
+            blame(&self.core, &claim, kind, self.started);
             let upstream = &*claim.group().roster().settings().name;
             let server = &**claim.label();
             tracing::warn!(upstream, server, reason, "a response was cut short");
@@ -343,6 +395,33 @@ fn decode(decoder: &mut BodyDecoder, bytes: &[u8], content: &mut Vec<u8>) -> Res
     Ok(used)
 }
 
+impl Drop for Stream {
+    /// A relay that fails ends the response without another word to here.
+    fn drop(&mut self) {
+        let Relaying::Given(outcome) = &self.relaying else {
+            return;
+        };
+        if let Some(cause) = outcome.error()
+            && cause.is_of_source()
+            && let Some((claim, _)) = self.source.take()
+        {
+            let kind = match cause {
+                Cause::SourceSilent => FailureKind::Timeout,
+                _ => FailureKind::Reset,
+            };
+            blame(&self.core, &claim, kind, self.started);
+            let upstream = &*claim.group().roster().settings().name;
+            let server = &**claim.label();
+            tracing::warn!(upstream, server, %cause, "a response was cut short");
+        }
+    }
+}
+
+fn blame(core: &Core, claim: &Claim, kind: FailureKind, started: Instant) {
+    let elapsed = core.now().saturating_duration_since(started);
+    claim.record(Outcome::Failure(kind), elapsed);
+}
+
 impl BodyStream for Stream {
     fn poll_next(&mut self, upload: &mut Upload<'_>) -> Poll<Option<Result<Piece, Cut>>> {
         self.poll_upload(upload);
@@ -368,6 +447,12 @@ impl BodyStream for Stream {
                 let reason = "the backend closed within its response";
                 let cut = self.cut(FailureKind::Reset, reason, upload);
                 return Poll::Ready(Some(Err(cut)));
+            }
+            match self.poll_relay() {
+                Poll::Ready(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Poll::Ready(None) if !self.received.is_empty() => continue,
+                Poll::Ready(None) => {}
+                Poll::Pending => return Poll::Pending,
             }
             if self.receive() {
                 continue;

@@ -12,6 +12,7 @@ use super::{Connection, Service};
 use crate::http::h1::encode::{
     CHUNK_END, LAST_CHUNK, ResponseFraming, write_chunk_header, write_last_chunk,
 };
+use crate::net::recv::End;
 use crate::net::send::{SendError, Sender};
 use crate::net::splice::Cause;
 use crate::runtime::executor::Core;
@@ -213,8 +214,22 @@ impl Delivery<'_> {
             Piece::Relay(part) => {
                 // By itself: nobody knows when the source goes on.
                 self.flush().await?;
-                let relaying = relay(self.sender, self.timer, &part);
-                let relayed = beside(relaying, || self.stream.poll_upload(&mut self.upload)).await;
+                let mut relaying = pin!(relay(self.sender, self.timer, &part));
+                let relayed = poll_fn(|context| {
+                    if let Poll::Ready(relayed) = relaying.as_mut().poll(context) {
+                        return Poll::Ready(relayed);
+                    }
+                    self.stream.poll_upload(&mut self.upload);
+                    // The source may be silent for long, and nothing else would tell.
+                    match self.upload.poll_gone() {
+                        Poll::Ready(End::Broken(errno)) => {
+                            part.outcome.error.set(Some(Cause::SinkBroken(errno)));
+                            Poll::Ready(Err(SendError::Broken(errno)))
+                        }
+                        Poll::Ready(End::Closed) | Poll::Pending => Poll::Pending,
+                    }
+                });
+                let relayed = relayed.await;
                 *sent += part.outcome.given();
                 return relayed;
             }

@@ -5,7 +5,6 @@
 //! be drained or to close the connection over. It knows no backend.
 
 mod relay;
-
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -36,6 +36,7 @@ use crate::config::bundle;
 use crate::config::model::{Engine, Model};
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
+use crate::upstream::resolve::{Resolver, wait_for_answers};
 use crate::upstream::roster::Rosters;
 
 /// Serves as the worker of the master at the other end of the standard input, until it says so or is
@@ -80,6 +81,10 @@ fn not_started(permanent: bool, error: &StartError) -> Failed {
     Failed { permanent, text }
 }
 
+fn no_resolver(error: &std::io::Error) -> String {
+    format!("can't start the resolver of names: {error}")
+}
+
 /// The worker process while it serves.
 struct Process {
     /// `None` when the master is gone.
@@ -93,6 +98,8 @@ struct Process {
     model: Arc<Model>,
     /// Its upstreams, at work.
     rosters: Arc<Rosters>,
+    /// What finds the addresses of their names.
+    resolver: Resolver,
     swapping: Option<Swapping>,
     /// Cores that still accept, while the worker drains.
     accepting: Vec<usize>,
@@ -108,6 +115,7 @@ struct Process {
 /// What a worker process is made of, when all of it stands.
 struct Started {
     worker: Worker,
+    resolver: Resolver,
     /// What it is to serve now.
     first: Swap,
     report: Report,
@@ -140,6 +148,7 @@ impl Process {
         match Self::try_start(&start, &sockets, descriptors) {
             Ok(Started {
                 worker,
+                resolver,
                 first,
                 report,
                 notifier,
@@ -155,6 +164,7 @@ impl Process {
                     notifier,
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
+                    resolver,
                     swapping: None,
                     accepting: Vec::new(),
                     asked: Vec::new(),
@@ -230,6 +240,8 @@ impl Process {
             .ok_or_else(|| broken("a listening socket is missing"))?;
         let engine = model.server.engine;
         let rosters = Rosters::new(&model.upstreams, Instant::now());
+        let resolver =
+            Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
         let swap = |listeners| Swap {
             epoch: start.next.config,
             model: Arc::clone(&model),
@@ -262,8 +274,10 @@ impl Process {
                 tracing::warn!(what, why, "the sandbox is not whole");
             }
         }
+        wait_for_answers(&resolver);
         Ok(Started {
             worker,
+            resolver,
             first: swap(serving),
             report,
             notifier,
@@ -413,6 +427,9 @@ impl Process {
         readable(&self.start.identity_name(), &model.roots())?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
+        let updated = self.resolver.update(&rosters);
+        updated.map_err(|error| no_resolver(&error))?;
+        wait_for_answers(&self.resolver);
         self.rosters = Arc::clone(&rosters);
         let swap = Swap {
             epoch: next.config,

@@ -43,6 +43,16 @@ pub struct Resolver {
 /// Looks a name up, until about the deadline, and may block for longer.
 type LookUp = Arc<dyn Fn(&Query, Instant) -> Result<Answer, LookupError> + Send + Sync>;
 
+/// How long a worker waits for the addresses of its backends before it serves without them.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Waits for the first answers a little: a worker that serves before has no servers by name.
+pub fn wait_for_answers(resolver: &Resolver) {
+    if !resolver.first_answers(FIRST_ANSWERS) {
+        tracing::warn!("names of backends have no answer yet; their servers are down until then");
+    }
+}
+
 impl Resolver {
     /// Begins to resolve the names of these upstreams, at once.
     ///
