@@ -118,9 +118,7 @@ impl App {
 
     /// Closes what nobody uses just now and that would keep the core from ending.
     pub fn close(&self) {
-        let epochs = self.epochs.borrow();
-        let groups = epochs.current().groups().iter();
-        groups.for_each(|group| group.pool().close());
+        self.epochs.borrow().current().close();
     }
 
     /// Where the current configuration logs requests, for one that does the same.

@@ -1,6 +1,7 @@
 //! The backends that the routes of a configuration lead to, as a core holds them: for each route that
 //! is proxied its upstream at work, and what of its settings can be worked out before a request comes.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::config::model::{Action, HeaderOp, Model, Proxy};
 use crate::http::semantics::forwarding::{FieldOp, FieldOpError};
 use crate::http::types::StatusSet;
 use crate::upstream::group::Group;
+use crate::upstream::prober::Prober;
 use crate::upstream::retry::RetryPolicy;
 use crate::upstream::roster::Rosters;
 
@@ -18,6 +20,8 @@ use crate::upstream::roster::Rosters;
 #[derive(Default)]
 pub(super) struct Backends {
     groups: Vec<Rc<Group>>,
+    /// Of the current configuration alone: one that was replaced goes on without.
+    probers: RefCell<Vec<Prober>>,
     /// By the address of their settings in the model.
     routes: HashMap<usize, Rc<Backend>>,
 }
@@ -37,7 +41,8 @@ pub(super) struct Backend {
 }
 
 impl Backends {
-    /// Those of `model`, whose upstreams are `rosters`. What `before` has of the same ones is taken over.
+    /// Those of `model`, whose upstreams are `rosters`. What `before` has of the same ones is taken over;
+    /// whatever of it probes servers goes on here, or ends.
     pub(super) fn new(place: &Place, model: &Model, rosters: &Rosters, before: &Self) -> Self {
         let groups: Vec<Rc<Group>> = rosters
             .list()
@@ -58,6 +63,15 @@ impl Backends {
                 }
             })
             .collect();
+        let mut running = before.probers.take();
+        let probers = rosters.list().iter().filter_map(|roster| {
+            let same = |prober: &Prober| Arc::ptr_eq(prober.roster(), roster);
+            match running.iter().position(same) {
+                Some(at) => Some(running.swap_remove(at)),
+                None => Prober::start(&place.core, roster, place.share, place.seed()),
+            }
+        });
+        let probers = RefCell::new(probers.collect());
         let mut routes = HashMap::default();
         for route in model.sites.iter().flat_map(|site| site.each_route()) {
             let Action::Proxy(proxy) = &route.action else {
@@ -70,7 +84,11 @@ impl Backends {
                 routes.insert(key(proxy), Rc::new(backend));
             }
         }
-        Self { groups, routes }
+        Self {
+            groups,
+            probers,
+            routes,
+        }
     }
 
     /// Where a route leads.
@@ -83,6 +101,12 @@ impl Backends {
     /// The upstreams.
     pub(super) fn groups(&self) -> &[Rc<Group>] {
         &self.groups
+    }
+
+    /// Closes what nobody uses just now, and asks no server any more how it is.
+    pub(super) fn close(&self) {
+        self.probers.take();
+        self.groups.iter().for_each(|group| group.pool().close());
     }
 }
 
@@ -100,6 +124,10 @@ impl Backend {
             }
             op.ok()
         });
+        if let Some(spill) = &proxy.buffer.spill {
+            let directory = spill.directory.display();
+            tracing::warn!(%directory, "`spill` writes nothing yet: what exceeds the memory goes on as it comes");
+        }
         let retries = &proxy.retries;
         Self {
             operations: operations.collect(),

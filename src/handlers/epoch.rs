@@ -104,6 +104,11 @@ impl AppEpoch {
         self.backends.groups()
     }
 
+    /// Ends what of it would keep the core from ending.
+    pub(super) fn close(&self) {
+        self.backends.close();
+    }
+
     /// Whose connections to the listening socket of this peer begin with a PROXY header.
     pub(super) fn proxy_header(&self, peer: &Peer) -> Option<Arc<Peers>> {
         let place = self.place(&peer.listener)?;

@@ -132,6 +132,12 @@ impl Shared {
         }
     }
 
+    /// Whether `judge` has condemned the server at `index`, and not acquitted it since.
+    pub fn is_condemned(&self, index: usize, judge: Judge) -> bool {
+        let word = Word(self.board.words[index].load(Ordering::Acquire));
+        word.judges() & judge.bit() != 0
+    }
+
     /// A core found the server at `index` ill: puts it out for a time if that is allowed.
     pub fn eject(
         &self,

@@ -69,13 +69,7 @@ impl Fault {
     /// What it says of the server's health; `None` where it isn't to blame.
     pub(super) fn of_server(&self) -> Option<FailureKind> {
         Some(match self {
-            Self::Connect(error) if error.fault() == connect::Fault::Ours => return None,
-            Self::Connect(error) => match error {
-                ConnectError::Refused | ConnectError::NoSuchPath => FailureKind::Refused,
-                ConnectError::TimedOut | ConnectError::BacklogFull => FailureKind::ConnectTimeout,
-                ConnectError::Broken(_) => FailureKind::Reset,
-                _ => FailureKind::Unreachable,
-            },
+            Self::Connect(error) => return FailureKind::of_connect(*error),
             Self::NoResponse { .. } | Self::HeadCut => FailureKind::Reset,
             Self::HeadTimeout | Self::Stuck | Self::TotalTimeout => FailureKind::Timeout,
             Self::Malformed(_) => FailureKind::Malformed,

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::net::connect::{ConnectError, Fault};
+
 mod breaker;
 mod ejection;
 mod passive;
@@ -62,6 +64,21 @@ pub struct Reason {
     pub finder: Finder,
     /// What was the matter, the last of it.
     pub kind: FailureKind,
+}
+
+impl FailureKind {
+    /// What a connection that can't be had says of the server; `None` where it isn't to blame.
+    pub fn of_connect(error: ConnectError) -> Option<Self> {
+        if error.fault() == Fault::Ours {
+            return None;
+        }
+        Some(match error {
+            ConnectError::Refused | ConnectError::NoSuchPath => Self::Refused,
+            ConnectError::TimedOut | ConnectError::BacklogFull => Self::ConnectTimeout,
+            ConnectError::Broken(_) => Self::Reset,
+            _ => Self::Unreachable,
+        })
+    }
 }
 
 impl fmt::Display for FailureKind {

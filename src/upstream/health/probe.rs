@@ -117,13 +117,18 @@ pub struct Probe {
 impl Probe {
     /// The first question comes within one interval of `now`, at a time that `seed` decides.
     pub fn new(plan: ProbePlan, now: Instant, seed: u64) -> Self {
+        Self::resume(plan, now, seed, None)
+    }
+
+    /// As [`Self::new`] for a server of which is known what somebody who asked it before has found.
+    pub fn resume(plan: ProbePlan, now: Instant, seed: u64, is_up: Option<bool>) -> Self {
         let mut random = Random::new(seed);
         let wait = scale(plan.interval, random.below(100));
         Self {
             plan,
             next: now + wait,
             is_pending: false,
-            is_up: None,
+            is_up,
             against: 0,
             random,
         }
@@ -132,6 +137,11 @@ impl Probe {
     /// How it asks.
     pub fn plan(&self) -> &ProbePlan {
         &self.plan
+    }
+
+    /// When the next question is due; `None` while an answer is awaited.
+    pub fn due(&self) -> Option<Instant> {
+        (!self.is_pending).then_some(self.next)
     }
 
     /// Says what to do at `now`. After [`Step::Ask`] the question counts as asked.

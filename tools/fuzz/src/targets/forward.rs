@@ -3,10 +3,10 @@
 
 use beltway::http::h1::{HeadLimits, HeadScanner, parse_head};
 use beltway::http::semantics::forwarding::{
-    FieldOp, HostField, Network, RequestContext, Target as RequestTarget, Trusted, client_address,
-    write_request_head,
+    FieldOp, HostField, RequestContext, Target as RequestTarget, client_address, write_request_head,
 };
 use beltway::http::types::{Framing, Method, Request, TargetForm, Version};
+use beltway::util::network::{Network, Peers};
 
 use crate::Target;
 
@@ -223,7 +223,10 @@ fn check_client_told(request: &Request<'_>, context: &RequestContext<'_>, arrive
         "a cookie is lost"
     );
     // Whoever believes us finds our peer in it, by either field.
-    let us = Trusted::new([Network::parse("192.0.2.0/24").expect("a network")], false);
+    let us = Peers::new(
+        vec![Network::parse("192.0.2.0/24").expect("a network")],
+        false,
+    );
     let seen = client_address("192.0.2.1".parse().ok(), &arrived.fields, &us);
     assert!(!peer_told || seen == context.peer, "{seen:?}");
 }
@@ -231,8 +234,11 @@ fn check_client_told(request: &Request<'_>, context: &RequestContext<'_>, arrive
 /// An address that isn't believed is the client, and what it says changes nothing.
 fn check_client_address(request: &Request<'_>) {
     let peer = Some([10, 0, 0, 1].into());
-    let nobody = client_address(peer, &request.fields, &Trusted::default());
+    let nobody = client_address(peer, &request.fields, &Peers::default());
     assert_eq!(nobody, peer);
-    let all = Trusted::new([Network::parse("10.0.0.0/8").expect("a network")], false);
+    let all = Peers::new(
+        vec![Network::parse("10.0.0.0/8").expect("a network")],
+        false,
+    );
     assert!(client_address(peer, &request.fields, &all).is_some());
 }
