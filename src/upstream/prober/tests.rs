@@ -191,6 +191,8 @@ fn logged(work: impl FnOnce()) -> String {
         .with_max_level(tracing::Level::INFO)
         .with_writer(move || writer.clone())
         .finish();
+    // With one subscriber alone, a thread without it may turn its lines off for all.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     tracing::subscriber::with_default(subscriber, work);
     let lines = lines.0.lock().unwrap().clone();
     String::from_utf8(lines).unwrap()
