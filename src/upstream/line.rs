@@ -144,17 +144,18 @@ impl InLine {
     }
 }
 
-/// Takes a place at a server that has one, backup servers last.
+/// Takes a place at a server that has one: of the backup servers only while no other one would take
+/// the waiter, now or later, as in every pick.
 fn take_free(members: &Members, tried: &Tried, now: Instant) -> Option<usize> {
-    let take = |is_backup: bool| {
-        members.list.iter().enumerate().position(|(at, member)| {
-            member.is_backup == is_backup
-                && !tried.contains(at)
-                && members.board.standing(at, now).0 == Standing::Up
-                && member.limit.as_ref().is_some_and(|limit| limit.take())
-        })
-    };
-    take(false).or_else(|| take(true))
+    let list = || members.list.iter().enumerate();
+    let takes_him =
+        |at: usize| !tried.contains(at) && members.board.standing(at, now).0 == Standing::Up;
+    let backups = !list().any(|(at, member)| !member.is_backup && takes_him(at));
+    list().position(|(at, member)| {
+        member.is_backup == backups
+            && takes_him(at)
+            && member.limit.as_ref().is_some_and(|limit| limit.take())
+    })
 }
 
 #[cfg(test)]
@@ -206,6 +207,32 @@ mod tests {
         assert_eq!(line.waiting(), 0);
         // Served before he could leave: the place is his to give back.
         assert_eq!(line.leave(&b).map(|given| given.1), Some(0));
+    }
+
+    #[test]
+    fn a_backup_stands_in_for_servers_that_are_down_and_not_for_full_ones() {
+        let now = Instant::now();
+        let servers = [false, true].map(|backup| UpstreamServer {
+            max_conns: NonZeroU32::new(1),
+            backup,
+            ..UpstreamServer::new(ServerAddr::Ip(
+                ([127, 0, 0, 1], 1 + u16::from(backup)).into(),
+            ))
+        });
+        let settings = Arc::new(Upstream::new("a", servers.into()));
+        let members = Roster::new(&settings, now).members();
+        let (line, wake) = (Line::default(), Wake::new().unwrap());
+        let first = line.join(9, Tried::default(), &wake, now + S).unwrap();
+        let second = line.join(9, Tried::default(), &wake, now + S).unwrap();
+        line.serve(&members, now);
+        assert_eq!(first.place().given().map(|given| given.1), Some(0));
+        assert!(
+            second.place().given().is_none(),
+            "the first one is only full"
+        );
+        members.board.set_admin(0, Standing::Down, now);
+        line.serve(&members, now);
+        assert_eq!(second.place().given().map(|given| given.1), Some(1));
     }
 
     #[test]
