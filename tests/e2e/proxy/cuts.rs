@@ -2,7 +2,7 @@
 
 use super::backend::{Backend, Connection, Gate, ok};
 use super::{Server, plain};
-use crate::support::{Client, PATIENCE, noise, on_both, wait_until};
+use crate::support::{Client, PATIENCE, descriptors, noise, on_both, wait_until};
 
 /// A response whose end is found by its length.
 const LENGTH: &str = "HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 5\r\n\r\nhello";
@@ -233,19 +233,18 @@ fn cuts_leave_nothing_behind() {
             }
         };
         let worker = server.worker();
-        let descriptors = || std::fs::read_dir(format!("/proc/{worker}/fd")).map(Iterator::count);
         ask();
         assert!(!backend.requests().is_empty());
         let mut before = 0;
         wait_until("the connections are gone", PATIENCE, || {
-            let now = descriptors().expect("it runs");
+            let now = descriptors(worker);
             std::mem::replace(&mut before, now) == now
         });
         for _ in 0..5 {
             ask();
         }
         wait_until("no descriptor is left over", PATIENCE, || {
-            descriptors().expect("it runs") <= before
+            descriptors(worker) <= before
         });
     });
 }

@@ -197,15 +197,21 @@ fn in_pieces(gate: &Gate, connection: &mut Connection) {
     }
 }
 
+/// A backend that sends two such bodies on a connection.
+fn piecewise() -> (Gate, Backend) {
+    let gate = Gate::default();
+    let at_backend = gate.clone();
+    let backend = Backend::start(move |connection| {
+        in_pieces(&at_backend, connection);
+        in_pieces(&at_backend, connection);
+    });
+    (gate, backend)
+}
+
 #[test]
 fn pauses_within_the_read_timeout_are_no_fault_and_longer_ones_cut_the_answer() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let at_backend = gate.clone();
-        let backend = Backend::start(move |connection| {
-            in_pieces(&at_backend, connection);
-            in_pieces(&at_backend, connection);
-        });
+        let (gate, backend) = piecewise();
         let lines = "timeouts = { read = \"1s\" }";
         let server = proxy(engine, &[backend.name()], lines);
         let mut client = server.connect();
@@ -444,12 +450,7 @@ fn an_upload_takes_as_long_as_it_takes() {
 #[test]
 fn events_may_be_silent_for_long_where_that_is_said() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let at_backend = gate.clone();
-        let backend = Backend::start(move |connection| {
-            in_pieces(&at_backend, connection);
-            in_pieces(&at_backend, connection);
-        });
+        let (gate, backend) = piecewise();
         let lines = "timeouts = { read = \"200ms\" }\n[site.\"*\".routes]\n\
                      \"/events\" = { timeouts = { read = false } }";
         let server = proxy(engine, &[backend.name()], lines);

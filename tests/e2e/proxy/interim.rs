@@ -78,15 +78,19 @@ fn the_backend_decides_whether_a_body_is_asked_for() {
     });
 }
 
+/// Answers with what it got. Such a backend doesn't know of expectations.
+fn echoing() -> Backend {
+    Backend::start(|connection| {
+        while let Some(request) = connection.request() {
+            connection.send(ok(request.text()));
+        }
+    })
+}
+
 #[test]
 fn a_body_that_does_not_wait_is_taken_all_the_same() {
     on_both(|engine| {
-        let backend = Backend::start(|connection| {
-            // Such a backend doesn't know of expectations.
-            while let Some(request) = connection.request() {
-                connection.send(ok(request.text()));
-            }
-        });
+        let backend = echoing();
         let server = plain(engine, &backend);
         let mut client = server.connect();
         client.send(
@@ -103,11 +107,7 @@ fn a_body_that_does_not_wait_is_taken_all_the_same() {
 #[test]
 fn a_client_that_waits_for_a_backend_that_says_nothing_is_not_left_alone() {
     on_both(|engine| {
-        let backend = Backend::start(|connection| {
-            while let Some(request) = connection.request() {
-                connection.send(ok(request.text()));
-            }
-        });
+        let backend = echoing();
         let server = plain(engine, &backend);
         let mut client = server.connect();
         client.send(

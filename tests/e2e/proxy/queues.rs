@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::backend::{Backend, Gate, ok};
 use super::{upstream, upstream_config};
-use crate::support::{Client, PATIENCE, Server, on_both, wait_until};
+use crate::support::{Client, Engine, PATIENCE, Server, on_both, wait_until};
 
 /// Answers with the target when the gate lets it.
 fn slow(gate: &Gate) -> Backend {
@@ -23,14 +23,20 @@ fn ask(server: &Server, target: &str) -> Client {
     client
 }
 
+/// A server whose only backend is at work on a first request, for which the client waits.
+fn busy(engine: Engine, table: &str) -> (Gate, Backend, Server, Client) {
+    let gate = Gate::default();
+    let backend = slow(&gate);
+    let server = upstream(engine, &[backend.name()], table, "");
+    let first = ask(&server, "/0");
+    backend.await_requests(1);
+    (gate, backend, server, first)
+}
+
 #[test]
 fn the_second_request_waits_for_the_first() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let backend = slow(&gate);
-        let server = upstream(engine, &[backend.name()], "max_conns = 1", "");
-        let mut first = ask(&server, "/0");
-        backend.await_requests(1);
+        let (gate, backend, server, mut first) = busy(engine, "max_conns = 1");
         let mut waiting: Vec<Client> = (1..=3)
             .map(|n| {
                 let mut client = ask(&server, &format!("/{n}"));
@@ -53,12 +59,8 @@ fn the_second_request_waits_for_the_first() {
 #[test]
 fn a_full_queue_and_a_queue_that_does_not_move_are_said_at_once() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let backend = slow(&gate);
         let table = "max_conns = 1\nqueue = { size = 1, timeout = \"700ms\" }";
-        let server = upstream(engine, &[backend.name()], table, "");
-        let mut first = ask(&server, "/0");
-        backend.await_requests(1);
+        let (gate, backend, server, mut first) = busy(engine, table);
         let mut second = ask(&server, "/1");
         assert!(second.is_silent_for(Duration::from_millis(100)));
         let mut third = ask(&server, "/2");
@@ -98,12 +100,8 @@ fn without_a_queue_nobody_waits() {
 #[test]
 fn a_client_that_leaves_the_queue_makes_room() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let backend = slow(&gate);
         let table = "max_conns = 1\nqueue = { size = 1, timeout = \"20s\" }";
-        let server = upstream(engine, &[backend.name()], table, "");
-        let mut first = ask(&server, "/0");
-        backend.await_requests(1);
+        let (gate, backend, server, mut first) = busy(engine, table);
         let mut waiting = ask(&server, "/gone");
         assert!(waiting.is_silent_for(Duration::from_millis(100)));
         waiting.abort();
@@ -139,12 +137,8 @@ fn the_other_server_takes_what_one_may_not() {
 #[test]
 fn a_reload_forgets_nobody_in_line() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let backend = slow(&gate);
         let table = "max_conns = 1\nqueue = { size = 5, timeout = \"20s\" }";
-        let server = upstream(engine, &[backend.name()], table, "");
-        let mut first = ask(&server, "/0");
-        backend.await_requests(1);
+        let (gate, backend, server, mut first) = busy(engine, table);
         let mut waiting = ask(&server, "/1");
         assert!(waiting.is_silent_for(Duration::from_millis(100)));
         // The servers stay, and what is said of them: so does the line.
@@ -165,12 +159,8 @@ fn a_reload_forgets_nobody_in_line() {
 #[test]
 fn the_bound_of_a_server_holds_over_a_reload() {
     on_both(|engine| {
-        let gate = Gate::default();
-        let backend = slow(&gate);
         let table = "max_conns = 1\nqueue = { size = 5, timeout = \"20s\" }";
-        let server = upstream(engine, &[backend.name()], table, "");
-        let mut first = ask(&server, "/0");
-        backend.await_requests(1);
+        let (gate, backend, server, mut first) = busy(engine, table);
         let config = upstream_config(&[backend.name()], table, "headers = { X-New = \"1\" }");
         server.write_config(&config);
         server.must(&["reload"]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::backend::{Backend, Gate, ok};
 use super::plain;
-use crate::support::{Client, PATIENCE, Server, noise, on_both, wait_for};
+use crate::support::{Client, PATIENCE, Server, memory, noise, on_both, wait_for};
 
 /// A body.
 const SIZE: usize = 100 << 20;
@@ -17,18 +17,6 @@ const PIECE: usize = 1 << 20;
 
 /// How much a worker may grow by while it passes such a body on.
 const GROWTH_MAX: u64 = 24 << 20;
-
-/// Resident memory of a process that isn't shared with files, in bytes.
-fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let mut lines = status.lines();
-    let kib = lines.find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix(" kB"));
-    kib.expect("the kernel tells it")
-        .trim()
-        .parse::<u64>()
-        .unwrap()
-        << 10
-}
 
 /// Waits until this counter stands still, and gives what it stands at.
 fn settled(counter: &AtomicU64) -> u64 {

@@ -8,25 +8,9 @@ use rustix::process::Signal;
 use super::load::{LONG, Load};
 use super::{config, config_with};
 use crate::support::server::Address;
-use crate::support::{Client, End, PATIENCE, Setup, Tree, noise, on_both, wait_for, wait_until};
-
-/// Resident memory of a process that isn't shared with files, in bytes.
-fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let mut lines = status.lines();
-    let kib = lines.find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix(" kB"));
-    kib.expect("the kernel tells it")
-        .trim()
-        .parse::<u64>()
-        .unwrap()
-        << 10
-}
-
-/// How many descriptors a process has open.
-fn descriptors(pid: u32) -> usize {
-    let path = format!("/proc/{pid}/fd");
-    std::fs::read_dir(path).expect("it runs").count()
-}
+use crate::support::{
+    Client, End, PATIENCE, Setup, Tree, descriptors, memory, noise, on_both, wait_for, wait_until,
+};
 
 #[test]
 fn two_hundred_reloads_under_load_lose_nothing() {

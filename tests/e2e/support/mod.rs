@@ -121,3 +121,21 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
+
+/// Resident memory of a process that isn't shared with files, in bytes.
+pub(crate) fn memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let mut lines = status.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix(" kB"));
+    kib.expect("the kernel tells it")
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        << 10
+}
+
+/// How many descriptors a process has open.
+pub(crate) fn descriptors(pid: u32) -> usize {
+    let path = format!("/proc/{pid}/fd");
+    std::fs::read_dir(path).expect("it runs").count()
+}
