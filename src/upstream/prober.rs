@@ -17,7 +17,7 @@ use super::health::{
 };
 use super::roster::{Member, Members, Roster};
 use super::shared::Judge;
-use crate::config::model::{self, HealthCheck, ServerAddr};
+use crate::config::model::{self, HealthCheck};
 use crate::http::h1::HeadLimits;
 use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
@@ -145,10 +145,7 @@ impl Rounds {
         let mut timer = Timer::new(&self.core);
         self.take_list();
         loop {
-            if self.roster.version() != self.members.version {
-                self.members = self.roster.members();
-                self.take_list();
-            }
+            self.keep_up();
             self.begin_due();
             let wake = self.wake_at();
             if wake.is_none() && self.running.is_empty() {
@@ -174,6 +171,14 @@ impl Rounds {
                 let number = self.running.swap_remove(at).number;
                 self.finish(number, answer);
             }
+        }
+    }
+
+    /// Looks whether there is another list.
+    fn keep_up(&mut self) {
+        if self.roster.version() != self.members.version {
+            self.members = self.roster.members();
+            self.take_list();
         }
     }
 
@@ -264,10 +269,7 @@ impl Rounds {
 
     fn finish(&mut self, number: u64, answer: Result<(), Trouble>) {
         let now = self.core.now();
-        if self.roster.version() != self.members.version {
-            self.members = self.roster.members();
-            self.take_list();
-        }
+        self.keep_up();
         let mut patients = self.patients.iter_mut();
         let Some(patient) = patients.find(|it| it.number == number) else {
             return;
@@ -307,11 +309,10 @@ impl Rounds {
         let model::Probe::Http { path, host, .. } = &self.check.probe else {
             return None;
         };
-        let host = match (host, &self.roster.settings().servers[server].address) {
-            (Some(host), _) => host.to_string(),
-            (None, ServerAddr::Unix(_)) => "localhost".to_owned(),
-            (None, ServerAddr::Service(_)) => address.to_string(),
-            (None, configured) => configured.to_string(),
+        let configured = &self.roster.settings().servers[server].address;
+        let host = match host {
+            Some(host) => host.to_string(),
+            None => configured.authority(address),
         };
         let mut request = self.core.send_buffer();
         for part in [

@@ -180,7 +180,7 @@ impl Roster {
                 .members
                 .list
                 .iter()
-                .filter(|member| Some(member.server) == place && is_name(&server.address));
+                .filter(|member| Some(member.server) == place && server.address.is_name());
             let known = list.len();
             let resolved = of_name.filter_map(|member| member.resolved.as_ref());
             list.extend(resolved.map(|resolved| of_address(at, server, resolved)));
@@ -226,7 +226,7 @@ impl Roster {
         let servers = self.settings.servers.iter().enumerate();
         servers
             .map(|(at, server)| (at, &server.address))
-            .filter(|(_, address)| is_name(address))
+            .filter(|(_, address)| address.is_name())
     }
 
     /// The name of the server at this place of the settings has these addresses now. None at all
@@ -404,10 +404,6 @@ impl fmt::Display for UnknownServer {
 }
 
 impl std::error::Error for UnknownServer {}
-
-fn is_name(address: &ServerAddr) -> bool {
-    matches!(address, ServerAddr::Name(..) | ServerAddr::Service(_))
-}
 
 fn standing(server: &UpstreamServer) -> Standing {
     match server.state {

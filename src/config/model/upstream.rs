@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::http::types::{FieldName, Status, StatusSet};
+use crate::runtime::address::Address;
 
 /// A group of servers that answer the same requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,23 @@ pub enum ServerAddr {
     Service(Arc<str>),
     /// A unix stream socket at this absolute path.
     Unix(PathBuf),
+}
+
+impl ServerAddr {
+    /// Whether it has to be resolved.
+    pub fn is_name(&self) -> bool {
+        matches!(self, Self::Name(..) | Self::Service(_))
+    }
+
+    /// What Host says where nothing else is to be said (RFC 9110 §7.2): the server as it is configured;
+    /// `localhost` for a unix socket, and `address` for a service, which has no name of its own.
+    pub fn authority(&self, address: &Address) -> String {
+        match self {
+            Self::Unix(_) => "localhost".to_owned(),
+            Self::Service(_) => address.to_string(),
+            Self::Ip(_) | Self::Name(..) => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for ServerAddr {

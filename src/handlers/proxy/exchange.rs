@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::fault::Fault;
 use super::outgoing::{Outgoing, Replay, SendFault};
-use super::{Asked, micros};
-use crate::config::model::{HostRule, PathRule, ProxyProtocol, ServerAddr};
+use super::{Asked, earlier, micros};
+use crate::config::model::{HostRule, PathRule, ProxyProtocol};
 use crate::handlers::backends::Backend;
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::ResponseFraming;
@@ -183,7 +183,7 @@ impl Exchange<'_, '_> {
                     continue;
                 }
                 self.told_head(claim);
-                let on_its_way = state.sent_at.is_none() && !state.broken;
+                let on_its_way = state.sent_at.is_none();
                 return Ok(Reply {
                     head: seen.head.unwrap_or_else(|| ResponseHead::new(seen.status)),
                     framing: seen.framing,
@@ -257,11 +257,8 @@ impl Exchange<'_, '_> {
             HostRule::Set(value) => HostField::Set(text(value.as_bytes())?),
             HostRule::Keep if !self.asked.request.host.is_empty() => HostField::Keep(""),
             HostRule::Keep | HostRule::Upstream => {
-                authority = match &settings.servers[claim.server()].address {
-                    ServerAddr::Unix(_) => "localhost".to_owned(),
-                    ServerAddr::Service(_) => claim.address().to_string(),
-                    address => address.to_string(),
-                };
+                let server = &settings.servers[claim.server()];
+                authority = server.address.authority(claim.address());
                 match proxy.host {
                     HostRule::Upstream => HostField::Set(&authority),
                     _ => HostField::Keep(&authority),
@@ -355,13 +352,11 @@ impl Exchange<'_, '_> {
         replay: &mut Replay,
     ) -> Event {
         let deadline = self.deadline(state);
-        if let Some(deadline) = deadline
-            && self.timer.deadline() != Some(deadline)
-        {
+        if let Some(deadline) = deadline {
             self.timer.set(deadline);
         }
         poll_fn(|_| {
-            if state.sent_at.is_none() && !state.broken {
+            if state.sent_at.is_none() {
                 match state.outgoing.poll(replay, upload) {
                     Poll::Ready(Ok(())) => return Poll::Ready(Event::Sent),
                     Poll::Ready(Err(SendFault::Upload(error))) => {
@@ -406,10 +401,7 @@ impl Exchange<'_, '_> {
             // It is the client that is waited for.
             (None, None) => None,
         };
-        match (own, self.total) {
-            (Some(own), Some(total)) => Some(own.min(total)),
-            (own, total) => own.or(total),
-        }
+        earlier(own, self.total)
     }
 
     /// What it means that the deadline has passed; `None`: to go on.
@@ -447,9 +439,9 @@ struct Seen {
 /// How far a try has come.
 struct State {
     outgoing: Outgoing,
-    /// When all of the request had gone.
+    /// When all of the request had gone, or it was clear that no more of it will.
     sent_at: Option<Instant>,
-    /// The backend takes nothing more.
+    /// The backend has not taken all of it.
     broken: bool,
     /// Some of a response has come: an interim one.
     has_begun: bool,

@@ -332,6 +332,11 @@ impl Attempts<'_, '_> {
 /// When a client may come again that found no server, in seconds.
 const RETRY_AFTER_S: &str = "1";
 
+/// The earlier of two deadlines, where there are any.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -2,21 +2,22 @@
 //! or shown as cut short.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::exchange::{Incoming, Reply};
-use super::micros;
 use super::outgoing::{Outgoing, Replay};
 use super::tunnel::ProxyTunnel;
+use super::{earlier, micros};
 use crate::handlers::backends::Backend;
 use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
 use crate::http::session::{
     Body, BodyStream, Cut, Piece, RelayOutcome, RelayPart, Response, Trailers, Upload,
 };
-use crate::http::types::{FieldName, FieldValue, Status};
+use crate::http::types::{FieldName, FieldValue, ResponseHead, Status};
 use crate::net::recv::End;
 use crate::net::splice::{Cause, RELAY_FROM};
 use crate::runtime::buf::RecvBuf;
@@ -73,11 +74,10 @@ impl Reply {
         };
         // The rest of the request goes on while the response does: then it has to be a stream.
         let Some(length) = ends_here.filter(|length| is_whole || *length == 0) else {
-            let length = self.length;
-            let stream = Stream::new(self, context, claim, replay);
+            let (head, stream) = Stream::new(self, context, claim, replay);
             return Response {
-                head: stream.1,
-                body: Body::Stream(Box::new(stream.0.with_length(length))),
+                head,
+                body: Body::Stream(Box::new(stream)),
             };
         };
         let done = Done {
@@ -128,10 +128,15 @@ impl Done {
         if self.keeps && self.claim.is_wanted() {
             self.connection.give_back();
         }
-        if let Some(log) = upload.noted() {
-            let total = core.now().saturating_duration_since(started);
-            log.total_us = Some(micros(total));
-        }
+        note_total(core, started, upload);
+    }
+}
+
+/// Tells the access log that the response has ended.
+fn note_total(core: &Core, started: Instant, upload: &mut Upload<'_>) {
+    if let Some(log) = upload.noted() {
+        let total = core.now().saturating_duration_since(started);
+        log.total_us = Some(micros(total));
     }
 }
 
@@ -179,7 +184,7 @@ impl Stream {
         context: &Context<'_>,
         claim: Claim,
         replay: Replay,
-    ) -> (Self, crate::http::types::ResponseHead) {
+    ) -> (ResponseHead, Self) {
         let (buffer, gathered) = reply.incoming.into_parts();
         let proxy = &context.backend.proxy;
         let ahead = proxy.buffer.response.unwrap_or(0);
@@ -188,7 +193,7 @@ impl Stream {
             source: Some((claim, reply.connection)),
             outcome: context.outcome(reply.head.status.0),
             decoder: BodyDecoder::for_response(reply.framing),
-            length: None,
+            length: reply.length,
             keep_alive: reply.keep_alive,
             received: buffer
                 .into_iter()
@@ -206,12 +211,7 @@ impl Stream {
             total: context.total,
             started: context.started,
         };
-        (stream, reply.head)
-    }
-
-    fn with_length(mut self, length: Option<u64>) -> Self {
-        self.length = length;
-        self
+        (reply.head, stream)
     }
 
     /// Content among the bytes that are here.
@@ -257,8 +257,7 @@ impl Stream {
     fn poll_relay(&mut self) -> Poll<Option<Piece>> {
         let ahead = self.decoder.content_ahead();
         // What is read ahead, or has a deadline as a whole, goes through here.
-        let is_finite = ahead < u64::MAX;
-        let pays = is_finite && ahead > RELAY_FROM
+        let pays = ahead > RELAY_FROM && ahead < u64::MAX
             || matches!(self.relaying, Relaying::Stopped) && ahead > 0;
         if !pays || self.ahead_max > 0 || self.total.is_some() {
             return Poll::Ready(None);
@@ -338,17 +337,20 @@ impl Stream {
 
     /// The content ends before its end.
     fn cut(&mut self, kind: FailureKind, reason: &'static str, upload: &mut Upload<'_>) -> Cut {
+        self.blame(kind, &reason);
+        note_total(&self.core, self.started, upload);
+        Cut { reason }
+    }
+
+    /// The server is to blame for what is missing.
+    fn blame(&mut self, kind: FailureKind, reason: &dyn fmt::Display) {
         if let Some((claim, _)) = self.source.take() {
-            blame(&self.core, &claim, kind, self.started);
+            let elapsed = self.core.now().saturating_duration_since(self.started);
+            claim.record(Outcome::Failure(kind), elapsed);
             let upstream = &*claim.group().roster().settings().name;
             let server = &**claim.label();
-            tracing::warn!(upstream, server, reason, "a response was cut short");
+            tracing::warn!(upstream, server, %reason, "a response was cut short");
         }
-        if let Some(log) = upload.noted() {
-            let total = self.core.now().saturating_duration_since(self.started);
-            log.total_us = Some(micros(total));
-        }
-        Cut { reason }
     }
 
     /// Whether the backend has time left; the task is woken when it has not.
@@ -356,16 +358,10 @@ impl Stream {
         let now = self.core.now();
         let since = *self.waiting_since.get_or_insert(now);
         let read = self.read_timeout.map(|read| since + read);
-        let deadline = match (read, self.total) {
-            (Some(read), Some(total)) => read.min(total),
-            (read, total) => match read.or(total) {
-                Some(deadline) => deadline,
-                None => return Ok(()),
-            },
+        let Some(deadline) = earlier(read, self.total) else {
+            return Ok(());
         };
-        if self.timer.deadline() != Some(deadline) {
-            self.timer.set(deadline);
-        }
+        self.timer.set(deadline);
         if self.timer.poll_expired().is_pending() {
             return Ok(());
         }
@@ -401,25 +397,14 @@ impl Drop for Stream {
         let Relaying::Given(outcome) = &self.relaying else {
             return;
         };
-        if let Some(cause) = outcome.error()
-            && cause.is_of_source()
-            && let Some((claim, _)) = self.source.take()
-        {
+        if let Some(cause) = outcome.error().filter(|cause| cause.is_of_source()) {
             let kind = match cause {
                 Cause::SourceSilent => FailureKind::Timeout,
                 _ => FailureKind::Reset,
             };
-            blame(&self.core, &claim, kind, self.started);
-            let upstream = &*claim.group().roster().settings().name;
-            let server = &**claim.label();
-            tracing::warn!(upstream, server, %cause, "a response was cut short");
+            self.blame(kind, &cause);
         }
     }
-}
-
-fn blame(core: &Core, claim: &Claim, kind: FailureKind, started: Instant) {
-    let elapsed = core.now().saturating_duration_since(started);
-    claim.record(Outcome::Failure(kind), elapsed);
 }
 
 impl BodyStream for Stream {

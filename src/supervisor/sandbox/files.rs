@@ -18,7 +18,7 @@ use landlock::{
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use crate::config::model::{Model, ServerAddr};
+use crate::config::model::Model;
 
 /// What a lookup of a host name reads (resolver(5), nsswitch.conf(5), gai.conf(5)).
 const RESOLVER: [&str; 6] = [
@@ -104,9 +104,8 @@ pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
 
 /// Whether a backend is a name.
 fn has_names(model: &Model) -> bool {
-    let servers = model.upstreams.iter().flat_map(|it| &it.servers);
-    let mut addresses = servers.map(|server| &server.address);
-    addresses.any(|address| matches!(address, ServerAddr::Name(..) | ServerAddr::Service(_)))
+    let mut servers = model.upstreams.iter().flat_map(|it| &it.servers);
+    servers.any(|server| server.address.is_name())
 }
 
 /// What getaddrinfo(3) reads: its files, and the modules that nsswitch.conf names, which it loads when it

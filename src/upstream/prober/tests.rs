@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::config::model::ServerAddr;
 use crate::config::model::{ServerState, Upstream, UpstreamServer};
 use crate::http::types::{Status, StatusSet};
 use crate::net::{on_each_engine, run};
