@@ -19,14 +19,14 @@ use self::settings::{
 use super::Share;
 use super::balance::{CookieValue, PeakEwma, Picker, ServerView, Standing, Survey, Tried, survey};
 use super::health::{
-    Admission, Breaker, BreakerState, EjectionLimits, Outcome, Pass, Passive, PassiveLimits,
-    Settled,
+    Admission, Breaker, BreakerState, EjectionLimits, Outcome, Pass, Passive, Settled,
 };
 use super::line::InLine;
 use super::pool::{self, Pool};
 use super::retry::RetryBudget;
 use super::roster::{Member, Members, Roster};
 use super::shared::Ejection;
+use crate::config::model::Upstream;
 use crate::runtime::address::Address;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -39,9 +39,10 @@ pub struct Group {
     roster: Arc<Roster>,
     pool: Pool,
     ejection: Option<EjectionLimits>,
-    passive: Option<PassiveLimits>,
     breaker: Option<RefCell<Breaker>>,
     budget: RefCell<RetryBudget>,
+    /// Differs from core to core, so that they don't all begin with the same server.
+    seed: u64,
     state: RefCell<State>,
 }
 
@@ -118,31 +119,26 @@ impl Group {
             None => Pool::new(core, limits),
         };
         pool.set_limits(limits);
-        let members = roster.members();
+        let known: Vec<Rc<Server>> = match before {
+            Some(before) => before.state.borrow().servers.clone(),
+            None => Vec::new(),
+        };
+        let state = State::new(settings, roster.members(), seed, &known);
         let group = Rc::new(Self {
             core: core.clone(),
             wake: Arc::clone(wake),
             roster: Arc::clone(roster),
             pool,
             ejection: settings.passive.as_ref().map(ejection_limits),
-            passive: settings.passive.as_ref().map(passive_limits),
             breaker: settings
                 .breaker
                 .as_ref()
                 .map(|breaker| RefCell::new(Breaker::new(breaker_limits(breaker)))),
             budget: RefCell::new(RetryBudget::new(budget_limits(settings, share), core.now())),
-            state: RefCell::new(State {
-                members: Arc::clone(&members),
-                servers: Vec::new(),
-                views: Vec::new(),
-                picker: picker(settings, &members, seed),
-            }),
+            seed,
+            state: RefCell::new(state),
         });
-        let known: Vec<Rc<Server>> = match before {
-            Some(before) => before.state.borrow().servers.clone(),
-            None => Vec::new(),
-        };
-        group.take_list(&mut group.state.borrow_mut(), members, &known, seed);
+        group.let_go(&known, &group.state.borrow().servers);
         group
     }
 
@@ -241,9 +237,7 @@ impl Group {
         let now = self.core.now();
         let mut state = self.state.borrow_mut();
         if self.roster.version() != state.members.version {
-            let (members, known) = (self.roster.members(), std::mem::take(&mut state.servers));
-            let seed = members.version;
-            self.take_list(&mut state, members, &known, seed);
+            self.take_list(&mut state, self.roster.members());
         }
         let state = &mut *state;
         visited.keep_to(state.members.version);
@@ -270,39 +264,20 @@ impl Group {
         !is_same || survey(&state.views, &visited.servers) != Survey::Nobody
     }
 
-    /// Puts another list in force.
-    fn take_list(&self, state: &mut State, members: Arc<Members>, known: &[Rc<Server>], seed: u64) {
-        let list = members.list.iter().enumerate().map(|(index, member)| {
-            // One without an address is never picked.
-            let address = member.address.clone().unwrap_or_else(nowhere);
-            let same = known.iter().find(|server| server.address == address);
-            let seen = match same {
-                Some(server) if server.seen.passive.is_some() == self.passive.is_some() => {
-                    Rc::clone(&server.seen)
-                }
-                _ => Rc::new(Seen {
-                    passive: self
-                        .passive
-                        .map(|limits| RefCell::new(Passive::new(limits))),
-                    ..Seen::default()
-                }),
-            };
-            Rc::new(Server {
-                members: Arc::clone(&members),
-                index,
-                address,
-                seen,
-            })
-        });
-        let servers: Vec<Rc<Server>> = list.collect();
-        for gone in known {
-            if !servers.iter().any(|server| server.address == gone.address) {
+    /// Goes over to another list.
+    fn take_list(&self, state: &mut State, members: Arc<Members>) {
+        let next = State::new(self.roster.settings(), members, self.seed, &state.servers);
+        self.let_go(&state.servers, &next.servers);
+        *state = next;
+    }
+
+    /// Closes idle connections to servers that are gone.
+    fn let_go(&self, before: &[Rc<Server>], after: &[Rc<Server>]) {
+        for gone in before {
+            if !after.iter().any(|server| server.address == gone.address) {
                 self.pool.clear(&gone.address);
             }
         }
-        state.picker = picker(self.roster.settings(), &members, seed);
-        state.servers = servers;
-        state.members = members;
     }
 
     /// What this core knows of it.
@@ -350,6 +325,38 @@ impl Group {
 }
 
 impl State {
+    /// A list in force. What was seen of the servers that are among `known` is kept.
+    fn new(settings: &Upstream, members: Arc<Members>, seed: u64, known: &[Rc<Server>]) -> Self {
+        let passive = settings.passive.as_ref().map(passive_limits);
+        let list = members.list.iter().enumerate().map(|(index, member)| {
+            // One without an address is never picked.
+            let address = member.address.clone().unwrap_or_else(nowhere);
+            let same = known.iter().find(|server| server.address == address);
+            let seen = match same {
+                Some(server) if server.seen.passive.is_some() == passive.is_some() => {
+                    Rc::clone(&server.seen)
+                }
+                _ => Rc::new(Seen {
+                    passive: passive.map(|limits| RefCell::new(Passive::new(limits))),
+                    ..Seen::default()
+                }),
+            };
+            Rc::new(Server {
+                members: Arc::clone(&members),
+                index,
+                address,
+                seen,
+            })
+        });
+        Self {
+            servers: list.collect(),
+            views: Vec::new(),
+            // Another order with each list, too.
+            picker: picker(settings, &members, seed ^ members.version),
+            members,
+        }
+    }
+
     /// Looks at all servers as they are at `now`.
     fn look(&mut self, now: Instant) {
         self.views.clear();
