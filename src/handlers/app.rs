@@ -1,7 +1,7 @@
 //! The dispatch: site by listener and host, route by path and conditions, then the action and what
 //! the route adds to every response. All of it in the configuration of the request ([`AppEpoch`]).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, LazyCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::{error_page, proxy};
 use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Peers, Proxy, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
-use crate::http::router::{Captures, RouterCache};
+use crate::http::router::{Captures, RouterCache, Template};
 use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
 use crate::observability::access_log::Record;
@@ -150,56 +150,16 @@ impl App {
                 None => true,
             });
             let Some(route) = chosen else { continue };
-            let plan = match &route.action {
-                Action::Files(files) => Plan::Files(files),
-                Action::Redirect {
-                    to,
-                    status,
-                    of_site,
-                } => {
-                    let rest = if *of_site {
-                        &request.path[1..]
-                    } else {
-                        found.rest
-                    };
-                    Plan::Redirect(*status, to.render(request, rest, &found.captures))
-                }
-                Action::Proxy(proxy) => {
-                    let target = match &proxy.path {
-                        PathRule::Rewrite { to, of_site } => {
-                            let rest = if *of_site {
-                                &request.path[1..]
-                            } else {
-                                found.rest
-                            };
-                            Some(to.render(request, rest, &found.captures))
-                        }
-                        PathRule::Keep | PathRule::Strip(_) => None,
-                    };
-                    Plan::Proxy(proxy, target)
-                }
-                action => Plan::Respond(action),
-            };
+            let plan = lead(&route.action, request, found.rest, &found.captures);
             return (route, plan);
         }
         let route = &*site.fallback;
-        let plan = match &route.action {
-            Action::Files(files) => Plan::Files(files),
-            Action::Redirect { to, status, .. } => {
-                let rest = &request.path[1..];
-                Plan::Redirect(*status, to.render(request, rest, &Captures::none()))
-            }
-            Action::Proxy(proxy) => {
-                let target = match &proxy.path {
-                    PathRule::Rewrite { to, .. } => {
-                        Some(to.render(request, &request.path[1..], &Captures::none()))
-                    }
-                    PathRule::Keep | PathRule::Strip(_) => None,
-                };
-                Plan::Proxy(proxy, target)
-            }
-            action => Plan::Respond(action),
-        };
+        let plan = lead(
+            &route.action,
+            request,
+            &request.path[1..],
+            &Captures::none(),
+        );
         (route, plan)
     }
 
@@ -216,8 +176,9 @@ impl App {
         let Some(site) = epoch.site(request, peer) else {
             return error_page::plain(421);
         };
+        let client = LazyCell::new(|| client_of(site, request, peer, &self.core));
         if !site.trusted_proxies.is_empty() {
-            upload.note_client(client_of(site, request, peer, &self.core).address);
+            upload.note_client(client.address);
         }
         let (route, plan) = self.plan(site, request);
         let mut is_ours = true;
@@ -229,7 +190,7 @@ impl App {
                 let asked = proxy::Asked {
                     request,
                     target: target.as_deref(),
-                    client: client_of(site, request, peer, &self.core),
+                    client: *client,
                     addresses: self.addresses(proxy, peer),
                 };
                 // In a block of its own: other requests don't have the room of this one.
@@ -343,6 +304,35 @@ impl Service for App {
 
     fn registry(&self) -> &Rc<Registry> {
         &self.registry
+    }
+}
+
+/// What an action leads to. `rest` and `captures`: what its route's pattern has matched.
+fn lead<'m>(
+    action: &'m Action,
+    request: &Request<'_>,
+    rest: &str,
+    captures: &Captures<'_, '_>,
+) -> Plan<'m> {
+    let render = |to: &Template, of_site: bool| {
+        let rest = if of_site { &request.path[1..] } else { rest };
+        to.render(request, rest, captures)
+    };
+    match action {
+        Action::Files(files) => Plan::Files(files),
+        Action::Redirect {
+            to,
+            status,
+            of_site,
+        } => Plan::Redirect(*status, render(to, *of_site)),
+        Action::Proxy(proxy) => {
+            let target = match &proxy.path {
+                PathRule::Rewrite { to, of_site } => Some(render(to, *of_site)),
+                PathRule::Keep | PathRule::Strip(_) => None,
+            };
+            Plan::Proxy(proxy, target)
+        }
+        action => Plan::Respond(action),
     }
 }
 

@@ -47,11 +47,8 @@ impl Backends {
         let groups: Vec<Rc<Group>> = rosters
             .list()
             .iter()
-            .map(|roster| {
-                let known = before.groups.iter();
-                let name = &roster.settings().name;
-                let mut known = known.filter(|group| group.roster().settings().name == *name);
-                match known.next() {
+            .map(
+                |roster| match named(&before.groups, &roster.settings().name) {
                     Some(same) if Arc::ptr_eq(same.roster(), roster) => Rc::clone(same),
                     other => Group::new(
                         &place.core,
@@ -60,8 +57,8 @@ impl Backends {
                         (place.share, place.seed()),
                         other.map(|group| &**group),
                     ),
-                }
-            })
+                },
+            )
             .collect();
         let mut running = before.probers.take();
         let probers = rosters.list().iter().filter_map(|roster| {
@@ -77,9 +74,7 @@ impl Backends {
             let Action::Proxy(proxy) = &route.action else {
                 continue;
             };
-            let mut upstreams = model.upstreams.iter();
-            let at = upstreams.position(|upstream| upstream.name == proxy.upstream.name);
-            if let Some(group) = at.and_then(|at| groups.get(at)) {
+            if let Some(group) = named(&groups, &proxy.upstream.name) {
                 let backend = Backend::new(Rc::clone(group), proxy);
                 routes.insert(key(proxy), Rc::new(backend));
             }
@@ -108,6 +103,12 @@ impl Backends {
         self.probers.take();
         self.groups.iter().for_each(|group| group.pool().close());
     }
+}
+
+fn named<'g>(groups: &'g [Rc<Group>], name: &str) -> Option<&'g Rc<Group>> {
+    groups
+        .iter()
+        .find(|group| *group.roster().settings().name == *name)
 }
 
 fn key(proxy: &Arc<Proxy>) -> usize {

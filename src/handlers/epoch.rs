@@ -8,7 +8,6 @@ use foldhash::HashMap;
 
 use super::app::Place;
 use super::backends::{Backend, Backends};
-
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
 use crate::config::model::{Files, Model, Peers, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;

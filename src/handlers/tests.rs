@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
@@ -314,6 +315,55 @@ fn times_of_a_reload_are_those_of_a_connection_from_its_next_request_on() {
         let begin = Instant::now();
         assert_eq!(bench.read(&mut client, |_| false), b"");
         assert!(begin.elapsed() >= Duration::from_millis(900), "not at once");
+        bench.end();
+    });
+}
+
+#[test]
+fn servers_are_probed_by_the_current_configuration_alone() {
+    on_each_engine(|choice| {
+        let root = tempfile::tempdir().unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let models = listeners.each_ref().map(|listener| {
+            listener.set_nonblocking(true).unwrap();
+            let address = listener.local_addr().unwrap();
+            let health = "health = { tcp = true, interval = \"100ms\", timeout = \"100ms\" }";
+            let site = "[site.\"127.0.0.1:8081\"]\nproxy = \"app\"";
+            let more = format!("{site}\n[upstream.app]\nservers = [\"{address}\"]\n{health}\n");
+            model(root.path(), &more)
+        });
+        let asked = |listener: &TcpListener| {
+            let accepted = std::iter::from_fn(|| listener.accept().ok());
+            accepted.count()
+        };
+        let tasks = |bench: &Bench| bench.core.usage().tasks;
+        let bench = Bench::new(choice, &models[0]);
+        bench.until("the first is asked", || asked(&listeners[0]) > 0);
+        assert_eq!(tasks(&bench), 1);
+        // A listening socket that is gone holds the old one for long.
+        let listening = Listening::new(8);
+        bench.swap(2, &models[1], &listening);
+        assert_eq!(bench.app.epochs(), [(1, 0), (2, 0)]);
+        assert_eq!(tasks(&bench), 1, "the other has ended");
+        asked(&listeners[0]);
+        bench.until("the second is asked", || asked(&listeners[1]) > 0);
+        bench.until("more often", || asked(&listeners[1]) > 0);
+        assert_eq!(asked(&listeners[0]), 0);
+        // Upstreams that stay go on: with them those that ask.
+        let rosters = Rosters::new(&models[1].upstreams, bench.core.now());
+        for id in 3..=4 {
+            bench.app.swap(NewEpoch {
+                id,
+                model: &models[1],
+                rosters: &rosters,
+                listeners: &[(listening.clone(), 0)],
+                log: None,
+            });
+            assert_eq!(tasks(&bench), 1);
+        }
+        bench.until("it is still asked", || asked(&listeners[1]) > 0);
+        bench.app.close();
+        assert_eq!(tasks(&bench), 0, "nothing keeps the core from ending");
         bench.end();
     });
 }
