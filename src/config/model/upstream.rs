@@ -315,8 +315,8 @@ pub enum Family {
 impl Default for Keepalive {
     fn default() -> Self {
         Self {
-            idle: 32,
-            total: 512,
+            idle: 512,
+            total: 1024,
             timeout: Duration::from_secs(60),
         }
     }

@@ -37,7 +37,7 @@ pub(super) const UPSTREAM: &[Key] = &[
         "keepalive",
         "a table or false",
         "{ idle = 64 }",
-        "{ idle = 32, total = 512, timeout = \"60s\" }",
+        "{ idle = 512, total = 1024, timeout = \"60s\" }",
         "Connections that wait for their next request; each thread has its own. false closes each\n\
          after its answer.",
     ),
@@ -192,14 +192,14 @@ pub(super) const KEEPALIVE: &[Key] = &[
         "idle",
         "a number from 0 to 10000",
         "64",
-        "32",
+        "512",
         "Most waiting connections to one server, in each thread.",
     ),
     key(
         "total",
         "a number from 0 to 100000",
-        "512",
-        "512",
+        "1024",
+        "1024",
         "Most waiting connections to all servers, in each thread.",
     ),
     key(
