@@ -30,6 +30,8 @@ pub struct Receiver {
     receives: Option<Many>,
     /// The receive was asked to end.
     stopping: bool,
+    /// Each receive ends with the first bytes.
+    one_by_one: bool,
     /// The core is out of buffers, and this task stands in the queue for the next, at this place.
     starved: Option<u64>,
     end: Option<End>,
@@ -43,9 +45,17 @@ impl Receiver {
             socket,
             receives: None,
             stopping: false,
+            one_by_one: false,
             starved: None,
             end: None,
         }
+    }
+
+    /// Whether each receive that begins from now on ends with the first bytes it brings, at most a
+    /// buffer of them. What comes behind them stays in the socket until the next poll, for who takes
+    /// it by other means ([`crate::net::splice`]); many small messages are dearer that way.
+    pub fn one_by_one(&mut self, one_by_one: bool) {
+        self.one_by_one = one_by_one;
     }
 
     /// The next bytes, never empty. An end repeats.
@@ -63,6 +73,7 @@ impl Receiver {
             let receives = self.receives.get_or_insert_with(|| {
                 self.core.many(Op::Recv {
                     socket: self.socket.clone(),
+                    one: self.one_by_one,
                 })
             });
             let Poll::Ready(received) = receives.poll_next() else {

@@ -64,6 +64,10 @@ pub enum Op {
     Recv {
         /// A connected stream socket.
         socket: Fd,
+        /// Whether the first bytes, at most a buffer of them, are the last: for who takes what comes
+        /// behind them by other means, because what has arrived is received faster than a receive is
+        /// cancelled.
+        one: bool,
     },
     /// Sends `data[from..]`; the completion says how many bytes went, possibly fewer, and gives
     /// `data` back as [`Output::Data`].

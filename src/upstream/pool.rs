@@ -24,6 +24,11 @@ use crate::runtime::task::TaskId;
 /// How often the keeper looks at all idle connections when nothing else wakes it.
 const KEEPER_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After a large response so many small ones are taken for exceptions. To receive a small response as if
+/// it were large costs one more entry of the ring; the other way round each 4 KiB that came with the
+/// head are copied and sent by themselves, which costs many times as much.
+const BULK_MEMORY: u8 = 16;
+
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -87,6 +92,8 @@ struct Server {
     busy: usize,
     /// Counts the times that connections were cleared: those of an earlier time aren't kept.
     generation: u64,
+    /// For how many more responses a large one is expected.
+    bulk: u8,
 }
 
 struct Shared {
@@ -113,6 +120,7 @@ pub struct Connection {
     parts: Option<(Fd, Receiver)>,
     generation: u64,
     uses: u64,
+    is_bulk: bool,
 }
 
 impl Pool {
@@ -170,6 +178,7 @@ impl Pool {
                 parts: Some((idle.socket, idle.receiver)),
                 generation: server.generation,
                 uses: idle.uses + 1,
+                is_bulk: false,
             }
         });
         if server.idle.is_empty() && server.busy == 0 {
@@ -263,9 +272,16 @@ impl Pool {
     }
 
     /// Keeps a connection, as far as the bounds allow.
-    fn keep(&self, address: &Address, generation: u64, mut idle: Idle) {
+    fn keep(&self, address: &Address, generation: u64, mut idle: Idle, is_bulk: bool) {
         let limits = self.0.limits.get();
         let now = idle.since;
+        if let Some(server) = self.0.servers.borrow_mut().get_mut(address) {
+            server.bulk = match is_bulk {
+                true => BULK_MEMORY,
+                false => server.bulk.saturating_sub(1),
+            };
+            idle.receiver.one_by_one(server.bulk > 0);
+        }
         let is_usable = self.is_usable(&mut idle, now, Duration::MAX);
         let mut dropped = None;
         {
@@ -392,6 +408,7 @@ struct Opening<'a> {
     pool: &'a Pool,
     address: &'a Address,
     generation: u64,
+    bulk: bool,
     is_done: bool,
 }
 
@@ -405,18 +422,21 @@ impl<'a> Opening<'a> {
             pool,
             address,
             generation: server.generation,
+            bulk: server.bulk > 0,
             is_done: false,
         }
     }
 
-    fn done(mut self, socket: Fd, receiver: Receiver) -> Connection {
+    fn done(mut self, socket: Fd, mut receiver: Receiver) -> Connection {
         self.is_done = true;
+        receiver.one_by_one(self.bulk);
         Connection {
             pool: self.pool.clone(),
             address: self.address.clone(),
             parts: Some((socket, receiver)),
             generation: self.generation,
             uses: 1,
+            is_bulk: false,
         }
     }
 }
@@ -457,6 +477,12 @@ impl Connection {
         self.uses
     }
 
+    /// The response is a large one that is taken by other means than a receive, so the next ones are
+    /// expected to be such too, and aren't received further than their heads.
+    pub fn note_bulk(&mut self) {
+        self.is_bulk = true;
+    }
+
     /// Keeps the connection for the next one who wants it. To be called when request and response are
     /// whole, by a task. What has come after the response, or an end, closes it.
     pub fn give_back(mut self) {
@@ -467,7 +493,8 @@ impl Connection {
                 since: self.pool.0.core.now(),
                 uses: self.uses,
             };
-            self.pool.keep(&self.address, self.generation, idle);
+            self.pool
+                .keep(&self.address, self.generation, idle, self.is_bulk);
         }
     }
 

@@ -174,7 +174,7 @@ fn start(server: &Rc<Server>, socket: Fd) {
             scope.cancel().await;
             // Nothing of the scope is in flight any more: its socket may be used for something else.
             let _ = core.send_now(&socket, b"", false);
-            let mut receives = core.many(Op::Recv { socket });
+            let mut receives = core.many(Op::Recv { socket, one: false });
             receives.cancel();
             while receives.next().await.more {}
         }
@@ -269,7 +269,7 @@ impl Session {
         let (scope, socket) = (&self.scope, &self.socket);
         let receives = self.receives.get_or_insert_with(|| {
             let socket = socket.clone();
-            scope.many(Op::Recv { socket })
+            scope.many(Op::Recv { socket, one: false })
         });
         let Poll::Ready(received) = receives.poll_next() else {
             return Poll::Pending;

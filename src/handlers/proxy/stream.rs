@@ -265,6 +265,7 @@ impl Stream {
         let Some((_, connection)) = &mut self.source else {
             return Poll::Ready(None);
         };
+        connection.note_bulk();
         let received = &mut self.received;
         let stopped = connection
             .receiver()

@@ -212,7 +212,10 @@ impl Delivery<'_> {
                 beside(sending, || self.stream.poll_upload(&mut self.upload)).await?;
             }
             Piece::Relay(part) => {
-                // By itself: nobody knows when the source goes on.
+                // By itself: nobody knows when the source goes on. At once, for on the ring a send takes
+                // a turn, and the source's bytes are here.
+                let ahead = self.sender.at_once(self.batch)?;
+                self.batch.drain(..ahead);
                 self.flush().await?;
                 let mut relaying = pin!(relay(self.sender, self.timer, &part));
                 let relayed = poll_fn(|context| {

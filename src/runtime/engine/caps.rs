@@ -372,7 +372,7 @@ fn exercise(flags: RingFlags) -> Result<(), String> {
             .await;
         let result = match accepted.output {
             Output::Socket(socket) if accepted.more => {
-                let received = doing.many(Op::Recv { socket }).next().await;
+                let received = doing.many(Op::Recv { socket, one: false }).next().await;
                 match received.output {
                     Output::Received(bytes) if received.more && *bytes == *b"beltway" => Ok(()),
                     _ => Err(format!(

@@ -147,7 +147,7 @@ impl Poll {
         let started = match op {
             Op::Accept { listener, .. } => self.start_accept(key, listener),
             Op::Connect { socket, address } => self.start_connect(key, socket, address),
-            Op::Recv { socket } => self.start_reader(key, socket),
+            Op::Recv { socket, .. } => self.start_reader(key, socket),
             Op::Send {
                 socket,
                 data,
@@ -297,7 +297,7 @@ impl Poll {
 
     pub(crate) fn cancel(&mut self, key: SlotKey, op: &Op) {
         let fd = match op {
-            Op::Accept { listener: fd, .. } | Op::Recv { socket: fd } => fd,
+            Op::Accept { listener: fd, .. } | Op::Recv { socket: fd, .. } => fd,
             Op::Send { socket: fd, .. } | Op::Ready { fd, .. } => fd,
             Op::Connect { socket: fd, .. } => fd,
             // A helper's job can't be called back; its slot waits for the answer.
@@ -452,7 +452,7 @@ impl Poll {
             };
             match op {
                 Op::Accept { listener, one } => self.accept(index, key, listener, *one),
-                Op::Recv { socket } => self.receive(index, key, socket, buffers),
+                Op::Recv { socket, one } => self.receive(index, key, (socket, *one), buffers),
                 _ => {
                     self.registrations[index as usize].reader = None;
                     self.end(key, 1);
@@ -497,7 +497,13 @@ impl Poll {
         }
     }
 
-    fn receive(&mut self, index: u32, key: SlotKey, socket: &Fd, buffers: &Rc<BufPool>) {
+    fn receive(
+        &mut self,
+        index: u32,
+        key: SlotKey,
+        (socket, one): (&Fd, bool),
+        buffers: &Rc<BufPool>,
+    ) {
         let Some(os) = socket.handle().os() else {
             return;
         };
@@ -510,12 +516,15 @@ impl Poll {
                 if len < BUFFER_SIZE && !registration.hung_up {
                     registration.readable = false;
                 }
+                if one {
+                    registration.reader = None;
+                }
                 self.try_again(index);
                 let result = len as i32;
                 self.local.push(Event {
                     key,
                     result,
-                    more: true,
+                    more: !one,
                     buffer: Some(id),
                 });
             }

@@ -126,8 +126,15 @@ pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> En
             let (at, len) = (address.as_ptr().cast(), address.len());
             opcode::Connect::new(types::Fd(socket.raw()), at, len).build()
         }
-        Op::Recv { socket } => {
+        Op::Recv { socket, one: false } => {
             opcode::RecvMulti::new(types::Fd(socket.raw()), BUFFER_GROUP).build()
+        }
+        // With a length of 0 as many bytes as the buffer has room for.
+        Op::Recv { socket, one: true } => {
+            opcode::Recv::new(types::Fd(socket.raw()), std::ptr::null_mut(), 0)
+                .buf_group(BUFFER_GROUP)
+                .build()
+                .flags(Flags::BUFFER_SELECT)
         }
         Op::Send {
             socket,
@@ -232,7 +239,14 @@ mod tests {
                 socket: fd(),
                 address: Box::new(SocketAddr::from(([127, 0, 0, 1], 1)).into()),
             },
-            Op::Recv { socket: fd() },
+            Op::Recv {
+                socket: fd(),
+                one: false,
+            },
+            Op::Recv {
+                socket: fd(),
+                one: true,
+            },
             Op::Send {
                 socket: fd(),
                 data: vec![1],

@@ -13,6 +13,7 @@ use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::caps::{EngineChoice, EngineKind, Restriction, Selection};
+use crate::runtime::buf::BUFFER_SIZE;
 use crate::runtime::executor::{Core, Usage};
 use crate::runtime::future::Timer;
 use crate::runtime::mailbox::Wake;
@@ -139,6 +140,7 @@ fn echoes_until_the_client_ends() {
             let socket = accept_one(&inner, listener).await;
             let mut receives = inner.many(Op::Recv {
                 socket: socket.clone(),
+                one: false,
             });
             loop {
                 let received = receives.next().await;
@@ -165,6 +167,7 @@ fn echoes_until_the_client_ends() {
                     (Err(Errno::CANCELED), _) if !received.more => {
                         receives = inner.many(Op::Recv {
                             socket: socket.clone(),
+                            one: false,
                         });
                     }
                     (result, _) => panic!("{result:?}"),
@@ -177,6 +180,41 @@ fn echoes_until_the_client_ends() {
 }
 
 #[test]
+fn a_receive_of_one_leaves_the_rest_in_the_socket() {
+    on_each_engine(|core| {
+        let (listener, address) = listener(core);
+        let sent: Vec<u8> = (0..5 * BUFFER_SIZE).map(|at| (at % 251) as u8).collect();
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(&sent).unwrap();
+        let inner = core.clone();
+        core.spawn(async move {
+            let _keep = client;
+            let socket = accept_one(&inner, listener).await;
+            let mut came = Vec::new();
+            for _ in 0..2 {
+                let one = Op::Recv {
+                    socket: socket.clone(),
+                    one: true,
+                };
+                let mut receives = inner.many(one);
+                let received = receives.next().await;
+                let Output::Received(bytes) = received.output else {
+                    panic!("{:?}", received.result)
+                };
+                assert!(!received.more && receives.ended() && bytes.len() <= BUFFER_SIZE);
+                came.extend_from_slice(&bytes);
+                inner.yield_turn().await;
+                // Nobody but us takes what follows.
+                let mut next = vec![0; 100];
+                let took = inner.receive_now(&socket, &mut next).unwrap();
+                came.extend_from_slice(&next[..took]);
+            }
+            assert!(came.len() <= 2 * BUFFER_SIZE + 200 && came == sent[..came.len()]);
+        });
+    });
+}
+
+#[test]
 fn a_dropped_receive_is_cancelled_and_its_bytes_are_reaped() {
     on_each_engine(|core| {
         let (listener, address) = listener(core);
@@ -185,7 +223,7 @@ fn a_dropped_receive_is_cancelled_and_its_bytes_are_reaped() {
         let inner = core.clone();
         core.spawn(async move {
             let socket = accept_one(&inner, listener).await;
-            let receives = inner.many(Op::Recv { socket });
+            let receives = inner.many(Op::Recv { socket, one: false });
             inner.yield_turn().await;
             drop(receives);
         });
@@ -271,7 +309,7 @@ fn a_scope_waits_for_the_terminal_completion() {
             let _keep = client;
             let socket = accept_one(&inner, listener).await;
             let scope = Scope::new(&inner);
-            let mut receives = scope.many(Op::Recv { socket });
+            let mut receives = scope.many(Op::Recv { socket, one: false });
             scope.cancel().await;
             let last = receives.next().await;
             assert_eq!(last.result, Err(Errno::CANCELED));
@@ -379,7 +417,7 @@ fn a_task_that_panics_takes_nobody_with_it() {
     let (first, second) = (core.clone(), core.clone());
     core.spawn(async move {
         let socket = accept_one(&first, listener).await;
-        let _receives = first.many(Op::Recv { socket });
+        let _receives = first.many(Op::Recv { socket, one: false });
         first.yield_turn().await;
         panic!("as the test wants");
     });

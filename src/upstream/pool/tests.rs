@@ -1,5 +1,6 @@
 //! The pool over simulated servers, and over real sockets on both engines.
 
+use std::future::poll_fn;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 
@@ -7,6 +8,7 @@ use super::*;
 use crate::net::connect::{ConnectError, connect};
 use crate::net::recv::End;
 use crate::net::{on_each_engine, run, simulate, spawn_mortal};
+use crate::runtime::buf::BUFFER_SIZE;
 use crate::runtime::engine::sim::{Act, Answer, Faults, World};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,6 +97,37 @@ fn a_connection_that_its_server_ends_is_dropped_soon_and_never_given_out() {
             assert_eq!((pool.counters().ended, pool.counters().opened), (1, 2));
         });
     }
+}
+
+#[test]
+fn behind_a_large_response_the_next_ones_are_received_piece_by_piece() {
+    pooled(limits(8, 8), async |core, world, pool| {
+        let to = address(1);
+        let mut first = take(&pool, &to).await.unwrap();
+        first.note_bulk();
+        first.give_back();
+        let peer = world.peers(&to)[0];
+        let response = || Act::Send(vec![7; 3 * BUFFER_SIZE]);
+        // So many small ones make up for it, after the large one itself.
+        for small in 0..=BULK_MEMORY {
+            let mut connection = take(&pool, &to).await.unwrap();
+            world.act(peer, Duration::ZERO, response());
+            let first = poll_fn(|_| connection.receiver().poll_next()).await;
+            pause(&core, Duration::from_millis(100)).await;
+            let mut rest = vec![0; 3 * BUFFER_SIZE];
+            let left = core.receive_now(connection.socket(), &mut rest);
+            let expected = 3 * BUFFER_SIZE - first.unwrap().len();
+            assert_eq!(left, Ok(expected), "after {small} small responses");
+            connection.give_back();
+        }
+        let mut connection = take(&pool, &to).await.unwrap();
+        world.act(peer, Duration::ZERO, response());
+        pause(&core, Duration::from_millis(100)).await;
+        for _ in 0..3 {
+            assert!(connection.receiver().poll_next().is_ready());
+        }
+        connection.give_back();
+    });
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn kind_of(op: &Op) -> (Kind, Option<u32>) {
             one: true,
         } => (Kind::AcceptOne, number(listener)),
         Op::Connect { socket, .. } => (Kind::Connect, number(socket)),
-        Op::Recv { socket } => (Kind::Receive, number(socket)),
+        Op::Recv { socket, .. } => (Kind::Receive, number(socket)),
         Op::Send { socket, .. } => (Kind::Send, number(socket)),
         Op::Ready { fd, interest } => match interest {
             Interest::Readable => (Kind::Readable, number(fd)),
@@ -290,7 +290,9 @@ impl Kernel {
         if !self.filling.insert(buffer) {
             self.fail("a receive buffer is handed out twice");
         }
-        let more = !self.random.chance(self.faults.multishot_end);
+        let op = hands.slots.get_mut(key).and_then(|slot| slot.op.as_ref());
+        let one = matches!(op, Some(Op::Recv { one: true, .. }));
+        let more = !one && !self.random.chance(self.faults.multishot_end);
         self.post(key, len as i32, more, Some(buffer));
         self.pump(connection, Way::Up);
         let delay = self.random.below(2_000);

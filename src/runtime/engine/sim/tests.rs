@@ -66,6 +66,7 @@ async fn receive_all(core: &Core, socket: &Fd) -> (Vec<u8>, Result<(), Errno>) {
     loop {
         let mut receives = core.many(Op::Recv {
             socket: socket.clone(),
+            one: false,
         });
         while !receives.ended() {
             let received = receives.next().await;
@@ -393,8 +394,12 @@ fn two_receives_on_one_socket_are_found() {
         let (listener, _) = world.listen();
         let first = core.many(Op::Recv {
             socket: listener.clone(),
+            one: false,
         });
-        let second = core.many(Op::Recv { socket: listener });
+        let second = core.many(Op::Recv {
+            socket: listener,
+            one: false,
+        });
         drop((first, second));
     });
     assert!(why.contains("a second Receive"), "{why}");
