@@ -125,10 +125,6 @@ impl Backend {
             }
             op.ok()
         });
-        if let Some(spill) = &proxy.buffer.spill {
-            let directory = spill.directory.display();
-            tracing::warn!(%directory, "`spill` writes nothing yet: what exceeds the memory goes on as it comes");
-        }
         let retries = &proxy.retries;
         Self {
             operations: operations.collect(),

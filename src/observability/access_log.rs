@@ -82,6 +82,8 @@ pub struct Upstreamed {
     pub head_us: Option<u64>,
     /// From the begin of the first try to the end of the response, in µs.
     pub total_us: Option<u64>,
+    /// Bytes of both bodies that were written to a disk.
+    pub spilled: u64,
 }
 
 /// Lines of one core on their way to the sink.
@@ -345,6 +347,8 @@ fn push_upstream(out: &mut Vec<u8>, upstream: &Upstreamed) {
             None => push_display(out, format_args!(",\"{key}\":null")),
         }
     }
+    out.extend_from_slice(b",\"spilled\":");
+    push_number(out, upstream.spilled);
     out.push(b'}');
 }
 
@@ -481,6 +485,7 @@ mod tests {
             connect_us: Some(120),
             head_us: None,
             total_us: Some(7000),
+            spilled: 90,
         };
         let none = Upstreamed::default();
         let record = |upstream| Record {
@@ -495,7 +500,8 @@ mod tests {
         });
         assert_eq!(of_one["received"], 12);
         let expected = serde_json::json!({
-            "tries": 2, "address": "192.0.2.9:80", "connect_us": 120, "head_us": null, "total_us": 7000
+            "tries": 2, "address": "192.0.2.9:80", "connect_us": 120, "head_us": null, "total_us": 7000,
+            "spilled": 90
         });
         assert_eq!(of_one["upstream"], expected);
         assert!(of_none["upstream"]["address"].is_null());

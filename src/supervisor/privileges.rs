@@ -17,6 +17,7 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 
 use super::sys::accounts;
+use crate::util::unnamed_file::unnamed_file;
 
 /// Users that a worker of root becomes when nobody says which, in order of preference.
 const USERS_DEFAULT: [&str; 2] = ["beltway", "nobody"];
@@ -179,6 +180,12 @@ fn try_read(path: &Path) -> Result<(), Errno> {
         Err(Errno::NOTDIR) => open(path, flags, Mode::empty()).map(drop),
         opened => opened.map(drop),
     }
+}
+
+/// Those of these directories in which this process can't make a file.
+pub fn unwritable(directories: &[PathBuf]) -> Vec<(PathBuf, io::Error)> {
+    let failed = |path: &PathBuf| Some((path.clone(), unnamed_file(path).err()?.into()));
+    directories.iter().filter_map(failed).collect()
 }
 
 /// Raises both limits to `target`, or the soft one to the hard one, and gives the soft one that holds.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::path::Path;
 
 use super::bind::ListenError;
 use super::worker::{Origin, StartError};
@@ -49,6 +50,18 @@ pub(super) fn message(what: &str, place: Option<&Place>, help: &[String]) -> Str
         let _ = writeln!(text, "  = help: {help}");
     }
     text
+}
+
+/// Why no body can be written to this directory, and what to do.
+pub(super) fn not_writable(who: &str, directory: &Path, error: &io::Error) -> (String, String) {
+    let path = directory.display();
+    let what =
+        format!("{who} can't make files in {path}, the directory of `buffer.spill`: {error}");
+    let help = format!(
+        "give it the right to, for example `chown USER {path}`; or name another directory; or set \
+         `user` in [server]"
+    );
+    (what, help)
 }
 
 /// Why the kernel would not listen on an address.

@@ -17,7 +17,7 @@ use super::swap::{Serving, Swap};
 use super::worker::{
     GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, target,
 };
-use super::{banner, hook};
+use super::{banner, hook, privileges, refusal};
 use crate::config::model::{AccessLog, LogTarget, Model};
 use crate::net::socket::SocketFile;
 use crate::observability::control_log::{self, Colour, ControlLog};
@@ -73,6 +73,12 @@ fn run_logged(
         .transpose()
         .map_err(|error| failed("the control log", &error))?;
     hook::log_panics();
+    let spills = model.spill_directories();
+    if let Some((path, error)) = privileges::unwritable(&spills).first() {
+        let who = format!("user {}", privileges::Identity::current().user);
+        let (what, help) = refusal::not_writable(&who, path, error);
+        return Err(StartError::other(what, help));
+    }
     let plan = WorkerPlan::of(&model, listeners.len(), false)?;
     let sink = model
         .server

@@ -25,7 +25,7 @@ pub struct Proxy {
     pub timeouts: ProxyTimeouts,
     /// When a request is tried again.
     pub retries: Retries,
-    /// Which bodies are read whole before they go on.
+    /// Which bodies are read before they go on.
     pub buffer: Buffer,
     /// Whether a request may turn its connection into a tunnel (`Upgrade`, such as WebSocket).
     pub upgrade: bool,
@@ -94,7 +94,7 @@ pub struct Retries {
     pub non_idempotent: bool,
 }
 
-/// Which bodies are read whole before they go on. What is longer than its bound goes on as it comes.
+/// Which bodies are read before they go on. What is longer than its bound goes on as it comes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Buffer {
     /// Bytes of a request body in memory; `None` streams.

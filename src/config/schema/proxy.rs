@@ -69,7 +69,7 @@ pub(super) const PROXY: &[Key] = &[
         "a table or false",
         "{ request = \"1MiB\", response = \"64KiB\" }",
         "false",
-        "Bodies that are read whole before they go on. Without it they go on as they come.",
+        "Bodies that are read before they go on. Without it they go on as they come.",
     ),
     key(
         "upgrade",
@@ -166,30 +166,33 @@ pub(super) const BUFFER: &[Key] = &[
         SIZE,
         "\"1MiB\"",
         "",
-        "How much of a request body is read before a server is chosen, from 1KiB to 1GiB. What is\n\
-         longer goes on as it comes.",
+        "How much of a request body is read into memory before a server is chosen, from 1KiB to 1GiB.\n\
+         What is longer goes on as it comes, unless `spill` has a place for it.",
     ),
     key(
         "response",
         SIZE,
         "\"64KiB\"",
         "",
-        "How much of an answer is read from a server that the client is slower than, from 1KiB to\n\
-         1GiB.",
+        "How much of an answer is read into memory from a server that the client is slower than, from\n\
+         1KiB to 1GiB. The server waits for the client with what is longer, unless `spill` has a\n\
+         place for it.",
     ),
     key(
         "spill",
         "a directory",
         "\"/var/tmp\"",
         "",
-        "Directory for what exceeds these, in files without names.",
+        "Directory for what exceeds these, in files without names: it has to be writable for the user\n\
+         that serves. When it is full, requests get status 507, and answers go on without it.",
     ),
     key(
         "spill_limit",
         SIZE,
         "\"1GiB\"",
         "\"1GiB\"",
-        "Most of one body in that directory, at least 1KiB.",
+        "Most of one body in that directory, at least 1KiB. A longer request goes on as it comes, and a\n\
+         server waits for the client with a longer answer.",
     ),
 ];
 

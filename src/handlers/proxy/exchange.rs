@@ -5,7 +5,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::fault::Fault;
-use super::outgoing::{Outgoing, Replay, SendFault};
+use super::outgoing::{Outgoing, SendFault};
+use super::replay::Replay;
 use super::{Asked, earlier, micros};
 use crate::config::model::{HostRule, PathRule, ProxyProtocol};
 use crate::handlers::backends::Backend;
@@ -117,6 +118,8 @@ enum Event {
     Received(RecvBuf),
     Ended,
     Upload(UploadError),
+    /// What was kept of the request's body on a disk can't be read.
+    Disk,
     ClientGone,
     Late,
 }
@@ -199,6 +202,7 @@ impl Exchange<'_, '_> {
                 Event::Sent => state.sent_at = Some(self.core.now()),
                 Event::Received(bytes) => incoming.append(bytes),
                 Event::Upload(error) => return Err(Fault::Upload(error)),
+                Event::Disk => return Err(Fault::Unsendable(500, "the body can't be read back")),
                 Event::Stuck => return Err(Fault::Stuck),
                 Event::ClientGone => return Err(Fault::ClientGone),
                 Event::Ended if state.has_begun || !incoming.bytes().is_empty() => {
@@ -362,6 +366,7 @@ impl Exchange<'_, '_> {
                     Poll::Ready(Err(SendFault::Upload(error))) => {
                         return Poll::Ready(Event::Upload(error));
                     }
+                    Poll::Ready(Err(SendFault::Disk)) => return Poll::Ready(Event::Disk),
                     // It may have answered before it closed.
                     Poll::Ready(Err(SendFault::Server)) => {
                         state.broken = true;

@@ -5,10 +5,13 @@
 //! `http::semantics::forwarding`'s to say, who takes it [`upstream::group`](crate::upstream::group)'s,
 //! whether a try is repeated [`upstream::retry`](crate::upstream::retry)'s; here they are made to meet.
 
+mod ahead;
 mod exchange;
 mod fault;
 mod key;
 mod outgoing;
+mod replay;
+mod spill;
 mod stream;
 mod tunnel;
 
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use self::exchange::{Exchange, Reply};
 use self::fault::Fault;
+use self::replay::Replay;
 use super::app::App;
 use super::backends::Backend;
 use super::client::Client;
@@ -109,7 +113,7 @@ impl App {
 struct Made {
     reply: Reply,
     claim: Claim,
-    replay: outgoing::Replay,
+    replay: Replay,
 }
 
 /// All tries of one request.
@@ -131,12 +135,16 @@ struct Attempts<'a, 'b> {
 
 impl Attempts<'_, '_> {
     async fn run(&mut self, upload: &mut Upload<'_>, admitted: Admitted) -> Answer {
-        let mut replay = outgoing::Replay::new(self.asked.request, &self.backend.retries);
-        let buffered = self.backend.proxy.buffer.request;
-        if let Some(bound) = buffered
-            && let Err(error) = replay.buffer(upload, bound).await
-        {
+        let mut replay = Replay::new(self.asked.request, &self.backend.retries);
+        let buffered = replay
+            .buffer(self.core, upload, &self.backend.proxy.buffer)
+            .await;
+        if let Err(error) = buffered {
+            error.log(&self.backend.proxy);
             return Answer::ours(error.status());
+        }
+        if let Some(log) = &mut self.log {
+            log.spilled = replay.spilled();
         }
         let key = key::of(self.backend, self.asked);
         // The server of a try that is begun afresh, because its kept connection was closed.
@@ -205,7 +213,7 @@ impl Attempts<'_, '_> {
         &mut self,
         reply: &Reply,
         claim: &Claim,
-        replay: &outgoing::Replay,
+        replay: &Replay,
     ) -> Option<Fault> {
         let status = reply.status();
         if !self.backend.retries.statuses.contains(Status(status)) {
@@ -222,7 +230,7 @@ impl Attempts<'_, '_> {
     }
 
     /// What follows a try that failed in this way. One that nobody is left for costs no budget.
-    fn judge_elsewhere(&mut self, failure: retry::Failure, replay: &outgoing::Replay) -> Verdict {
+    fn judge_elsewhere(&mut self, failure: retry::Failure, replay: &Replay) -> Verdict {
         let is_stale = matches!(failure, retry::Failure::Stale { .. });
         match is_stale || self.backend.group.has_other(&self.visited) {
             true => self.judge(failure, replay),
@@ -230,7 +238,7 @@ impl Attempts<'_, '_> {
         }
     }
 
-    fn judge(&mut self, failure: retry::Failure, replay: &outgoing::Replay) -> Verdict {
+    fn judge(&mut self, failure: retry::Failure, replay: &Replay) -> Verdict {
         let request = retry::Request {
             is_idempotent: retry::is_idempotent(self.asked.request.method),
             is_replayable: replay.is_whole(),

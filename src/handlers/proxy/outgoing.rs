@@ -1,7 +1,7 @@
 //! The request on its way to a backend: its head, then its body at the pace of both sides.
 //!
 //! What is in flight is one buffer of at most [`SEND_BYTES`], so a backend that reads slowly holds the
-//! client back. What was taken of the body is kept as long as that is little, for another try.
+//! client back. What was taken of the body before, or is to be kept for another try, is in a [`Replay`].
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -9,118 +9,27 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::replay::Replay;
 use crate::http::h1::encode::{CHUNK_END, write_chunk_header, write_last_chunk_of};
 use crate::http::session::{Upload, UploadError, UploadRelay, UploadRelayError};
-use crate::http::types::{Framing, Request};
+use crate::http::types::Framing;
+use crate::net::send::FilePart;
 use crate::net::splice::Cause;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Once;
 use crate::runtime::op::{Op, Output};
-use crate::upstream::retry::{RetryPolicy, is_idempotent};
 
 /// Most bytes of a body in one send.
 const SEND_BYTES: usize = 64 << 10;
-
-/// A body up to this size is kept for another try, where there may be one after it was sent.
-const REPLAY_BYTES: usize = 16 << 10;
-
-/// What was taken of a body, as far as it is kept.
-pub(super) struct Replay {
-    kept: Vec<u8>,
-    /// Most bytes to keep.
-    most: usize,
-    /// Bytes of `kept` that this try has sent.
-    at: usize,
-    /// More was taken than is kept.
-    is_lost: bool,
-    /// All of the body is in `kept`.
-    is_all: bool,
-}
-
-impl Replay {
-    pub(super) fn new(request: &Request<'_>, policy: &RetryPolicy) -> Self {
-        let may_repeat = policy.repeats_any_method || is_idempotent(request.method);
-        Self {
-            kept: Vec::new(),
-            most: if may_repeat { REPLAY_BYTES } else { 0 },
-            at: 0,
-            is_lost: false,
-            is_all: false,
-        }
-    }
-
-    /// Reads the body, up to `bound` bytes of it, before a backend is asked.
-    ///
-    /// # Errors
-    /// When the client's body fails.
-    pub(super) async fn buffer(
-        &mut self,
-        upload: &mut Upload<'_>,
-        bound: u64,
-    ) -> Result<(), UploadError> {
-        let bound = usize::try_from(bound).unwrap_or(usize::MAX);
-        self.most = self.most.max(bound);
-        while self.kept.len() < bound {
-            match upload.chunk().await {
-                None => {
-                    self.is_all = true;
-                    return Ok(());
-                }
-                Some(Err(error)) => return Err(error),
-                Some(Ok(bytes)) => {
-                    let taken = bytes.len().min(bound - self.kept.len());
-                    self.kept.extend_from_slice(&bytes[..taken]);
-                    upload.consume(taken);
-                }
-            }
-        }
-        self.is_all = upload.is_ended();
-        Ok(())
-    }
-
-    /// How the body is framed for a backend: by its length once all of it is here.
-    pub(super) fn framing(&self, upload: &Upload<'_>) -> Framing {
-        match upload.framing() {
-            Framing::Chunked if self.is_all && upload.trailers().is_empty() => {
-                Framing::Length(self.kept.len() as u64)
-            }
-            framing => framing,
-        }
-    }
-
-    /// Whether the body can be sent from its first byte.
-    pub(super) fn is_whole(&self) -> bool {
-        !self.is_lost
-    }
-
-    /// Begins anew.
-    pub(super) fn rewind(&mut self) {
-        self.at = 0;
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        if !self.is_lost && self.kept.len() + bytes.len() <= self.most {
-            self.kept.extend_from_slice(bytes);
-            self.at = self.kept.len();
-        } else if !bytes.is_empty() {
-            self.lose();
-        }
-    }
-
-    /// From here on it can't be sent again.
-    fn lose(&mut self) {
-        self.is_lost = true;
-        self.kept = Vec::new();
-        self.at = 0;
-    }
-}
 
 /// Why a request did not go out whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SendFault {
     /// The client's body failed.
     Upload(UploadError),
+    /// What was kept of it on a disk can't be read.
+    Disk,
     /// The backend's connection is broken; it may have answered before.
     Server,
     /// The backend took nothing for too long.
@@ -132,6 +41,8 @@ pub(super) struct Outgoing {
     core: Core,
     socket: Fd,
     sending: Option<Once>,
+    /// A read of what is kept on a disk, which goes out next.
+    reading: Option<Once>,
     /// Bytes that are not in flight, from `from` on.
     data: Vec<u8>,
     from: usize,
@@ -161,6 +72,7 @@ impl Outgoing {
             core: core.clone(),
             socket: socket.clone(),
             sending: None,
+            reading: None,
             data: head,
             from: 0,
             framing,
@@ -231,7 +143,7 @@ impl Outgoing {
                     self.core.recycle(std::mem::take(&mut self.data));
                     return Poll::Ready(Ok(()));
                 }
-                if !self.is_held && replay.at == replay.kept.len() {
+                if !self.is_held && replay.is_used_up() {
                     self.relay = UploadRelay::new(upload, &self.socket, self.patience);
                     if self.relay.is_some() {
                         replay.lose();
@@ -241,9 +153,9 @@ impl Outgoing {
             }
             if self.from == 0
                 && self.data.len() < SEND_BYTES
-                && let Err(error) = self.fill(replay, upload)
+                && let Err(fault) = self.fill(replay, upload)
             {
-                return Poll::Ready(Err(SendFault::Upload(error)));
+                return Poll::Ready(Err(fault));
             }
             if self.data.is_empty() && !self.is_filled {
                 return Poll::Pending;
@@ -261,19 +173,27 @@ impl Outgoing {
     }
 
     /// Adds what there is of the body to what goes out next.
-    fn fill(&mut self, replay: &mut Replay, upload: &mut Upload<'_>) -> Result<(), UploadError> {
+    fn fill(&mut self, replay: &mut Replay, upload: &mut Upload<'_>) -> Result<(), SendFault> {
+        if !self.take_read(replay)? {
+            return Ok(());
+        }
         while !self.is_filled && !self.is_held && self.data.len() < SEND_BYTES {
             let room = SEND_BYTES - self.data.len();
-            if replay.at < replay.kept.len() {
-                let end = replay.kept.len().min(replay.at + room);
-                let piece = replay.at..end;
-                self.add(&replay.kept[piece]);
-                replay.at = end;
+            if let Some(bytes) = replay.in_memory(room) {
+                let taken = bytes.len();
+                self.add(bytes);
+                replay.used(taken);
+                continue;
+            }
+            if let Some(part) = replay.on_disk(room) {
+                if !self.read(&part, replay)? {
+                    return Ok(());
+                }
                 continue;
             }
             match upload.poll_chunk() {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Err(error))) => return Err(error),
+                Poll::Ready(Some(Err(error))) => return Err(SendFault::Upload(error)),
                 Poll::Ready(Some(Ok(bytes))) => {
                     let bytes = &bytes[..bytes.len().min(room)];
                     let taken = bytes.len();
@@ -289,6 +209,62 @@ impl Outgoing {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Adds a part of what is kept on a disk; `false`: the disk has to be waited for.
+    fn read(&mut self, part: &FilePart, replay: &mut Replay) -> Result<bool, SendFault> {
+        let len = usize::try_from(part.length).unwrap_or(SEND_BYTES);
+        let mut bytes = self.core.send_buffer();
+        bytes.resize(len, 0);
+        match self.core.read_resident(&part.file, &mut bytes, part.offset) {
+            Ok(read) => {
+                bytes.truncate(read);
+                self.took_read(bytes, replay)?;
+                Ok(true)
+            }
+            // It isn't in memory, or the file system can't say.
+            Err(_) => {
+                self.reading = Some(self.core.once(Op::Read {
+                    file: part.file.clone(),
+                    data: bytes,
+                    len,
+                    offset: part.offset,
+                }));
+                self.take_read(replay)
+            }
+        }
+    }
+
+    /// Adds what a read has brought; `false`: it is still on its way.
+    fn take_read(&mut self, replay: &mut Replay) -> Result<bool, SendFault> {
+        let Some(reading) = &mut self.reading else {
+            return Ok(true);
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        let Poll::Ready(done) = Pin::new(reading).poll(&mut context) else {
+            return Ok(false);
+        };
+        self.reading = None;
+        match (done.result, done.output) {
+            (Ok(_), Output::Data(bytes)) => self.took_read(bytes, replay)?,
+            (result, _) => {
+                let errno = result.err().unwrap_or(Errno::IO);
+                tracing::error!(%errno, "a request's body can't be read back from `spill`");
+                return Err(SendFault::Disk);
+            }
+        }
+        Ok(true)
+    }
+
+    fn took_read(&mut self, bytes: Vec<u8>, replay: &mut Replay) -> Result<(), SendFault> {
+        if bytes.is_empty() {
+            tracing::error!("a file in `spill` is shorter than what was written to it");
+            return Err(SendFault::Disk);
+        }
+        self.add(&bytes);
+        replay.used(bytes.len());
+        self.core.recycle(bytes);
         Ok(())
     }
 

@@ -7,8 +7,10 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::ahead::Ahead;
 use super::exchange::{Incoming, Reply};
-use super::outgoing::{Outgoing, Replay};
+use super::outgoing::Outgoing;
+use super::replay::Replay;
 use super::tunnel::ProxyTunnel;
 use super::{earlier, micros};
 use crate::handlers::backends::Backend;
@@ -150,12 +152,14 @@ struct Stream {
     decoder: BodyDecoder,
     length: Option<u64>,
     keep_alive: bool,
-    /// Bytes that were received, first come first; at most `ahead_max` beside one buffer.
+    /// Bytes that were received, first come first.
     received: VecDeque<RecvBuf>,
     /// Bytes that came with the head.
     gathered: Vec<u8>,
-    /// Bytes that may be received before the client wants them.
-    ahead_max: usize,
+    /// Content that was taken before the client wants it, where the route has that.
+    ahead: Option<Box<Ahead>>,
+    /// How the content ended that is there.
+    over: Option<Result<(), Cut>>,
     relaying: Relaying,
     /// The backend has said all, or broken off.
     end: Option<End>,
@@ -183,11 +187,14 @@ impl Stream {
         reply: Reply,
         context: &Context<'_>,
         claim: Claim,
-        replay: Replay,
+        mut replay: Replay,
     ) -> (ResponseHead, Self) {
+        if reply.outgoing.is_none() {
+            // There will be no other try: what is kept for one goes.
+            replay.lose();
+        }
         let (buffer, gathered) = reply.incoming.into_parts();
         let proxy = &context.backend.proxy;
-        let ahead = proxy.buffer.response.unwrap_or(0);
         let stream = Self {
             core: context.core.clone(),
             source: Some((claim, reply.connection)),
@@ -200,7 +207,8 @@ impl Stream {
                 .filter(|buffer| !buffer.is_empty())
                 .collect(),
             gathered,
-            ahead_max: usize::try_from(ahead).unwrap_or(usize::MAX),
+            ahead: Ahead::new(&proxy.buffer),
+            over: None,
             relaying: Relaying::Not,
             end: None,
             outgoing: reply.outgoing,
@@ -259,7 +267,7 @@ impl Stream {
         // What is read ahead, or has a deadline as a whole, goes through here.
         let pays = ahead > RELAY_FROM && ahead < u64::MAX
             || matches!(self.relaying, Relaying::Stopped) && ahead > 0;
-        if !pays || self.ahead_max > 0 || self.total.is_some() {
+        if !pays || self.ahead.is_some() || self.total.is_some() {
             return Poll::Ready(None);
         }
         let Some((_, connection)) = &mut self.source else {
@@ -354,6 +362,140 @@ impl Stream {
         }
     }
 
+    /// Goes on with the rest of the request.
+    fn poll_request(&mut self, upload: &mut Upload<'_>) {
+        let Some(outgoing) = &mut self.outgoing else {
+            return;
+        };
+        match outgoing.poll(&mut self.replay, upload) {
+            Poll::Pending => return,
+            Poll::Ready(Ok(())) => {}
+            // What is left of the request is nobody's; the response may be whole for all that.
+            Poll::Ready(Err(_)) => self.keep_alive = false,
+        }
+        self.outgoing = None;
+        self.replay.lose();
+    }
+
+    /// The next piece of a response that goes on at the pace of the client.
+    fn poll_direct(&mut self, upload: &mut Upload<'_>) -> Poll<Option<Result<Piece, Cut>>> {
+        loop {
+            match self.next_here() {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Ok(None) => {}
+                Err(cut) => return Poll::Ready(Some(Err(self.malformed(cut, upload)))),
+            }
+            if let Some(over) = self.ending(upload) {
+                return Poll::Ready(over.err().map(Err));
+            }
+            match self.poll_relay() {
+                Poll::Ready(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Poll::Ready(None) if !self.received.is_empty() => continue,
+                Poll::Ready(None) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+            if !self.receive() {
+                return self.wait(upload);
+            }
+        }
+    }
+
+    /// The next piece of a response that is read before the client wants it.
+    fn poll_ahead(
+        &mut self,
+        ahead: &mut Ahead,
+        upload: &mut Upload<'_>,
+    ) -> Poll<Option<Result<Piece, Cut>>> {
+        ahead.given_is_gone();
+        self.read_ahead(ahead, upload);
+        match ahead.poll_next() {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(Some(piece))) => return Poll::Ready(Some(Ok(piece))),
+            Poll::Ready(Ok(None)) => {}
+            Poll::Ready(Err(cut)) => {
+                // Nobody but us is to blame.
+                self.source = None;
+                return Poll::Ready(Some(Err(cut)));
+            }
+        }
+        match self.over.take().or_else(|| self.ending(upload)) {
+            Some(over) => Poll::Ready(over.err().map(Err)),
+            None => self.wait(upload),
+        }
+    }
+
+    /// Takes what the backend has sent, as far as there is room for it. One that has said all is free.
+    fn read_ahead(&mut self, ahead: &mut Ahead, upload: &mut Upload<'_>) {
+        let spilled = ahead.spilled();
+        loop {
+            ahead.poll_disk(&self.core);
+            if self.over.is_some() || !ahead.has_room() {
+                break;
+            }
+            match self.next_here() {
+                Ok(Some(piece)) => {
+                    ahead.push(piece, &self.core);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(cut) => {
+                    self.over = Some(Err(self.malformed(cut, upload)));
+                    break;
+                }
+            }
+            // A connection on which the request is still on its way isn't free.
+            if self.outgoing.is_none() || !self.decoder.is_ended() {
+                self.over = self.ending(upload);
+            }
+            if self.over.is_some() || self.decoder.is_ended() || !self.receive() {
+                break;
+            }
+        }
+        let more = ahead.spilled() - spilled;
+        if more > 0
+            && let Some(log) = upload.noted()
+        {
+            log.spilled += more;
+        }
+    }
+
+    /// How the content ended, when all of it is here.
+    fn ending(&mut self, upload: &mut Upload<'_>) -> Option<Result<(), Cut>> {
+        if self.decoder.is_ended() {
+            self.finish(upload);
+            return Some(Ok(()));
+        }
+        let end = self.end?;
+        if end == End::Closed && self.decoder.end_of_input() {
+            self.keep_alive = false;
+            self.finish(upload);
+            return Some(Ok(()));
+        }
+        let reason = "the backend closed within its response";
+        Some(Err(self.cut(FailureKind::Reset, reason, upload)))
+    }
+
+    /// Waits for the backend, as long as it and the client are there.
+    fn wait(&mut self, upload: &mut Upload<'_>) -> Poll<Option<Result<Piece, Cut>>> {
+        // A stream of events may be silent for long, and nothing else would tell.
+        if self.outgoing.is_none()
+            && let Poll::Ready(End::Broken(_)) = upload.poll_gone()
+        {
+            return Poll::Ready(Some(Err(self.left())));
+        }
+        match self.is_in_time() {
+            Ok(()) => Poll::Pending,
+            Err((kind, reason)) => {
+                let cut = self.cut(kind, reason, upload);
+                Poll::Ready(Some(Err(cut)))
+            }
+        }
+    }
+
+    fn malformed(&mut self, cut: Cut, upload: &mut Upload<'_>) -> Cut {
+        self.cut(FailureKind::Malformed, cut.reason, upload)
+    }
+
     /// Whether the backend has time left; the task is woken when it has not.
     fn is_in_time(&mut self) -> Result<(), (FailureKind, &'static str)> {
         let now = self.core.now();
@@ -410,81 +552,23 @@ impl Drop for Stream {
 
 impl BodyStream for Stream {
     fn poll_next(&mut self, upload: &mut Upload<'_>) -> Poll<Option<Result<Piece, Cut>>> {
-        self.poll_upload(upload);
-        loop {
-            match self.next_here() {
-                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
-                Ok(None) => {}
-                Err(Cut { reason }) => {
-                    let cut = self.cut(FailureKind::Malformed, reason, upload);
-                    return Poll::Ready(Some(Err(cut)));
-                }
+        self.poll_request(upload);
+        match self.ahead.take() {
+            None => self.poll_direct(upload),
+            Some(mut ahead) => {
+                let next = self.poll_ahead(&mut ahead, upload);
+                self.ahead = Some(ahead);
+                next
             }
-            if self.decoder.is_ended() {
-                self.finish(upload);
-                return Poll::Ready(None);
-            }
-            if let Some(end) = self.end {
-                if end == End::Closed && self.decoder.end_of_input() {
-                    self.keep_alive = false;
-                    self.finish(upload);
-                    return Poll::Ready(None);
-                }
-                let reason = "the backend closed within its response";
-                let cut = self.cut(FailureKind::Reset, reason, upload);
-                return Poll::Ready(Some(Err(cut)));
-            }
-            match self.poll_relay() {
-                Poll::Ready(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
-                Poll::Ready(None) if !self.received.is_empty() => continue,
-                Poll::Ready(None) => {}
-                Poll::Pending => return Poll::Pending,
-            }
-            if self.receive() {
-                continue;
-            }
-            // A stream of events may be silent for long, and nothing else would tell.
-            if self.outgoing.is_none()
-                && let Poll::Ready(End::Broken(_)) = upload.poll_gone()
-            {
-                return Poll::Ready(Some(Err(self.left())));
-            }
-            return match self.is_in_time() {
-                Ok(()) => Poll::Pending,
-                Err((kind, reason)) => {
-                    let cut = self.cut(kind, reason, upload);
-                    Poll::Ready(Some(Err(cut)))
-                }
-            };
         }
     }
 
     fn poll_upload(&mut self, upload: &mut Upload<'_>) {
-        if let Some(outgoing) = &mut self.outgoing {
-            match outgoing.poll(&mut self.replay, upload) {
-                Poll::Ready(Ok(())) => self.outgoing = None,
-                Poll::Ready(Err(_)) => {
-                    // What is left of the request is nobody's; the response may be whole for all that.
-                    self.keep_alive = false;
-                    self.outgoing = None;
-                }
-                Poll::Pending => {}
-            }
-        }
+        self.poll_request(upload);
         // The backend is done sooner than a slow client, if its response has room here.
-        while self.ahead_max > 0
-            && self
-                .received
-                .iter()
-                .map(|buffer| buffer.len())
-                .sum::<usize>()
-                < self.ahead_max
-            && self.receive()
-        {
-            // Shared buffers are not for waiting with.
-            if let Some(last) = self.received.back_mut() {
-                last.detach();
-            }
+        if let Some(mut ahead) = self.ahead.take() {
+            self.read_ahead(&mut ahead, upload);
+            self.ahead = Some(ahead);
         }
     }
 

@@ -66,7 +66,7 @@ impl Facts {
             drain_timeout_ms: millis(server.drain_timeout),
             identity,
             sandbox: server.sandbox.into(),
-            grants: sandbox::grants(model, &server.sandbox_read, &[]),
+            grants: sandbox::grants(model, &server.sandbox_read, &model.spill_directories()),
             log: server
                 .access_log
                 .as_ref()

@@ -1,6 +1,7 @@
 //! Tries what the sandbox forbids, from the inside: the one way to know that it holds.
 
 use std::io;
+use std::path::Path;
 
 use io_uring::IoUring;
 use rustix::fs::{Mode, OFlags, open};
@@ -10,6 +11,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::Grants;
 use crate::supervisor::sys::filter::try_exec;
 
 /// Something that was tried.
@@ -36,17 +38,31 @@ impl Attempt {
     }
 }
 
-/// Tries, as this process, to open the password hashes, to write a file, to make packet and netlink
-/// sockets, to bind and to listen, to exec, and to set up a ring. What succeeds is undone at once.
-pub fn probe() -> Vec<Attempt> {
+/// Where everybody may write who isn't confined.
+const PLACES: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
+/// Tries, as this process, to open the password hashes, to write a file where `grants` has no place for
+/// it, to make packet and netlink sockets, to bind and to listen, to exec, and to set up a ring. What
+/// succeeds is undone at once.
+pub fn probe(grants: &Grants) -> Vec<Attempt> {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let write = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
     let make = |family, kind| socket_with(family, kind, SocketFlags::CLOEXEC, None);
     let stream = || make(AddressFamily::INET, SocketType::STREAM);
+    let granted = |place: &&&str| {
+        grants
+            .write
+            .iter()
+            .any(|it| Path::new(place).starts_with(&it.path))
+    };
+    let place = PLACES.iter().find(|place| !granted(place)).unwrap_or(&"/");
     let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     vec![
         Attempt::new("open /etc/shadow", open("/etc/shadow", read, Mode::empty())),
-        Attempt::new("write beneath /tmp", open("/tmp", write, Mode::RUSR)),
+        Attempt::new(
+            &format!("write beneath {place}"),
+            open(*place, write, Mode::RUSR),
+        ),
         Attempt::new(
             "make a packet socket",
             make(AddressFamily::PACKET, SocketType::RAW),
@@ -76,12 +92,12 @@ mod tests {
     use crate::supervisor::privileges;
     use crate::supervisor::sandbox::State;
     use crate::supervisor::sandbox::calls::restrict_calls;
-    use crate::supervisor::sandbox::files::{Grants, restrict_files};
+    use crate::supervisor::sandbox::files::{Grant, restrict_files};
 
     #[test]
     fn everything_is_refused_inside() {
         alone(module_path!(), "everything_is_refused_inside", |_| {
-            let outside = probe();
+            let outside = probe(&Grants::default());
             let allowed = |what: &str| outside.iter().any(|one| one.what == what && !one.refused);
             assert!(allowed("bind") && allowed("exec"), "{outside:?}");
             let identity = privileges::resolve(None, None, is_root()).unwrap();
@@ -93,7 +109,7 @@ mod tests {
                     return skip(why);
                 }
             }
-            let inside = probe();
+            let inside = probe(&Grants::default());
             let held: Vec<_> = inside.iter().filter(|one| !one.refused).collect();
             assert!(held.is_empty(), "{held:?}");
             assert_eq!(inside.len(), 8);
@@ -102,6 +118,24 @@ mod tests {
                 assert_eq!(notifier.refused(), 5, "{:?}", notifier.by_call());
             }
         });
+    }
+
+    #[test]
+    fn what_is_granted_is_not_tried() {
+        let mut grants = Grants::default();
+        let tried = |grants: &Grants| {
+            let attempts = probe(grants);
+            let what = attempts.into_iter().map(|attempt| attempt.what);
+            what.filter(|what| what.starts_with("write"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(tried(&grants), ["write beneath /tmp"]);
+        grants.write.push(Grant {
+            path: "/tmp".into(),
+            identity: None,
+            why: String::new(),
+        });
+        assert_eq!(tried(&grants), ["write beneath /var/tmp"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{failed, wait};
+use crate::config::model::Model;
 use crate::supervisor::channel::Channel;
 use crate::supervisor::messages::{Failed, FromWorker, Next, SocketId, Start, ToWorker};
 use crate::supervisor::sandbox::{Report, State};
@@ -69,8 +70,7 @@ pub(super) fn drop_privileges(start: &Start) -> Result<Report, Failed> {
     })
 }
 
-/// Says which of these directories can't be read, if any.
-pub(super) fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
+fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
     let unreadable = privileges::unreadable(roots);
     if unreadable.is_empty() {
         return Ok(());
@@ -85,6 +85,25 @@ pub(super) fn readable(who: &str, roots: &[PathBuf]) -> Result<(), String> {
         refusal::message(&what, None, &[help])
     });
     Err(lines.collect())
+}
+
+/// Says which of what a configuration names can't be used by this process, if anything.
+pub(super) fn usable(who: &str, model: &Model) -> Result<(), String> {
+    let roots = readable(who, &model.roots());
+    let spills = writable(who, &model.spill_directories());
+    let texts = [roots.err(), spills.err()];
+    let text: String = texts.into_iter().flatten().collect();
+    if text.is_empty() { Ok(()) } else { Err(text) }
+}
+
+fn writable(who: &str, directories: &[PathBuf]) -> Result<(), String> {
+    let unwritable = privileges::unwritable(directories);
+    let texts = unwritable.iter().map(|(path, error)| {
+        let (what, help) = refusal::not_writable(who, path, error);
+        refusal::message(&what, None, &[help])
+    });
+    let text: String = texts.collect();
+    if text.is_empty() { Ok(()) } else { Err(text) }
 }
 
 /// The sockets that a configuration wants, with their numbers and places.

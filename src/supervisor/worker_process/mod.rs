@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use self::begin::{
-    SocketTable, drop_privileges, first_messages, listening, readable, take_channel,
-};
+use self::begin::{SocketTable, drop_privileges, first_messages, listening, take_channel, usable};
 use self::questions::{Asked, Question};
 use super::channel::{Channel, ChannelError, read_blob};
 use super::core_thread::Message;
@@ -206,7 +204,7 @@ impl Process {
             .map_err(|error| failed(false, &format!("can't block signals: {error}"), ""))?;
         check_kernel().map_err(|error| not_started(true, &error))?;
         let mut report = drop_privileges(start)?;
-        readable(&start.identity_name(), &model.roots()).map_err(|text| Failed {
+        usable(&start.identity_name(), &model).map_err(|text| Failed {
             permanent: true,
             text,
         })?;
@@ -394,7 +392,7 @@ impl Process {
                 self.ask(id, Question::Status(Box::default()), &Message::Status(id))
             }
             ToWorker::Probe { id } => {
-                let attempts = sandbox::probe();
+                let attempts = sandbox::probe(&self.start.grants);
                 self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
             }
         }
@@ -424,7 +422,7 @@ impl Process {
             .ok_or("it came without its content")?;
         let content = read_blob(content).map_err(|error| error.to_string())?;
         let model = bundle::unpack(&content)?.model;
-        readable(&self.start.identity_name(), &model.roots())?;
+        usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
         let updated = self.resolver.update(&rosters);

@@ -20,6 +20,7 @@ mod queues;
 mod real;
 mod retries;
 mod smuggling;
+mod spill;
 mod tunnels;
 mod volume;
 
