@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+mod account;
 mod settings;
 
+pub use self::account::{Account, BreakerAccount, ServerAccount};
 use self::settings::{
     breaker_limits, budget_limits, ejection_limits, passive_limits, picker, pool_limits,
 };
@@ -22,7 +24,7 @@ use super::health::{
     Admission, Breaker, BreakerState, EjectionLimits, Outcome, Pass, Passive, Settled,
 };
 use super::line::InLine;
-use super::pool::{self, Pool};
+use super::pool::Pool;
 use super::retry::RetryBudget;
 use super::roster::{Member, Members, Roster};
 use super::shared::Ejection;
@@ -87,19 +89,6 @@ pub enum NoServer {
     LineFull,
     /// All were full until the end of the wait: 503.
     WaitedInVain,
-}
-
-/// What a core knows of an upstream: for the status.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
-    /// The upstream's name.
-    pub name: String,
-    /// By label: in flight, requests and failures of this core.
-    pub servers: Vec<(String, u32, u64, u64)>,
-    /// Whether its breaker lets nobody pass on this core.
-    pub is_open: bool,
-    /// Its connections.
-    pub pool: pool::Counters,
 }
 
 impl Group {
@@ -277,29 +266,6 @@ impl Group {
             if !after.iter().any(|server| server.address == gone.address) {
                 self.pool.clear(&gone.address);
             }
-        }
-    }
-
-    /// What this core knows of it.
-    pub fn account(&self) -> Account {
-        let state = self.state.borrow();
-        let servers = state.servers.iter().map(|server| {
-            let seen = &server.seen;
-            (
-                server.member().label.to_string(),
-                seen.in_flight.get(),
-                seen.requests.get(),
-                seen.failures.get(),
-            )
-        });
-        let now = self.core.now();
-        Account {
-            name: self.roster.settings().name.to_string(),
-            servers: servers.collect(),
-            is_open: self.breaker.as_ref().is_some_and(|breaker| {
-                matches!(breaker.borrow().state(now), BreakerState::Open(_))
-            }),
-            pool: self.pool.counters(),
         }
     }
 
