@@ -116,6 +116,13 @@ impl App {
         groups.map(|group| group.account()).collect()
     }
 
+    /// Closes idle connections to servers that take nothing any more.
+    pub fn tidy(&self) {
+        let epochs = self.epochs.borrow();
+        let groups = epochs.current().groups().iter();
+        groups.for_each(|group| group.tidy());
+    }
+
     /// Closes what nobody uses just now and that would keep the core from ending.
     pub fn close(&self) {
         self.epochs.borrow().current().close();

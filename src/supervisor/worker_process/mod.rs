@@ -7,6 +7,7 @@
 
 mod begin;
 mod questions;
+mod servers;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use self::begin::{
     SocketTable, drop_privileges, first_messages, listening, readable, take_channel,
 };
 use self::questions::{Asked, Question};
+use self::servers::Tidying;
 use super::channel::{Channel, ChannelError, read_blob};
 use super::core_thread::Message;
 use super::hook;
@@ -104,6 +106,7 @@ struct Process {
     /// Cores that still accept, while the worker drains.
     accepting: Vec<usize>,
     asked: Vec<Asked>,
+    tidying: Tidying,
     /// When cores that don't end are left behind.
     give_up: Option<Instant>,
     /// What is logged follows the configuration.
@@ -168,6 +171,7 @@ impl Process {
                     swapping: None,
                     accepting: Vec::new(),
                     asked: Vec::new(),
+                    tidying: Tidying::default(),
                     give_up: None,
                     control_log,
                     _log: log,
@@ -240,6 +244,7 @@ impl Process {
             .ok_or_else(|| broken("a listening socket is missing"))?;
         let engine = model.server.engine;
         let rosters = Rosters::new(&model.upstreams, Instant::now());
+        servers::heed(&rosters, &start.next.words);
         let resolver =
             Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
         let swap = |listeners| Swap {
@@ -391,12 +396,14 @@ impl Process {
                 _ => tracing::error!("the access log can't be reopened: there is none"),
             },
             ToWorker::Status { id } => {
-                self.ask(id, Question::Status(Box::default()), &Message::Status(id))
+                let report = Box::new(servers::report(&self.rosters));
+                self.ask(id, Question::Status(report), &Message::Status(id));
             }
             ToWorker::Probe { id } => {
                 let attempts = sandbox::probe();
                 self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
             }
+            ToWorker::Server { id, word } => self.hear_word(id, &word),
         }
     }
 
@@ -427,6 +434,7 @@ impl Process {
         readable(&self.start.identity_name(), &model.roots())?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
+        servers::heed(&rosters, &next.words);
         let updated = self.resolver.update(&rosters);
         updated.map_err(|error| no_resolver(&error))?;
         wait_for_answers(&self.resolver);
@@ -504,6 +512,7 @@ impl Process {
                 }
                 Told::Status(id, account) => self.accounted(core, id, &account),
                 Told::Tried(id, results) => self.tried(core, id, &results),
+                Told::Tidied => self.tidied(core),
             }
         }
     }
@@ -520,6 +529,7 @@ impl Process {
     /// A core that is gone answers nothing.
     fn forget(&mut self, core: usize) {
         self.accepts_no_more(core);
+        self.tidied(core);
         for asked in &mut self.asked {
             asked.waiting.retain(|waiting| *waiting != core);
         }
