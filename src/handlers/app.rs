@@ -100,6 +100,8 @@ impl App {
         self.router_cache.borrow_mut().clear();
         // Its end closes files and may end a log: nothing is borrowed meanwhile.
         drop(replaced);
+        // It may say of a server that it takes nothing any more.
+        self.tidy();
     }
 
     /// The configurations that are alive, oldest first, each with the number of requests that it still

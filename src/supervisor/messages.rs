@@ -172,6 +172,8 @@ pub(super) enum FromWorker {
         id: u64,
         /// The worker has that server.
         found: bool,
+        /// Why its health keeps it out all the same; empty where it doesn't.
+        out: String,
     },
 }
 

@@ -47,6 +47,8 @@ struct Gather {
     attempts: Vec<Attempt>,
     /// Workers that go by a word.
     set: usize,
+    /// Why the health of the server keeps it out all the same, by one of them.
+    out: String,
     deadline: Instant,
 }
 
@@ -100,10 +102,13 @@ impl Requests {
     }
 
     /// A worker has heard a word. `found`: it has the server, and goes by it.
-    pub(super) fn server_set(&mut self, id: u64, worker: WorkerId, found: bool) {
+    pub(super) fn server_set(&mut self, id: u64, worker: WorkerId, found: bool, out: String) {
         if let Some(gather) = self.gathers.iter_mut().find(|gather| gather.id == id) {
             gather.waiting.remove(&worker);
             gather.set += usize::from(found);
+            if gather.out.is_empty() {
+                gather.out = out;
+            }
         }
     }
 }
@@ -167,6 +172,7 @@ impl Master {
             reports: BTreeMap::new(),
             attempts: Vec::new(),
             set: 0,
+            out: String::new(),
             deadline: now + ANSWERS,
         });
         self.answer_late(now);
@@ -193,7 +199,9 @@ impl Master {
                     upstreams.retain(|it| upstream.as_ref().is_none_or(|name| *name == it.name));
                     list_reply(&upstreams)
                 }
-                Kind::Set(said) => self.set_reply(&said, gather.set, gather.waiting.len()),
+                Kind::Set(said) => {
+                    self.set_reply(&said, (gather.set, &gather.out), gather.waiting.len())
+                }
             };
             self.reply(gather.caller, &reply);
         }

@@ -184,8 +184,9 @@ impl Master {
         children.map(|child| child.worker).collect()
     }
 
-    /// A word was given. `set`: workers that go by it; `silent`: those that have not said so in time.
-    pub(super) fn set_reply(&self, said: &Said, set: usize, silent: usize) -> Reply {
+    /// A word was given. `set`: workers that go by it; `out`: why health keeps the server out all the
+    /// same, empty where it doesn't; `silent`: workers that have not answered in time.
+    pub(super) fn set_reply(&self, said: &Said, (set, out): (usize, &str), silent: usize) -> Reply {
         let Said {
             upstream,
             server,
@@ -199,6 +200,7 @@ impl Master {
             "state": state,
             "configured": configured,
             "workers": set,
+            "reason": out,
         });
         if silent > 0 {
             let what = format!(
@@ -210,13 +212,17 @@ impl Master {
             return Reply::failed(1, text).with_data(data);
         }
         let what = match state {
-            AdminState::Up => "is up and takes requests",
+            AdminState::Up if !out.is_empty() => "is up, and takes requests when it is well",
+            AdminState::Up => "is up: it takes requests",
             AdminState::Drain => {
                 "drains: it takes no requests but those of clients that a cookie binds to it"
             }
             AdminState::Down => "is down: it takes no requests",
         };
         let mut text = format!("{upstream}: {server} {what}\n");
+        if *state == AdminState::Up && !out.is_empty() {
+            text.push_str(&format!("warning: it is left out for now: {out}\n"));
+        }
         if !self.has_other(upstream) {
             text.push_str(&format!(
                 "warning: no server of {upstream} is up; requests are answered with 503\n"

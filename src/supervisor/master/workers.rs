@@ -104,8 +104,8 @@ impl Master {
                 self.requests.probed(id, worker, attempts);
                 return;
             }
-            FromWorker::ServerSet { id, found } => {
-                self.requests.server_set(id, worker, found);
+            FromWorker::ServerSet { id, found, out } => {
+                self.requests.server_set(id, worker, found, out);
                 return;
             }
         };

@@ -255,6 +255,46 @@ fn a_word_outlives_reload_worker_and_upgrade_until_the_configuration_speaks() {
 }
 
 #[test]
+fn who_waits_in_line_goes_to_the_server_that_comes_back() {
+    on_both(|engine| {
+        let gate = Gate::default();
+        let (a, b) = (named("a", &gate), named("b", &gate));
+        let table = "max_conns = 1";
+        let server = upstream(engine, &[a.name(), b.name()], table, "");
+        server.must(&["server", "drain", "app", b.name()]);
+        let mut first = slow(&server, &[&a]);
+        let mut second = server.connect();
+        second.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        wait_until("it waits", PATIENCE, || {
+            server.status()["upstreams"][0]["waiting"] == 1
+        });
+        server.must(&["server", "up", "app", b.name()]);
+        assert_eq!(second.response().text(), "b");
+        gate.open();
+        assert_eq!(first.response().text(), "a");
+    });
+}
+
+#[test]
+fn a_reload_that_drains_closes_idle_connections_too() {
+    on_both(|engine| {
+        let (a, b) = (Backend::naming("a"), Backend::naming("b"));
+        let config = |keys: &str| {
+            let servers = format!("[{{ address = {:?}{keys} }}, {:?}]", a.name(), b.name());
+            tables(&servers, "", "")
+        };
+        let server = Setup::run(engine, &config("")).start();
+        assert_eq!(answering(&server), names(["a", "b"]));
+        assert_eq!(told(&server, a.name())["idle"], 1);
+        server.write_config(&config(", state = \"drain\""));
+        server.must(&["reload"]);
+        let now = told(&server, a.name());
+        assert_eq!((&now["idle"], &now["tries"]), (&0.into(), &4.into()));
+        assert_eq!(told(&server, b.name())["idle"], 1);
+    });
+}
+
+#[test]
 fn draining_workers_go_by_a_word_too_and_count() {
     on_both(|engine| {
         let gate = Gate::default();
@@ -354,6 +394,13 @@ fn status_tells_why_a_server_is_out() {
         // Drained, and ill all the same.
         server.must(&["server", "drain", "app", ill.name()]);
         let out = told(&server, ill.name());
+        let output = server.must(&["server", "up", "app", ill.name()]);
+        assert!(
+            output
+                .stdout
+                .contains("left out for now: probe: status 503"),
+            "{output:?}"
+        );
         assert_eq!(
             (&out["state"], &out["reason"]),
             (&"drain".into(), &"probe: status 503".into())
