@@ -13,7 +13,7 @@ Examples:
   beltway server list                  all upstreams, each with its servers
   beltway server list app --json | jq '.upstreams[0].servers[] | {name, state, in_flight}'
   beltway server drain app 10.0.0.1:3000
-  beltway server down app 10.0.0.1     the port may be left out where one server is there alone
+  beltway server down app 10.0.0.1     the host alone, or :PORT, where that is one server
   beltway server up app unix:/run/app.sock
 
 UPSTREAM and SERVER are called as in the configuration and in the list; a route that names its servers
@@ -33,8 +33,9 @@ const STATES: [(AdminState, &str, &str); 3] = [
 Examples:
   beltway server up app 10.0.0.1:3000
 
-With slow_start its share grows from a twentieth to the whole. One that was left out because requests
-failed is tried at once; one whose probe fails stays out until the probe is answered well.",
+With slow_start the share of one that was down grows from a twentieth to the whole. One that was left
+out because requests failed is tried at once; one whose probe fails stays out until the probe is
+answered well.",
     ),
     (
         AdminState::Drain,

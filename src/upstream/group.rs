@@ -71,6 +71,8 @@ struct Seen {
     requests: Cell<u64>,
     failures: Cell<u64>,
     latency: Cell<PeakEwma>,
+    /// For people, who want to know how long answers take, not whom to prefer.
+    answers: Cell<Option<Duration>>,
     passive: Option<RefCell<Passive>>,
 }
 
@@ -483,9 +485,12 @@ impl Claim {
 
     /// The head of a response came after this time.
     pub fn answered(&self, latency: Duration) {
-        let mut of_server = self.server.seen.latency.get();
+        let seen = &self.server.seen;
+        let mut of_server = seen.latency.get();
         of_server.observe(latency, self.group.core.now());
-        self.server.seen.latency.set(of_server);
+        seen.latency.set(of_server);
+        seen.answers
+            .set(Some(account::smooth(seen.answers.get(), latency)));
     }
 
     /// How the try went that has taken `elapsed`. A server that fails too often is put out, if that may be.

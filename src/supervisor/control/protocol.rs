@@ -107,7 +107,7 @@ pub enum ServerAsk {
     Set {
         /// Its upstream.
         upstream: String,
-        /// Its name in the configuration, or the host in it where no other server has that.
+        /// Its name in the configuration; or the host in it, or `:PORT`, where no other server has that.
         server: String,
         /// The state.
         state: AdminState,

@@ -93,8 +93,8 @@ pub struct ServerStatus {
     pub tries: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long it takes to the head of a response, as the core sees it that sees most; it falls while
-    /// nothing is asked.
+    /// How long it takes to the head of a response: a moving average over the last answers, of the core
+    /// that waits longest.
     pub latency_us: Option<u64>,
     /// Workers that have it and serve; 0 when only draining ones have it.
     pub workers: u64,

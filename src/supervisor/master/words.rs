@@ -194,7 +194,7 @@ impl Master {
             configured,
         } = said;
         let data = serde_json::json!({
-            "ok": silent == 0,
+            "ok": silent == 0 && set > 0,
             "upstream": upstream,
             "server": server,
             "state": state,
@@ -208,6 +208,13 @@ impl Master {
                 set + silent
             );
             let help = "it is remembered, and theirs when they answer; `beltway status` tells";
+            let text = refusal::message(&what, None, &[help.to_owned()]);
+            return Reply::failed(1, text).with_data(data);
+        }
+        if set == 0 {
+            let what = format!("{upstream}: {server}: no worker goes by it yet");
+            let help = "it is remembered for workers to come, unless a change under way says another \
+                        thing of the server; `beltway status` tells";
             let text = refusal::message(&what, None, &[help.to_owned()]);
             return Reply::failed(1, text).with_data(data);
         }
@@ -259,17 +266,12 @@ fn find_upstream<'u>(
     })
 }
 
-/// By its name, or by the host in it where it is the only one there.
+/// By its name, or by the host in it or its port, where no other server has that.
 fn find_server<'u>(
     upstream: &'u UpstreamFacts,
     name: &str,
 ) -> Result<&'u (String, AdminState), String> {
     let servers = &upstream.servers;
-    // As `proxy` and `servers` take it.
-    let is_port = |port: &&str| port.parse::<u16>().is_ok();
-    let port = name.strip_prefix(':').filter(is_port);
-    let local = port.map(|port| format!("localhost:{port}"));
-    let name = local.as_deref().unwrap_or(name);
     if let Some(found) = servers.iter().find(|(server, _)| server == name) {
         return Ok(found);
     }
@@ -277,12 +279,16 @@ fn find_server<'u>(
         let what = format!("{what} in the upstream `{}`", upstream.name);
         refusal::message(&what, None, &[help])
     };
-    let by_host = |(server, _): &&(String, AdminState)| {
-        let host = server.rsplit_once(':').map_or("", |(host, _)| host);
+    let has_part = |(server, _): &&(String, AdminState)| {
+        let Some((host, port)) = server.rsplit_once(':') else {
+            return false;
+        };
         let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
-        !name.is_empty() && (host == name || bare == Some(name))
+        // A path or a service has neither host nor port.
+        let is_address = port.parse::<u16>().is_ok();
+        is_address && (host == name || bare == Some(name) || name.strip_prefix(':') == Some(port))
     };
-    let found: Vec<_> = servers.iter().filter(by_host).collect();
+    let found: Vec<_> = servers.iter().filter(has_part).collect();
     match found[..] {
         [one] => return Ok(one),
         [] => {}
@@ -397,6 +403,7 @@ mod tests {
             ("10.0.0.1", "10.0.0.1:80"),
             ("10.0.0.2:81", "10.0.0.2:81"),
             ("::1", "[::1]:80"),
+            (":81", "10.0.0.2:81"),
             ("[::1]", "[::1]:80"),
             (":3000", "localhost:3000"),
             ("unix:/run/app.sock", "unix:/run/app.sock"),
@@ -410,6 +417,11 @@ mod tests {
             ),
             ("10.0.0.3:80", "there are 10.0.0.1:80, 10.0.0.2:80"),
             ("", "there is no server ``"),
+            (
+                ":80",
+                "say which one: there are 10.0.0.1:80, 10.0.0.2:80, [::1]:80",
+            ),
+            ("unix", "there is no server `unix`"),
             ("localhost:3000 (127.0.0.1:3000)", "say `localhost:3000`"),
         ] {
             let error = find(name).unwrap_err();

@@ -47,8 +47,8 @@ pub struct ServerAccount {
     pub tries: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long it takes to the head of a response: the moving average that
-    /// [`PeakEwma`](crate::upstream::balance::PeakEwma) is.
+    /// How long it takes from the begin of a try to the head of its response: a moving average over the
+    /// last answers. `None` before the first one.
     pub latency: Option<Duration>,
 }
 
@@ -59,7 +59,6 @@ impl Group {
         let now = self.core.now();
         let servers = state.servers.iter().map(|server| {
             let seen = &server.seen;
-            let latency = seen.latency.get().seconds(now);
             ServerAccount {
                 label: Arc::clone(&server.member().label),
                 in_flight: seen.in_flight.get(),
@@ -67,8 +66,7 @@ impl Group {
                 idle: self.pool.idle(&server.address),
                 tries: seen.requests.get(),
                 failures: seen.failures.get(),
-                // Neither negative nor without an end; one that is has nothing to tell.
-                latency: latency.and_then(|s| Duration::try_from_secs_f64(s).ok()),
+                latency: seen.answers.get(),
             }
         });
         let breaker = self.breaker.as_ref();
@@ -98,5 +96,31 @@ impl Group {
                 self.pool.clear(&server.address);
             }
         }
+    }
+}
+
+/// A moving average to which each sample adds an eighth, as TCP has it of round trips (RFC 6298 §2).
+pub(super) fn smooth(average: Option<Duration>, sample: Duration) -> Duration {
+    match average {
+        None => sample,
+        Some(average) => average - average / 8 + sample / 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_average_begins_with_the_first_sample_and_follows_the_others() {
+        let ms = Duration::from_millis;
+        let mut average = smooth(None, ms(800));
+        assert_eq!(average, ms(800));
+        average = smooth(Some(average), ms(1600));
+        assert_eq!(average, ms(900));
+        for _ in 0..100 {
+            average = smooth(Some(average), ms(8));
+        }
+        assert!((ms(7)..ms(9)).contains(&average), "{average:?}");
     }
 }
