@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::supervisor::control::client::{self, ClientError};
 use crate::supervisor::control::path::Places;
-use crate::supervisor::control::protocol::{self, Reply};
+use crate::supervisor::control::protocol::{self, Reply, Request};
 
 /// A subcommand that is one request.
 struct Remote {
@@ -84,7 +84,11 @@ No line is lost. The server's own log is standard error, which isn't reopened.",
         examples: "\
 Examples:
   beltway status
-  beltway status --json | jq '.generations[0].workers[].cores[].connections'",
+  beltway status --json | jq '.generations[0].workers[].cores[].connections'
+  beltway status --json | jq '.upstreams[].servers[] | {name, state, reason}'
+
+Of upstreams it tells what all workers see together; `beltway server list` tells that alone. What was
+counted begins anew with each worker.",
     },
     Remote {
         name: "plan",
@@ -149,12 +153,13 @@ pub(super) fn signal_arg() -> Arg {
 /// Runs the subcommand of this name, if it is one of these.
 pub(super) fn main(name: &str, matches: &ArgMatches) -> Option<ExitCode> {
     let remote = REMOTES.iter().find(|remote| remote.name == name)?;
-    Some(send(request(remote, matches), matches))
+    let request = Request::new(request(remote, matches));
+    Some(send(&request, matches))
 }
 
 /// Runs `-s WORD`.
 pub(super) fn signal(matches: &ArgMatches) -> Option<ExitCode> {
-    Some(send(signal_request(matches)?, matches))
+    Some(send(&Request::new(signal_request(matches)?), matches))
 }
 
 fn request(remote: &Remote, matches: &ArgMatches) -> protocol::Command {
@@ -170,7 +175,8 @@ fn signal_request(matches: &ArgMatches) -> Option<protocol::Command> {
     protocol::Command::named(word)
 }
 
-fn send(request: protocol::Command, matches: &ArgMatches) -> ExitCode {
+/// Asks the server that these arguments mean, and prints what it answers.
+pub(super) fn send(request: &Request, matches: &ArgMatches) -> ExitCode {
     let json = super::given(matches, "json");
     match ask(request, matches) {
         Ok(reply) if json => {
@@ -216,7 +222,7 @@ fn reply_json(reply: &Reply) -> serde_json::Value {
 ///
 /// # Errors
 /// What to print when there is no answer.
-pub(super) fn ask(request: protocol::Command, matches: &ArgMatches) -> Result<Reply, String> {
+pub(super) fn ask(request: &Request, matches: &ArgMatches) -> Result<Reply, String> {
     let file = super::config_file(matches);
     let control = control_path(matches);
     let paths = match &control {
@@ -306,7 +312,7 @@ mod tests {
         let line = format!("beltway reload -c site.toml --control {}", path.display());
         let parsed = matches(&line);
         let (_, parsed) = parsed.subcommand().unwrap();
-        let error = ask(protocol::Command::Reload, parsed).unwrap_err();
+        let error = ask(&Request::new(protocol::Command::Reload), parsed).unwrap_err();
         assert!(
             error.contains("a.sock") && error.contains("--control"),
             "{error}"
@@ -322,7 +328,7 @@ mod tests {
                 .write_all(&Reply::failed(78, "error: no\n").to_line())
                 .unwrap();
         });
-        let reply = ask(protocol::Command::Reload, parsed).unwrap();
+        let reply = ask(&Request::new(protocol::Command::Reload), parsed).unwrap();
         assert_eq!((reply.exit, &*reply.text), (78, "error: no\n"));
         server.join().unwrap();
     }

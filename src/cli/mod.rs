@@ -8,6 +8,7 @@ mod flags;
 mod proxy;
 mod run;
 mod serve;
+mod server;
 mod show;
 mod start;
 
@@ -44,6 +45,7 @@ Examples:
   beltway check                        say what is wrong with beltway.toml
   beltway run -c /etc/beltway/beltway.toml
   beltway reload -c /etc/beltway/beltway.toml
+  beltway server drain app 10.0.0.1:3000
   beltway doctor                       say what this machine lacks, and the command that mends it
 
 `beltway COMMAND --help` has the flags of a command. Each is a key of the configuration file.
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Some(("check", matches)) => check::main(matches),
         Some(("show", matches)) => show::main(matches),
         Some(("doctor", matches)) => doctor::main(matches),
+        Some(("server", matches)) => server::main(matches),
         Some((crate::supervisor::WORKER_COMMAND, _)) => run::worker(),
         Some((crate::supervisor::CHECK_COMMAND, _)) => run::check(),
         Some((name, matches)) if let Some(code) = control::main(name, matches) => code,
@@ -101,6 +104,7 @@ fn command() -> Command {
         .subcommand(check::command())
         .subcommand(show::command())
         .subcommands(control::commands())
+        .subcommand(server::command())
         .subcommand(doctor::command())
         .subcommands(run::hidden_commands())
         .arg(config_arg().help("Same as `beltway run -c FILE`"))

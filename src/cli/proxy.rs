@@ -31,7 +31,8 @@ Examples:
 WebSockets and streams need no flag. Backends are told who the client is in X-Forwarded-For and its
 kin; what clients claim there is thrown away, unless --trusted-proxies lists them.
 Each flag is a key of the configuration file, which has more: routes, retries, buffers, weights,
-backups, sticky sessions. Under `beltway run` a backend is drained by its `state` and a reload.";
+backups, sticky sessions. Under a master (`beltway run`, or --supervise with --control) `beltway status`
+shows each backend, and `beltway server` drains one and takes it back.";
 
 pub(super) fn command() -> Command {
     Command::new("proxy")

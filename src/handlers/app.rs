@@ -100,6 +100,8 @@ impl App {
         self.router_cache.borrow_mut().clear();
         // Its end closes files and may end a log: nothing is borrowed meanwhile.
         drop(replaced);
+        // It may say of a server that it takes nothing any more.
+        self.tidy();
     }
 
     /// The configurations that are alive, oldest first, each with the number of requests that it still
@@ -114,6 +116,13 @@ impl App {
         let epochs = self.epochs.borrow();
         let groups = epochs.current().groups().iter();
         groups.map(|group| group.account()).collect()
+    }
+
+    /// Closes idle connections to servers that take nothing any more.
+    pub fn tidy(&self) {
+        let epochs = self.epochs.borrow();
+        let groups = epochs.current().groups().iter();
+        groups.for_each(|group| group.tidy());
     }
 
     /// Closes what nobody uses just now and that would keep the core from ending.

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";
@@ -335,16 +335,19 @@ mod tests {
     #[test]
     fn what_is_no_message_is_refused_and_the_next_one_is_read() {
         let (master, worker) = Channel::pair().unwrap();
+        let packet = |magic: &[u8], version: u16, rest: &[u8]| {
+            [magic, &version.to_le_bytes(), rest].concat()
+        };
         for packet in [
-            &b"x"[..],
-            b"BW\x02\x00\x00\"text\"",
-            b"XX\x01\x00\x00\"text\"",
-            b"BW\x01\x00\x00{",
-            b"BW\x01\x00\x00\xff",
-            b"BW\x01\x00\x01",
-            b"BW\x01\x00\x07\"text\"",
+            b"x".to_vec(),
+            packet(&MAGIC, VERSION + 1, b"\x00\"text\""),
+            packet(b"XX", VERSION, b"\x00\"text\""),
+            packet(&MAGIC, VERSION, b"\x00{"),
+            packet(&MAGIC, VERSION, b"\x00\xff"),
+            packet(&MAGIC, VERSION, b"\x01"),
+            packet(&MAGIC, VERSION, b"\x07\"text\""),
         ] {
-            rustix::net::send(&master, packet, SendFlags::empty()).unwrap();
+            rustix::net::send(&master, &packet, SendFlags::empty()).unwrap();
         }
         master.send(&"good", &[]).unwrap();
         for _ in 0..7 {

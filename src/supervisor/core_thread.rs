@@ -33,6 +33,7 @@ use crate::runtime::mailbox::{Receiver, Wake};
 use crate::runtime::offload::HelperPort;
 use crate::runtime::task::TaskId;
 use crate::upstream::Share;
+use crate::upstream::group;
 
 /// How long a drained core tries to hand its last log lines to the sink.
 const LOG_DRAIN: Duration = Duration::from_secs(1);
@@ -63,6 +64,8 @@ pub(super) enum Message {
     Status(u64),
     /// Let the ring try what it may not; the number comes back.
     TryForbidden(u64),
+    /// Close idle connections to servers that take nothing any more. Not sent again before the answer.
+    Tidy,
 }
 
 /// What a core tells.
@@ -85,6 +88,8 @@ pub(super) enum Event {
     Status(u64, Box<Account>),
     /// What the ring said to each forbidden op, for the question of this number.
     Tried(u64, Vec<Forbidden>),
+    /// Idle connections to servers that take nothing are closed.
+    Tidied,
     /// It serves, on this engine, for this reason, with its ring restricted or not.
     Started(EngineKind, String, Restriction),
     /// Its thread has nothing more to do.
@@ -112,6 +117,8 @@ pub(super) struct Account {
     pub(super) limits: Counts,
     /// Ring ops that were refused because they are forbidden.
     pub(super) refused: u64,
+    /// What it knows of each upstream of the current configuration.
+    pub(super) upstreams: Vec<group::Account>,
 }
 
 /// How a core ended.
@@ -210,6 +217,12 @@ pub(super) trait Serves: Service {
 
     /// The configurations that are in use, with the requests that each answers.
     fn epochs(&self) -> Vec<(u64, usize)>;
+
+    /// What is known of each upstream of the current configuration.
+    fn upstreams(&self) -> Vec<group::Account>;
+
+    /// Closes idle connections to servers that take nothing any more.
+    fn tidy(&self);
 
     /// Lets go of what would outlive the last connection.
     fn close(&self);
@@ -419,6 +432,10 @@ impl<S: Serves> Life<S> {
                             life.reporter.report(Event::Tried(id, results));
                         });
                     }
+                    Some(Message::Tidy) => {
+                        self.service.tidy();
+                        self.reporter.report(Event::Tidied);
+                    }
                     Some(Message::Stop) => return self.end(LOG_STOP).await,
                     None if mailbox.is_closed() => return self.end(LOG_STOP).await,
                     None => break,
@@ -514,6 +531,7 @@ impl<S: Serves> Life<S> {
                 .collect(),
             limits: registry.limits().counts(),
             refused: self.core.ring_refused(),
+            upstreams: self.service.upstreams(),
         }
     }
 

@@ -6,7 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::protocol::AdminState;
 use super::control::status::{CoreStatus, EpochStatus, ListenerStatus};
+use super::control::upstreams::UpstreamStatus;
 use super::privileges::Identity;
 use super::sandbox::{Attempt, Grants, Report};
 use crate::config::model::Sandbox;
@@ -44,6 +46,24 @@ pub(super) enum ToWorker {
         /// Comes back with the answer.
         id: u64,
     },
+    /// The administrator has a word on a server of an upstream.
+    Server {
+        /// Comes back with the answer.
+        id: u64,
+        /// The word.
+        word: Word,
+    },
+}
+
+/// The administrator's word on a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Word {
+    /// The server's upstream.
+    pub(super) upstream: String,
+    /// Its name in the configuration.
+    pub(super) server: String,
+    /// What is to be done with it.
+    pub(super) state: AdminState,
 }
 
 /// A configuration, with the blob that has it as the first descriptor.
@@ -54,6 +74,9 @@ pub(super) struct Next {
     /// Which socket serves which of its listeners: the place in the model's list. A socket that isn't
     /// here any more is given up.
     pub(super) listeners: Vec<(SocketId, usize)>,
+    /// Every word of the administrator that stands with it; the configuration itself speaks of all other
+    /// servers.
+    pub(super) words: Vec<Word>,
 }
 
 /// All that a worker begins with. Descriptors: the configuration, and the access log if there is one.
@@ -143,6 +166,15 @@ pub(super) enum FromWorker {
         /// The attempts.
         attempts: Vec<Attempt>,
     },
+    /// A word was heard: every request from now on goes by it.
+    ServerSet {
+        /// The request's.
+        id: u64,
+        /// The worker has that server.
+        found: bool,
+        /// Why its health keeps it out all the same; empty where it doesn't.
+        out: String,
+    },
 }
 
 /// What a worker serves with.
@@ -176,4 +208,6 @@ pub(super) struct WorkerReport {
     pub(super) limits: Vec<(String, u64)>,
     /// System calls and ring ops that the sandbox has refused.
     pub(super) refused: u64,
+    /// Where requests are passed to, of all cores together.
+    pub(super) upstreams: Vec<UpstreamStatus>,
 }

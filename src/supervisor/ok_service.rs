@@ -16,6 +16,7 @@ use crate::net::listener::Listening;
 use crate::net::send::ProgressRule;
 use crate::observability::access_log::Record;
 use crate::observability::core_log::CoreLog;
+use crate::upstream::group::Account;
 
 /// What a request for `/spin` waits for without giving the core back.
 pub(super) static SPINNING: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
@@ -71,6 +72,12 @@ impl Serves for OkService {
     fn epochs(&self) -> Vec<(u64, usize)> {
         Vec::new()
     }
+
+    fn upstreams(&self) -> Vec<Account> {
+        Vec::new()
+    }
+
+    fn tidy(&self) {}
 
     fn close(&self) {}
 }

@@ -37,6 +37,7 @@ use crate::runtime::engine::caps::{
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{self, Sender, Wake};
 use crate::runtime::offload::Helpers;
+use crate::upstream::group;
 
 /// Jobs that may wait for the helpers.
 const HELPER_QUEUE: usize = 256;
@@ -141,6 +142,14 @@ impl Serves for App {
 
     fn epochs(&self) -> Vec<(u64, usize)> {
         self.epochs()
+    }
+
+    fn upstreams(&self) -> Vec<group::Account> {
+        self.upstreams()
+    }
+
+    fn tidy(&self) {
+        self.tidy();
     }
 
     fn close(&self) {
@@ -252,6 +261,8 @@ pub(super) enum Told {
     Status(u64, Box<Account>),
     /// What the ring said to each forbidden op, for the question of this number.
     Tried(u64, Vec<Forbidden>),
+    /// Idle connections to servers that take nothing are closed.
+    Tidied,
     /// It has ended as it was told to.
     Ended,
     /// It is gone, and nobody has asked for that.
@@ -361,7 +372,9 @@ impl Worker {
                     core.restriction = restriction;
                     waiting -= 1;
                 }
-                Event::Draining | Event::Swapped(_) | Event::Status(..) | Event::Tried(..) => {}
+                // Nothing of this was asked for yet.
+                Event::Draining | Event::Swapped(_) | Event::Status(..) => {}
+                Event::Tried(..) | Event::Tidied => {}
                 Event::Ended(end) => {
                     let why = match end {
                         // Without a ring there is epoll, unless the ring was demanded.
@@ -438,6 +451,7 @@ impl Worker {
                 Event::Swapped(epoch) => Told::Swapped(epoch),
                 Event::Status(id, account) => Told::Status(id, account),
                 Event::Tried(id, results) => Told::Tried(id, results),
+                Event::Tidied => Told::Tidied,
                 Event::Started(..) => continue,
             };
             all.push((core, told));

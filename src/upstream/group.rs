@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+mod account;
 mod settings;
 
+pub use self::account::{Account, BreakerAccount, ServerAccount};
 use self::settings::{
     breaker_limits, budget_limits, ejection_limits, passive_limits, picker, pool_limits,
 };
@@ -22,7 +24,7 @@ use super::health::{
     Admission, Breaker, BreakerState, EjectionLimits, Outcome, Pass, Passive, Settled,
 };
 use super::line::InLine;
-use super::pool::{self, Pool};
+use super::pool::Pool;
 use super::retry::RetryBudget;
 use super::roster::{Member, Members, Roster};
 use super::shared::Ejection;
@@ -69,6 +71,8 @@ struct Seen {
     requests: Cell<u64>,
     failures: Cell<u64>,
     latency: Cell<PeakEwma>,
+    /// For people, who want to know how long answers take, not whom to prefer.
+    answers: Cell<Option<Duration>>,
     passive: Option<RefCell<Passive>>,
 }
 
@@ -87,19 +91,6 @@ pub enum NoServer {
     LineFull,
     /// All were full until the end of the wait: 503.
     WaitedInVain,
-}
-
-/// What a core knows of an upstream: for the status.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
-    /// The upstream's name.
-    pub name: String,
-    /// By label: in flight, requests and failures of this core.
-    pub servers: Vec<(String, u32, u64, u64)>,
-    /// Whether its breaker lets nobody pass on this core.
-    pub is_open: bool,
-    /// Its connections.
-    pub pool: pool::Counters,
 }
 
 impl Group {
@@ -277,29 +268,6 @@ impl Group {
             if !after.iter().any(|server| server.address == gone.address) {
                 self.pool.clear(&gone.address);
             }
-        }
-    }
-
-    /// What this core knows of it.
-    pub fn account(&self) -> Account {
-        let state = self.state.borrow();
-        let servers = state.servers.iter().map(|server| {
-            let seen = &server.seen;
-            (
-                server.member().label.to_string(),
-                seen.in_flight.get(),
-                seen.requests.get(),
-                seen.failures.get(),
-            )
-        });
-        let now = self.core.now();
-        Account {
-            name: self.roster.settings().name.to_string(),
-            servers: servers.collect(),
-            is_open: self.breaker.as_ref().is_some_and(|breaker| {
-                matches!(breaker.borrow().state(now), BreakerState::Open(_))
-            }),
-            pool: self.pool.counters(),
         }
     }
 
@@ -517,9 +485,12 @@ impl Claim {
 
     /// The head of a response came after this time.
     pub fn answered(&self, latency: Duration) {
-        let mut of_server = self.server.seen.latency.get();
+        let seen = &self.server.seen;
+        let mut of_server = seen.latency.get();
         of_server.observe(latency, self.group.core.now());
-        self.server.seen.latency.set(of_server);
+        seen.latency.set(of_server);
+        seen.answers
+            .set(Some(account::smooth(seen.answers.get(), latency)));
     }
 
     /// How the try went that has taken `elapsed`. A server that fails too often is put out, if that may be.

@@ -216,6 +216,19 @@ pub struct RetryBudget {
     updated: Instant,
     /// Until when `earned` has lost its tenths.
     decayed: Instant,
+    granted: u64,
+    refused: u64,
+}
+
+/// What a budget has done, and what it could do: for the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BudgetAccount {
+    /// Retries that were paid for.
+    pub granted: u64,
+    /// Retries that weren't.
+    pub refused: u64,
+    /// Retries that could be paid for at once.
+    pub left: u64,
 }
 
 /// The parts of a token: a request earns `percent` × 10^7 of them, a nanosecond `per_second_min`.
@@ -238,6 +251,19 @@ impl RetryBudget {
             earned: 0,
             updated: now,
             decayed: now,
+            granted: 0,
+            refused: 0,
+        }
+    }
+
+    /// How it stands at `now`.
+    pub fn account(&mut self, now: Instant) -> BudgetAccount {
+        self.pass(now);
+        self.decay(now);
+        BudgetAccount {
+            granted: self.granted,
+            refused: self.refused,
+            left: self.saved / TOKEN + self.earned / TOKEN,
         }
     }
 
@@ -261,9 +287,11 @@ impl RetryBudget {
         for purse in [&mut self.saved, &mut self.earned] {
             if let Some(rest) = purse.checked_sub(TOKEN) {
                 *purse = rest;
+                self.granted += 1;
                 return true;
             }
         }
+        self.refused += 1;
         false
     }
 

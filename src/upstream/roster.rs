@@ -279,9 +279,9 @@ impl Roster {
         true
     }
 
-    /// The administrator's word on a server, by its name in the configuration or by one of its
-    /// labels. It stands until the next word, or until the configuration says another thing of the
-    /// server than before.
+    /// The administrator's word on a server, by its name in the configuration: for all addresses of a
+    /// name, those that it will have included. It stands until the next word, or until the
+    /// configuration says another thing of the server than before. Gives how many addresses that are.
     ///
     /// # Errors
     /// When there is no such server.
@@ -291,35 +291,44 @@ impl Roster {
         admin: Standing,
         now: Instant,
     ) -> Result<usize, UnknownServer> {
-        let mut state = self.lock();
-        let servers = self.settings.servers.iter();
-        let places: Vec<usize> = servers
-            .enumerate()
-            .filter(|(_, server)| server.address.to_string() == name)
-            .map(|(at, _)| at)
-            .collect();
-        for place in &places {
-            state.admin[*place] = admin;
-        }
-        let mut found = 0;
-        for (at, member) in state.members.list.iter().enumerate() {
-            let address = member.address.as_ref().map(ToString::to_string);
-            let is_it = places.contains(&member.server)
-                || &*member.label == name
-                || address.as_deref() == Some(name);
-            if is_it {
-                state.members.board.set_admin(at, admin, now);
-                found += 1;
-            }
-        }
-        if found == 0 && places.is_empty() {
-            let known = state.members.list.iter();
+        let mut servers = self.settings.servers.iter();
+        let Some(place) = servers.position(|server| server.address.to_string() == name) else {
+            let known = self.settings.servers.iter();
             return Err(UnknownServer {
                 name: name.to_owned(),
-                known: known.map(|member| member.label.to_string()).collect(),
+                known: known.map(|server| server.address.to_string()).collect(),
             });
+        };
+        Ok(self.administer(&mut self.lock(), place, admin, now))
+    }
+
+    /// All words of the administrator: of a server that isn't among them what the configuration says
+    /// holds. What stands already is left as it is.
+    pub fn heed<'w>(&self, words: impl Iterator<Item = (&'w str, Standing)>, now: Instant) {
+        let words: Vec<(&str, Standing)> = words.collect();
+        let mut state = self.lock();
+        for (place, server) in self.settings.servers.iter().enumerate() {
+            let name = server.address.to_string();
+            let word = words.iter().find(|(known, _)| *known == name);
+            let wanted = word.map_or_else(|| standing(server), |(_, admin)| *admin);
+            if state.admin[place] != wanted {
+                self.administer(&mut state, place, wanted, now);
+            }
         }
-        Ok(found)
+    }
+
+    fn administer(&self, state: &mut State, place: usize, admin: Standing, now: Instant) -> usize {
+        state.admin[place] = admin;
+        let members = &state.members;
+        let of_server = |(_, member): &(usize, &Member)| member.server == place;
+        let mut found = 0;
+        for (at, _) in members.list.iter().enumerate().filter(of_server) {
+            members.board.set_admin(at, admin, now);
+            found += 1;
+        }
+        // Those who wait may have somebody to go to.
+        self.line.serve(members, now);
+        found
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -14,7 +14,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use self::facts::Facts;
 use self::findings::{Finding, Level};
 use crate::config;
-use crate::supervisor::control::protocol::{self, Reply};
+use crate::supervisor::control::protocol::{self, Reply, Request};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +62,7 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
         }
     }
     if matches.contains_id("config") || matches.contains_id("control") {
-        let status = super::control::ask(protocol::Command::Status, matches);
+        let status = super::control::ask(&Request::new(protocol::Command::Status), matches);
         findings.push(findings::server(status.as_ref().map_err(|text| &**text)));
     }
     super::say(&if json {
@@ -79,7 +79,7 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
 
 /// Lets the running worker try, and prints what came of it.
 fn worker(matches: &ArgMatches, json: bool) -> ExitCode {
-    let reply = super::control::ask(protocol::Command::Probe, matches);
+    let reply = super::control::ask(&Request::new(protocol::Command::Probe), matches);
     let reply = reply.unwrap_or_else(|text| Reply::failed(super::exit::FAILED, text));
     if json {
         let report = serde_json::json!({

@@ -168,20 +168,20 @@ mod tests {
             ("upstream_ports", Level::Ok),
         ];
         assert_eq!(levels(&findings), expected);
-        // Two servers, 32 each, four cores.
-        assert!(findings[0].text.contains("256 idle"), "{findings:?}");
+        // Two servers, 512 each, four cores.
+        assert!(findings[0].text.contains("4096 idle"), "{findings:?}");
     }
 
     #[test]
     fn idle_connections_leave_descriptors_for_clients() {
         let text = "[server]\nworkers = 8\n[upstream.a]\nservers = [\"a.internal:1\"]\n\
                     [site.\":1\"]\nproxy = \"a\"\n";
-        let few = |facts: &mut Facts| facts.nofile = (Some(1024), Some(8191));
+        let few = |facts: &mut Facts| facts.nofile = (Some(1024), Some(16383));
         let findings = found(text, few);
         assert_eq!(findings[0].level, Level::Warn, "{findings:?}");
-        assert!(findings[0].text.contains("4096 idle"), "{findings:?}");
-        assert!(findings[0].mend[1].starts_with("LimitNOFILE=16384"));
-        let enough = |facts: &mut Facts| facts.nofile = (Some(1024), Some(8192));
+        assert!(findings[0].text.contains("8192 idle"), "{findings:?}");
+        assert!(findings[0].mend[1].starts_with("LimitNOFILE=32768"));
+        let enough = |facts: &mut Facts| facts.nofile = (Some(1024), Some(16384));
         assert_eq!(found(text, enough)[0].level, Level::Ok);
     }
 

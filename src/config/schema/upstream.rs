@@ -123,7 +123,8 @@ pub(super) const BACKEND: &[Key] = &[
         "\"up\", \"drain\" or \"down\"",
         "\"drain\"",
         "\"up\"",
-        "\"drain\" takes no requests but of clients that a cookie binds to it; \"down\" takes none.",
+        "\"drain\" takes no requests but of clients that a cookie binds to it; \"down\" takes none.\n\
+         `beltway server` sets it without a reload, until it is changed here.",
     ),
 ];
 

@@ -74,15 +74,15 @@ impl std::error::Error for ClientError {}
 ///
 /// # Errors
 /// When there is none, when it can't be used, or when it gives no answer in time.
-pub fn ask(paths: &[PathBuf], command: Command) -> Result<Reply, ClientError> {
-    ask_within(paths, command, patience(command))
+pub fn ask(paths: &[PathBuf], request: &Request) -> Result<Reply, ClientError> {
+    ask_within(paths, request, patience(request.command))
 }
 
 /// How long the answer may take. A change may take `start_timeout` for each worker that must come up,
 /// and a graceful end all of `drain_timeout`; Ctrl-C ends the wait, not what was asked for.
 fn patience(command: Command) -> Duration {
     Duration::from_secs(match command {
-        Command::Status | Command::Plan | Command::Reopen | Command::Probe => 60,
+        Command::Status | Command::Plan | Command::Reopen | Command::Probe | Command::Server => 60,
         Command::Reload | Command::Upgrade | Command::Stop => 30 * 60,
         Command::Quit => 24 * 60 * 60,
     })
@@ -90,12 +90,12 @@ fn patience(command: Command) -> Duration {
 
 fn ask_within(
     paths: &[PathBuf],
-    command: Command,
+    request: &Request,
     patience: Duration,
 ) -> Result<Reply, ClientError> {
     for path in paths {
         match connect(path) {
-            Ok(stream) => return exchange(stream, path, command, patience),
+            Ok(stream) => return exchange(stream, path, request, patience),
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {}
                 _ => return Err(ClientError::Unreachable(path.clone(), error)),
@@ -116,7 +116,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 fn exchange(
     mut stream: UnixStream,
     path: &Path,
-    command: Command,
+    request: &Request,
     patience: Duration,
 ) -> Result<Reply, ClientError> {
     let unreachable = |error| ClientError::Unreachable(path.to_owned(), error);
@@ -124,7 +124,7 @@ fn exchange(
     stream
         .set_read_timeout(Some(patience))
         .map_err(unreachable)?;
-    let sent = match stream.write_all(&Request::new(command).to_line()) {
+    let sent = match stream.write_all(&request.to_line()) {
         Ok(()) => true,
         // It said no and closed before it read: the reason is there to be read.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => false,
@@ -147,7 +147,10 @@ fn exchange(
         }
         Err(error) => return Err(no_answer(error.to_string())),
     };
-    match (ended, sent && line.is_empty() && command.ends_the_server()) {
+    match (
+        ended,
+        sent && line.is_empty() && request.command.ends_the_server(),
+    ) {
         (true, true) => Ok(Reply::done("stopped\n")),
         (true, false) => Err(no_answer(
             "it closed the connection without an answer; its log says more".to_owned(),
@@ -179,7 +182,7 @@ mod tests {
             line
         });
         let absent = directory.path().join("absent.sock");
-        let result = ask(&[absent, path], command);
+        let result = ask(&[absent, path], &Request::new(command));
         let line = server.join().unwrap();
         assert_eq!(Request::parse(line.as_bytes()), Ok(Request::new(command)));
         result
@@ -215,7 +218,7 @@ mod tests {
         let dead = directory.path().join("dead.sock");
         drop(UnixListener::bind(&dead).unwrap());
         let absent = directory.path().join("absent.sock");
-        let error = ask(&[dead, absent], Command::Status).unwrap_err();
+        let error = ask(&[dead, absent], &Request::new(Command::Status)).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("dead.sock or /"), "{text}");
         assert!(text.contains("absent.sock"), "{text}");
@@ -227,7 +230,7 @@ mod tests {
         let path = directory.path().join("a.sock");
         let _listener = UnixListener::bind(&path).unwrap();
         let patience = Duration::from_millis(20);
-        let error = ask_within(&[path], Command::Status, patience).unwrap_err();
+        let error = ask_within(&[path], &Request::new(Command::Status), patience).unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
     }
 

@@ -4,7 +4,7 @@
 //! and the connection ends. [`protocol`] has the lines and is pure; [`server`] is the master's half,
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
-//! `status` tells.
+//! `beltway status` tells, and [`upstreams`] what of it is about backends.
 
 pub mod client;
 pub mod path;
@@ -12,3 +12,4 @@ pub mod protocol;
 pub mod server;
 mod socket_file;
 pub mod status;
+pub mod upstreams;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! {"version":1,"command":"reload"}
+//! {"version":1,"command":"server","server":{"set":{"upstream":"app","server":"10.0.0.1:80","state":"drain"}}}
 //! {"version":1,"exit":0,"text":"epoch 3 serves since now\n","data":null}
 //! ```
 //!
@@ -11,6 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::config::model::ServerState;
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u64 = 1;
@@ -45,11 +48,13 @@ pub enum Command {
     Plan,
     /// Let a worker try what its sandbox forbids.
     Probe,
+    /// Tell how the servers of upstreams are, or set the state of one: see [`ServerAsk`].
+    Server,
 }
 
 impl Command {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Reload,
         Self::Upgrade,
         Self::Stop,
@@ -58,6 +63,7 @@ impl Command {
         Self::Status,
         Self::Plan,
         Self::Probe,
+        Self::Server,
     ];
 
     /// Its name in a request.
@@ -71,6 +77,7 @@ impl Command {
             Self::Status => "status",
             Self::Plan => "plan",
             Self::Probe => "probe",
+            Self::Server => "server",
         }
     }
 
@@ -86,6 +93,61 @@ impl Command {
     }
 }
 
+/// What is asked of the servers of upstreams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerAsk {
+    /// How they are.
+    List {
+        /// Of this upstream alone.
+        #[serde(default)]
+        upstream: Option<String>,
+    },
+    /// One of them has this state from now on.
+    Set {
+        /// Its upstream.
+        upstream: String,
+        /// Its name in the configuration; or the host in it, or `:PORT`, where no other server has that.
+        server: String,
+        /// The state.
+        state: AdminState,
+    },
+}
+
+/// What is to be done with a server, whatever its health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminState {
+    /// It takes requests.
+    #[default]
+    Up,
+    /// It takes none but those of clients that a cookie binds to it.
+    Drain,
+    /// It takes none.
+    Down,
+}
+
+impl AdminState {
+    /// As the command line and the configuration have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Drain => "drain",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl From<ServerState> for AdminState {
+    fn from(state: ServerState) -> Self {
+        match state {
+            ServerState::Up => Self::Up,
+            ServerState::Drain => Self::Drain,
+            ServerState::Down => Self::Down,
+        }
+    }
+}
+
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -93,6 +155,9 @@ pub struct Request {
     pub version: u64,
     /// What is asked.
     pub command: Command,
+    /// For [`Command::Server`], and for nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerAsk>,
 }
 
 impl Request {
@@ -101,17 +166,24 @@ impl Request {
         Self {
             version: VERSION,
             command,
+            server: None,
+        }
+    }
+
+    /// A request about servers.
+    pub fn server(ask: ServerAsk) -> Self {
+        Self {
+            server: Some(ask),
+            ..Self::new(Command::Server)
         }
     }
 
     /// The line, with its end.
     pub fn to_line(&self) -> Vec<u8> {
-        let Self { version, command } = self;
-        format!(
-            "{{\"version\":{version},\"command\":\"{}\"}}\n",
-            command.name()
-        )
-        .into_bytes()
+        // Numbers, names and texts can always be JSON.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
     }
 
     /// Reads a line, its end taken off or not.
@@ -143,7 +215,17 @@ impl Request {
                 env!("CARGO_PKG_VERSION"),
             ))
         })?;
-        Ok(Self::new(command))
+        if command != Command::Server {
+            return Ok(Self::new(command));
+        }
+        let ask = value.get("server").cloned().unwrap_or_default();
+        let ask = ServerAsk::deserialize(ask).map_err(|error| {
+            refused(&format!(
+                "the command \"server\" needs \"server\":{{\"list\":{{\"upstream\":…}}}} or \
+                 {{\"set\":{{\"upstream\":…,\"server\":…,\"state\":\"up|drain|down\"}}}}: {error}"
+            ))
+        })?;
+        Ok(Self::server(ask))
     }
 }
 
@@ -236,9 +318,18 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_they_were_written() {
-        for command in Command::ALL {
-            let request = Request::new(command);
+        let set = ServerAsk::Set {
+            upstream: "app \"1\"".to_owned(),
+            server: "unix:/a\nb".to_owned(),
+            state: AdminState::Drain,
+        };
+        let list = ServerAsk::List { upstream: None };
+        let plain = Command::ALL.into_iter().filter(|it| *it != Command::Server);
+        let requests = plain.map(Request::new);
+        for request in requests.chain([set, list].map(Request::server)) {
+            let command = request.command;
             let line = request.to_line();
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             assert_eq!(line.last(), Some(&b'\n'));
             assert_eq!(Request::parse(&line), Ok(request.clone()));
             assert_eq!(
@@ -265,6 +356,11 @@ mod tests {
                 "\"dance\"; it knows reload, upgrade",
             ),
             (br#"[1]"#, "no version"),
+            (br#"{"version":1,"command":"server"}"#, "needs"),
+            (
+                br#"{"version":1,"command":"server","server":{"set":{"upstream":"a","server":"b","state":"off"}}}"#,
+                "unknown variant `off`",
+            ),
         ] {
             let reply = Request::parse(line).unwrap_err();
             assert_eq!(reply.exit, 1);

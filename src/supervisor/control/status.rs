@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::upstreams::{self, UpstreamStatus};
+
 /// The server as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -37,6 +39,8 @@ pub struct StatusReport {
     pub last_exit: Option<ExitStatus>,
     /// How often each limit of clients was reached, in the workers that live.
     pub limits: BTreeMap<String, u64>,
+    /// Where requests are passed to, in the order of the configuration; of all workers together.
+    pub upstreams: Vec<UpstreamStatus>,
 }
 
 /// A reload or an upgrade that has ended.
@@ -191,7 +195,8 @@ pub struct ListenerStatus {
 }
 
 impl StatusReport {
-    /// For people: what the master is, then each generation with its workers and cores.
+    /// For people: what the master is, then the upstreams, then each generation with its workers and
+    /// cores.
     pub fn text(&self) -> String {
         let mut text = format!(
             "beltway {}, process {}, up {}\n",
@@ -240,6 +245,7 @@ impl StatusReport {
         if !limits.is_empty() {
             fact("limits reached", &limits.join(", "));
         }
+        text.push_str(&upstreams::text(&self.upstreams));
         for generation in &self.generations {
             generation.text(&mut text);
         }
@@ -405,12 +411,12 @@ fn or_none(text: &str) -> String {
     if text.is_empty() { "nothing" } else { text }.to_owned()
 }
 
-fn count(count: u64, what: &str) -> String {
+pub(super) fn count(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Two units, the largest first: `3d 4h`, `2m 5s`, `0s`.
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
     let first = units
         .iter()

@@ -195,6 +195,9 @@ impl Master {
         self.configurations.retain(|id, _| *id == config.0);
         self.release();
         let configuration = self.configurations.get(&config.0);
+        if let Some(configuration) = configuration {
+            self.words.keep_to(&configuration.facts.upstreams);
+        }
         let loaded = configuration.and_then(|configuration| configuration.loaded.as_ref());
         if let (Some(log), Some(loaded)) = (&self.control_log, loaded) {
             log.set_level(level(loaded.model.server.log_level));

@@ -11,9 +11,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Policy;
-use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place};
+use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place, Upstream};
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
+use crate::supervisor::control::protocol::AdminState;
 use crate::supervisor::messages::{SandboxMode, SocketId};
 use crate::supervisor::privileges::{self, Identity};
 use crate::supervisor::sandbox::{self, Grants};
@@ -38,6 +39,19 @@ pub(in crate::supervisor) struct Facts {
     pub(super) grants: Grants,
     /// Where requests are logged.
     pub(super) log: Option<LogTarget>,
+    /// Where requests are passed to, in the order of the model. A binary that doesn't tell is of another
+    /// version, which is said elsewhere.
+    #[serde(default)]
+    pub(super) upstreams: Vec<UpstreamFacts>,
+}
+
+/// What the master needs to know of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct UpstreamFacts {
+    /// Its name.
+    pub(super) name: String,
+    /// Its servers: what each is called, and what the configuration says of it.
+    pub(super) servers: Vec<(String, AdminState)>,
 }
 
 impl Facts {
@@ -71,6 +85,7 @@ impl Facts {
                 .access_log
                 .as_ref()
                 .map(|log: &AccessLog| log.target.clone()),
+            upstreams: model.upstreams.iter().map(|it| upstream(it)).collect(),
         })
     }
 
@@ -81,6 +96,16 @@ impl Facts {
             start_timeout: Duration::from_millis(self.start_timeout_ms),
             drain_timeout: Duration::from_millis(self.drain_timeout_ms),
         }
+    }
+}
+
+fn upstream(upstream: &Upstream) -> UpstreamFacts {
+    let servers = upstream.servers.iter();
+    UpstreamFacts {
+        name: upstream.name.to_string(),
+        servers: servers
+            .map(|server| (server.address.to_string(), server.state.into()))
+            .collect(),
     }
 }
 

@@ -142,6 +142,7 @@ impl Master {
             next_config: self.next_config,
             control: control.transpose()?,
             questions: self.requests.waiting().collect(),
+            words: self.words.clone(),
             input: self.input.clone(),
             started_unix: self.started_unix,
             program: self.program.clone(),
@@ -212,6 +213,7 @@ impl Master {
             next_config: handover.next_config,
             children,
             requests: Requests::default(),
+            words: handover.words,
             accepting: std::collections::BTreeSet::new(),
             held: Vec::new(),
             events: std::collections::VecDeque::new(),
@@ -228,8 +230,8 @@ impl Master {
         actions
             .into_iter()
             .for_each(|action| master.perform(action));
-        for (caller, command) in handover.questions {
-            master.asked(caller, command, now);
+        for (caller, request) in handover.questions {
+            master.asked(caller, request, now);
         }
         Ok(master)
     }

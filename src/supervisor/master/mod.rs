@@ -14,6 +14,7 @@ pub mod machine;
 mod requests;
 mod sockets;
 mod upgrade;
+mod words;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use self::machine::{
 };
 use self::requests::Requests;
 use self::sockets::Sockets;
+use self::words::Words;
 use super::bind::BoundAddr;
 use super::control::protocol::Reply;
 use super::control::server::ControlServer;
@@ -118,6 +120,8 @@ struct Master {
     next_config: u64,
     children: Vec<Child>,
     requests: Requests,
+    /// What the administrator has said of servers.
+    words: Words,
     /// Workers that were told to drain in a handover, and may still accept.
     accepting: BTreeSet<WorkerId>,
     /// Answers that wait until no old worker accepts: who has the answer gets the new configuration.
@@ -178,6 +182,7 @@ impl Master {
             next_config: 1,
             children: Vec::new(),
             requests: Requests::default(),
+            words: Words::default(),
             accepting: BTreeSet::new(),
             held: Vec::new(),
             events: VecDeque::new(),

@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use super::configuration::{check, open_log};
 use super::machine::{self, Event, Outcome, RequestId, WorkerId};
+use super::words::Said;
 use super::{Child, Master, unix_now};
 use crate::config::diff::{self, Difference, Restart};
 use crate::config::model::LogTarget;
-use crate::supervisor::control::protocol::{Command, Reply, RequestId as CallerId};
+use crate::supervisor::control::protocol::{
+    Command, Reply, Request, RequestId as CallerId, ServerAsk,
+};
 use crate::supervisor::control::status::{
     ChangeStatus, ExitStatus, GenerationState, GenerationStatus, ListenerStatus, SandboxStatus,
     StatusReport, WorkerStatus,
 };
+use crate::supervisor::control::upstreams::{self, UpstreamStatus};
 use crate::supervisor::messages::{ToWorker, WorkerReport};
 use crate::supervisor::sandbox::{self, Attempt, Report, State};
 
@@ -41,26 +45,37 @@ struct Gather {
     waiting: BTreeSet<WorkerId>,
     reports: BTreeMap<WorkerId, WorkerReport>,
     attempts: Vec<Attempt>,
+    /// Workers that go by a word.
+    set: usize,
+    /// Why the health of the server keeps it out all the same, by one of them.
+    out: String,
     deadline: Instant,
 }
 
 /// What the answers are for.
-enum Kind {
+pub(super) enum Kind {
     Status,
     Plan(Box<Difference>),
     Probe,
+    /// Of this upstream, or of all.
+    Servers(Option<String>),
+    Set(Said),
 }
 
 impl Requests {
     /// The questions that wait, for a master that asks them again.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = (CallerId, Command)> {
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (CallerId, Request)> {
         self.gathers.iter().map(|gather| {
-            let command = match gather.kind {
-                Kind::Status => Command::Status,
-                Kind::Plan(_) => Command::Plan,
-                Kind::Probe => Command::Probe,
+            let request = match &gather.kind {
+                Kind::Status => Request::new(Command::Status),
+                Kind::Plan(_) => Request::new(Command::Plan),
+                Kind::Probe => Request::new(Command::Probe),
+                Kind::Servers(upstream) => Request::server(ServerAsk::List {
+                    upstream: upstream.clone(),
+                }),
+                Kind::Set(said) => Request::server(said.ask()),
             };
-            (gather.caller, command)
+            (gather.caller, request)
         })
     }
 
@@ -85,6 +100,17 @@ impl Requests {
             gather.attempts.extend(attempts);
         }
     }
+
+    /// A worker has heard a word. `found`: it has the server, and goes by it.
+    pub(super) fn server_set(&mut self, id: u64, worker: WorkerId, found: bool, out: String) {
+        if let Some(gather) = self.gathers.iter_mut().find(|gather| gather.id == id) {
+            gather.waiting.remove(&worker);
+            gather.set += usize::from(found);
+            if gather.out.is_empty() {
+                gather.out = out;
+            }
+        }
+    }
 }
 
 impl Master {
@@ -94,7 +120,7 @@ impl Master {
             return;
         };
         for (caller, request) in control.ready(now) {
-            self.asked(caller, request.command, now);
+            self.asked(caller, request, now);
         }
     }
 
@@ -105,16 +131,20 @@ impl Master {
     }
 
     /// Asks the workers.
-    fn gather(&mut self, caller: CallerId, kind: Kind, now: Instant) {
+    pub(super) fn gather(&mut self, caller: CallerId, kind: Kind, now: Instant) {
         if self.requests.gathers.len() >= GATHERS_MAX {
             let reply = Reply::failed(1, "error: too many questions at a time; try again\n");
             return self.reply(caller, &reply);
         }
         let id = self.requests.next;
         self.requests.next += 1;
-        let message = match kind {
-            Kind::Status | Kind::Plan(_) => ToWorker::Status { id },
+        let message = match &kind {
+            Kind::Status | Kind::Plan(_) | Kind::Servers(_) => ToWorker::Status { id },
             Kind::Probe => ToWorker::Probe { id },
+            Kind::Set(said) => ToWorker::Server {
+                id,
+                word: said.word(),
+            },
         };
         let serving = self.children.iter().filter(|child| child.ready.is_some());
         let mut asked: Vec<WorkerId> = serving.map(|child| child.worker).collect();
@@ -122,7 +152,16 @@ impl Master {
             // The newest says it for all.
             asked = asked.pop().into_iter().collect();
         }
-        for worker in &asked {
+        let told = match &kind {
+            // Also those that aren't ready yet, which have had all words of before.
+            Kind::Set(said) => {
+                self.remember(said);
+                self.concerned(said)
+            }
+            _ => asked.clone(),
+        };
+        asked.retain(|worker| told.contains(worker));
+        for worker in &told {
             self.tell(*worker, &message);
         }
         self.requests.gathers.push(Gather {
@@ -132,6 +171,8 @@ impl Master {
             waiting: asked.into_iter().collect(),
             reports: BTreeMap::new(),
             attempts: Vec::new(),
+            set: 0,
+            out: String::new(),
             deadline: now + ANSWERS,
         });
         self.answer_late(now);
@@ -153,15 +194,23 @@ impl Master {
                 }
                 Kind::Plan(difference) => self.plan(&difference, &gather.reports),
                 Kind::Probe => probe_reply(&gather.attempts),
+                Kind::Servers(upstream) => {
+                    let mut upstreams = self.upstreams(&gather.reports);
+                    upstreams.retain(|it| upstream.as_ref().is_none_or(|name| *name == it.name));
+                    list_reply(&upstreams)
+                }
+                Kind::Set(said) => {
+                    self.set_reply(&said, (gather.set, &gather.out), gather.waiting.len())
+                }
             };
             self.reply(gather.caller, &reply);
         }
     }
 
     /// Takes a request of the control socket, just come or left by the master before.
-    pub(super) fn asked(&mut self, caller: CallerId, command: Command, now: Instant) {
+    pub(super) fn asked(&mut self, caller: CallerId, request: Request, now: Instant) {
         let id = Some(RequestId(caller.0));
-        let event = match command {
+        let event = match request.command {
             Command::Reload => Event::Ask {
                 request: id,
                 kind: machine::Kind::Reload,
@@ -193,6 +242,7 @@ impl Master {
                 };
             }
             Command::Probe => return self.gather(caller, Kind::Probe, now),
+            Command::Server => return self.servers(caller, request.server, now),
         };
         self.events.push_back(event);
     }
@@ -344,7 +394,25 @@ impl Master {
         for (name, times) in reports.values().flat_map(|report| &report.limits) {
             *report.limits.entry(name.clone()).or_default() += times;
         }
+        report.upstreams = self.upstreams(reports);
         report
+    }
+
+    /// What the workers tell of upstreams, those that serve before those that don't.
+    fn upstreams(&self, reports: &BTreeMap<WorkerId, WorkerReport>) -> Vec<UpstreamStatus> {
+        let view = self.machine.view();
+        let (serving, others): (Vec<_>, Vec<_>) = view
+            .generations
+            .iter()
+            .partition(|generation| generation.state == "serving");
+        let mut all = Vec::new();
+        for (generations, serve) in [(serving, true), (others, false)] {
+            let workers = generations.iter().flat_map(|it| &it.workers);
+            for report in workers.filter_map(|worker| reports.get(&worker.id)) {
+                upstreams::join(&mut all, &report.upstreams, serve);
+            }
+        }
+        all
     }
 
     fn worker_status(
@@ -411,6 +479,14 @@ fn resident(pid: u32) -> u64 {
         .nth(1)
         .and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or_default() * rustix::param::page_size() as u64
+}
+
+fn list_reply(list: &[UpstreamStatus]) -> Reply {
+    let text = match list {
+        [] => "no request is passed to anybody: there is no upstream\n".to_owned(),
+        list => upstreams::text(list).trim_start().to_owned(),
+    };
+    Reply::done(text).with_data(serde_json::json!({ "upstreams": list }))
 }
 
 /// What became of each attempt; it fails when one wasn't refused.

@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use super::configuration::Facts;
 use super::machine::{GenerationId, Snapshot, WorkerId};
+use super::words::Words;
 use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
 use crate::supervisor::bind::BoundAddr;
 use crate::supervisor::channel::{blob, read_blob};
-use crate::supervisor::control::protocol::{Command, RequestId};
+use crate::supervisor::control::protocol::{Request, RequestId};
 use crate::supervisor::control::server::Caller;
 use crate::supervisor::messages::{Ready, SocketId};
 use crate::supervisor::sys_process;
@@ -30,7 +31,7 @@ pub(super) const HANDOVER_VARIABLE: &str = "BELTWAY_HANDOVER";
 
 /// The version of [`Handover`]. The check of the configuration with the new binary comes first, so a
 /// binary that doesn't know this one is refused before anything is replaced.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 /// All that the next master has to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,7 +59,9 @@ pub(super) struct Handover {
     /// The control socket.
     pub(super) control: Option<Control>,
     /// Questions that wait for workers, which are asked again.
-    pub(super) questions: Vec<(RequestId, Command)>,
+    pub(super) questions: Vec<(RequestId, Request)>,
+    /// What the administrator has said of servers.
+    pub(super) words: Words,
     /// What the configuration is read from.
     pub(super) input: Input,
     /// When the first master started, in seconds since 1970.

@@ -104,6 +104,10 @@ impl Master {
                 self.requests.probed(id, worker, attempts);
                 return;
             }
+            FromWorker::ServerSet { id, found, out } => {
+                self.requests.server_set(id, worker, found, out);
+                return;
+            }
         };
         self.events.push_back(event);
     }
@@ -161,6 +165,7 @@ impl Master {
             next: Next {
                 config: config.0,
                 listeners: configuration.sockets.clone(),
+                words: self.words.of(&configuration.facts.upstreams),
             },
             identity: facts.identity.clone(),
             sandbox: facts.sandbox,
@@ -191,6 +196,7 @@ impl Master {
         let next = Next {
             config: config.0,
             listeners: configuration.sockets.clone(),
+            words: self.words.of(&configuration.facts.upstreams),
         };
         let told = give(sockets, child, &configuration.sockets).and_then(|()| {
             let bundle = configuration.bundle.as_fd();

@@ -7,6 +7,7 @@
 
 mod begin;
 mod questions;
+mod servers;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 
 use self::begin::{SocketTable, drop_privileges, first_messages, listening, take_channel, usable};
 use self::questions::{Asked, Question};
+use self::servers::Tidying;
 use super::channel::{Channel, ChannelError, read_blob};
 use super::core_thread::Message;
 use super::hook;
@@ -102,6 +104,7 @@ struct Process {
     /// Cores that still accept, while the worker drains.
     accepting: Vec<usize>,
     asked: Vec<Asked>,
+    tidying: Tidying,
     /// When cores that don't end are left behind.
     give_up: Option<Instant>,
     /// What is logged follows the configuration.
@@ -166,6 +169,7 @@ impl Process {
                     swapping: None,
                     accepting: Vec::new(),
                     asked: Vec::new(),
+                    tidying: Tidying::default(),
                     give_up: None,
                     control_log,
                     _log: log,
@@ -238,6 +242,7 @@ impl Process {
             .ok_or_else(|| broken("a listening socket is missing"))?;
         let engine = model.server.engine;
         let rosters = Rosters::new(&model.upstreams, Instant::now());
+        servers::heed(&rosters, &start.next.words);
         let resolver =
             Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
         let swap = |listeners| Swap {
@@ -389,12 +394,14 @@ impl Process {
                 _ => tracing::error!("the access log can't be reopened: there is none"),
             },
             ToWorker::Status { id } => {
-                self.ask(id, Question::Status(Box::default()), &Message::Status(id))
+                let report = Box::new(servers::report(&self.rosters));
+                self.ask(id, Question::Status(report), &Message::Status(id));
             }
             ToWorker::Probe { id } => {
                 let attempts = sandbox::probe(&self.start.grants);
                 self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
             }
+            ToWorker::Server { id, word } => self.hear_word(id, &word),
         }
     }
 
@@ -425,6 +432,7 @@ impl Process {
         usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
+        servers::heed(&rosters, &next.words);
         let updated = self.resolver.update(&rosters);
         updated.map_err(|error| no_resolver(&error))?;
         wait_for_answers(&self.resolver);
@@ -502,6 +510,7 @@ impl Process {
                 }
                 Told::Status(id, account) => self.accounted(core, id, &account),
                 Told::Tried(id, results) => self.tried(core, id, &results),
+                Told::Tidied => self.tidied(core),
             }
         }
     }
@@ -518,6 +527,7 @@ impl Process {
     /// A core that is gone answers nothing.
     fn forget(&mut self, core: usize) {
         self.accepts_no_more(core);
+        self.tidied(core);
         for asked in &mut self.asked {
             asked.waiting.retain(|waiting| *waiting != core);
         }

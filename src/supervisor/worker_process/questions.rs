@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::Process;
+use super::{Process, servers};
 use crate::runtime::engine::Forbidden;
 use crate::supervisor::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use crate::supervisor::core_thread::{Account, Message};
@@ -139,6 +139,7 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         }
     }
     report.refused += account.refused;
+    servers::add(&mut report.upstreams, &account.upstreams);
 }
 
 /// What is known of a core without asking it.

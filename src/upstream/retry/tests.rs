@@ -240,3 +240,23 @@ proptest! {
         prop_assert!(sends <= u32::from(most), "{} times", sends);
     }
 }
+
+#[test]
+fn a_budget_tells_what_it_has_done_and_what_is_left() {
+    let now = Instant::now();
+    let limits = BudgetLimits {
+        percent: 100,
+        per_second_min: 0,
+    };
+    let mut budget = RetryBudget::new(limits, now);
+    let left = budget.account(now).left;
+    assert_eq!(left, CAPACITY_MIN);
+    budget.request(now);
+    let granted = (0..left + 3).filter(|_| budget.take(now)).count() as u64;
+    let expected = BudgetAccount {
+        granted: left + 1,
+        refused: 2,
+        left: 0,
+    };
+    assert_eq!((granted, budget.account(now)), (left + 1, expected));
+}

@@ -113,6 +113,44 @@ fn the_administrator_is_told_what_there_is() {
         text,
         "no server `10.0.0.3:80`; there are 10.0.0.1:80, 10.0.0.2:80"
     );
+    let roster = Roster::new(&upstream(&["app.internal:81"]), now);
+    roster.resolved(0, &[resolved("10.0.0.8:81")], now);
+    // It would be forgotten with the next answer of the resolver.
+    assert!(
+        roster
+            .set_admin("10.0.0.8:81", Standing::Down, now)
+            .is_err()
+    );
+}
+
+#[test]
+fn all_words_together_take_the_place_of_those_before() {
+    let now = Instant::now();
+    let roster = Roster::new(&upstream(&["10.0.0.1:80", "10.0.0.2:80"]), now);
+    let board = |at: usize| roster.members().board.state(at, now);
+    roster
+        .set_admin("10.0.0.1:80", Standing::Down, now)
+        .unwrap();
+    roster.heed([("10.0.0.2:80", Standing::Drain)].into_iter(), now);
+    assert_eq!(board(0).standing, Standing::Up, "as the configuration says");
+    assert_eq!(board(1).standing, Standing::Drain);
+    // What stands isn't said again: suspicion that a word would have ended goes on.
+    let limits = super::super::health::EjectionLimits {
+        first: std::time::Duration::from_secs(10),
+        longest: std::time::Duration::from_secs(10),
+        percent_max: 100,
+    };
+    let roster = Roster::new(&upstream(&["10.0.0.1:80", "10.0.0.2:80"]), now);
+    let reason = super::super::health::Reason {
+        finder: super::super::health::Finder::InARow,
+        kind: FailureKind::Refused,
+    };
+    let board = &roster.members().board;
+    board.eject(0, reason, &limits, now);
+    roster.heed(std::iter::empty(), now);
+    assert!(board.state(0, now).ejected_until.is_some());
+    roster.set_admin("10.0.0.1:80", Standing::Up, now).unwrap();
+    assert!(board.state(0, now).ejected_until.is_none());
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod mutations;
 mod queues;
 mod real;
 mod retries;
+mod servers;
 mod smuggling;
 mod spill;
 mod tunnels;

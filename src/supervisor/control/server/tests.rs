@@ -355,7 +355,7 @@ fn serve_one(server: &mut ControlServer) -> (RequestId, Request) {
 fn the_command_line_gets_its_answer_from_a_polled_server() {
     let mut world = World::new();
     let paths = [world.path()];
-    let caller = std::thread::spawn(move || client::ask(&paths, Command::Status));
+    let caller = std::thread::spawn(move || client::ask(&paths, &Request::new(Command::Status)));
     let (id, request) = serve_one(&mut world.server);
     assert_eq!(request.command, Command::Status);
     let long = Reply::done("y".repeat(1 << 20));
@@ -374,7 +374,7 @@ fn the_end_of_the_server_is_the_answer_to_stop() {
     for command in [Command::Stop, Command::Quit] {
         let mut world = World::new();
         let paths = [world.path()];
-        let caller = std::thread::spawn(move || client::ask(&paths, command));
+        let caller = std::thread::spawn(move || client::ask(&paths, &Request::new(command)));
         serve_one(&mut world.server);
         drop(world.server);
         assert_eq!(caller.join().unwrap().unwrap().exit, 0);
