@@ -3,6 +3,7 @@
 //! `versus` starts each server on one core and its own generator on another, peer after peer in every
 //! round, so that what disturbs the machine disturbs all of them alike.
 
+mod backend;
 mod body;
 mod generate;
 mod histogram;
@@ -23,13 +24,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+use backend::BackendOptions;
 use generate::GenerateOptions;
 use launch::LaunchOptions;
 use measure::{Bench, Plan};
-use peers::{Family, Peer};
+use peers::{Family, Roster};
 use table::Header;
 use verdict::Summary;
-use workload::Workload;
+use workload::{Via, Workload};
 
 /// Measures Beltway beside its peers in one interleaved run.
 ///
@@ -40,7 +42,7 @@ use workload::Workload;
 struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Measure only these workloads
+    /// Measure only these workloads, or groups of them: files, proxy
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Measure only these servers
@@ -73,7 +75,7 @@ struct Options {
     /// Core of the generator
     #[arg(long, value_name = "CPU", default_value_t = 1)]
     client_cpu: usize,
-    /// A command to measure in Beltway's place, with {root}, {port} and {engine} in it
+    /// A command to measure in Beltway's place, with {root}, {port}, {engine} and {backend} in it
     #[arg(long, value_name = "COMMAND", hide = true)]
     ours: Option<String>,
 }
@@ -82,6 +84,9 @@ struct Options {
 enum Part {
     /// Measure one server that runs already, on this core; prints JSON
     Generate(GenerateOptions),
+    /// Be what the proxies stand in front of
+    #[command(hide = true)]
+    Backend(BackendOptions),
     /// Become a program, bound to a core
     #[command(hide = true)]
     Launch(LaunchOptions),
@@ -90,6 +95,7 @@ enum Part {
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match &options.part {
+        Some(Part::Backend(options)) => backend::run(options).map(|never| match never {}),
         Some(Part::Launch(options)) => Err(launch::launch(options)),
         Some(Part::Generate(options)) => generate(options),
         None => compare(&options),
@@ -121,27 +127,41 @@ fn generate(options: &GenerateOptions) -> io::Result<bool> {
     Ok(true)
 }
 
+/// The workloads of one kind, and the servers that can do them.
+struct Half {
+    workloads: Vec<Workload>,
+    roster: Roster,
+}
+
 /// The whole programme. False when there were errors.
 fn compare(options: &Options) -> io::Result<bool> {
     interrupt::install();
-    let workloads = workload::select(&options.only).map_err(io::Error::other)?;
-    let (peers, absent) = peers(options)?;
+    let halves = halves(options)?;
     let plan = plan(options)?;
-    let mut bench = Bench::new(plan.clone(), peers.clone(), &workloads)?;
-    let header = header(&plan, &peers, absent, &bench)?;
+    let header = header(&plan, &halves)?;
     if cfg!(debug_assertions) {
         eprintln!("versus: built without optimisation, so the generator costs more than it should");
     }
     if !options.json {
         print!("{}", header.text());
     }
+    let mut workloads = Vec::new();
     let mut all = Vec::new();
-    for workload in &workloads {
-        let summaries = verdict::summarise(workload, &peers, &bench.measure(workload)?);
-        if !options.json {
-            print!("{}", table::workload_text(workload, &summaries));
+    for Half {
+        workloads: some,
+        roster,
+    } in halves
+    {
+        let mut bench = Bench::new(plan.clone(), roster.peers.clone(), &some)?;
+        for workload in some {
+            let measured = bench.measure(&workload)?;
+            let summaries = verdict::summarise(&workload, &roster.peers, &measured);
+            if !options.json {
+                print!("{}", table::workload_text(&workload, &summaries));
+            }
+            workloads.push(workload);
+            all.push(summaries);
         }
-        all.push(summaries);
     }
     match options.json {
         true => println!("{:#}", as_json(&header, &workloads, &all)),
@@ -150,34 +170,34 @@ fn compare(options: &Options) -> io::Result<bool> {
     Ok(all.iter().flatten().all(Summary::clean))
 }
 
-/// The peers that were asked for and are there, and what is said about the others.
-fn peers(options: &Options) -> io::Result<(Vec<Peer>, Vec<String>)> {
+/// What was asked for, with the peers that are there for it.
+fn halves(options: &Options) -> io::Result<Vec<Half>> {
     let asked = |family| options.peers.is_empty() || options.peers.contains(&family);
-    let (mut found, mut absent) = (Vec::new(), Vec::new());
-    if asked(Family::Beltway) {
-        let ours = peers::beltway(&options.beltway, options.ours.as_deref());
-        found.extend(ours.map_err(io::Error::other)?);
-    }
-    for (family, peers) in [
-        (
-            Family::Nginx,
-            peers::nginx as fn() -> Result<Vec<Peer>, String>,
-        ),
-        (Family::Lighttpd, peers::lighttpd),
-    ] {
-        match asked(family).then(peers) {
-            Some(Ok(peers)) => found.extend(peers),
-            Some(Err(why)) => absent.push(why),
-            None => {}
+    let chosen = workload::select(&options.only).map_err(io::Error::other)?;
+    let mut halves = Vec::new();
+    for via in [Via::Files, Via::Proxy { keepalive: None }] {
+        let mut workloads = chosen.clone();
+        workloads.retain(|workload| workload.via.group() == via.group());
+        if workloads.is_empty() {
+            continue;
+        }
+        let ours = options.ours.as_deref();
+        let roster = peers::roster(via, asked, &options.beltway, ours).map_err(io::Error::other)?;
+        if roster.peers.is_empty() && !options.only.is_empty() {
+            return Err(io::Error::other(format!(
+                "nothing to measure with {}: {}",
+                via.group(),
+                roster.absent.join(", ")
+            )));
+        }
+        if !roster.peers.is_empty() {
+            halves.push(Half { workloads, roster });
         }
     }
-    if found.is_empty() {
-        return Err(io::Error::other(format!(
-            "nothing to measure: {}",
-            absent.join(", ")
-        )));
+    match halves.is_empty() {
+        true => Err(io::Error::other("nothing to measure")),
+        false => Ok(halves),
     }
-    Ok((found, absent))
 }
 
 fn plan(options: &Options) -> io::Result<Plan> {
@@ -205,11 +225,15 @@ fn plan(options: &Options) -> io::Result<Plan> {
     })
 }
 
-fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io::Result<Header> {
+fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
     /// `f_type` of a tmpfs (statfs(2)).
     const TMPFS: u64 = 0x0102_1994;
-    let root = bench.root();
-    let memory = rustix::fs::statfs(&root)?.f_type as u64 == TMPFS;
+    // Where a bench makes its directory.
+    let files = std::env::temp_dir();
+    let memory = rustix::fs::statfs(&files)?.f_type as u64 == TMPFS;
+    let rosters = || halves.iter().map(|half| &half.roster);
+    let mut absent: Vec<String> = rosters().flat_map(|one| one.absent.clone()).collect();
+    absent.dedup();
     Ok(Header {
         congestion: procfs::congestion_control(),
         kernel: rustix::system::uname()
@@ -226,13 +250,18 @@ fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io
         files: match memory {
             true => format!(
                 "{}, a tmpfs: sendfile is not what it is on a disk",
-                root.display()
+                files.display()
             ),
-            false => root.display().to_string(),
+            false => files.display().to_string(),
         },
-        peers: peers
+        peers: halves
             .iter()
-            .map(|peer| [peer.name, &peer.version, peer.settings].map(str::to_owned))
+            .flat_map(|half| {
+                let group = half.workloads[0].via.group();
+                half.roster.peers.iter().map(move |peer| {
+                    [group, peer.name, &peer.version, peer.settings].map(str::to_owned)
+                })
+            })
             .collect(),
         absent,
     })
@@ -246,6 +275,7 @@ fn as_json(header: &Header, workloads: &[Workload], all: &[Vec<Summary>]) -> ser
             json!({
                 "name": workload.name,
                 "title": workload.title,
+                "via": workload.via.group(),
                 "body_len": workload.body_len,
                 "connections": workload.connections,
                 "depth": workload.depth,

@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::backend;
 use crate::body;
 use crate::generate::Report;
 use crate::interrupt;
 use crate::launch::{self, Server};
-use crate::peers::{Peer, Site};
-use crate::workload::{Run, Workload};
+use crate::peers::proxies::clients_max;
+use crate::peers::{Backend, Peer, Site};
+use crate::workload::{Run, Via, Workload};
 use crate::wrk;
 
-/// Descriptors of the generator and of a server that are not connections, at most.
+/// Descriptors of the generator, the backend and a server of files that are not connections, at most.
 const OTHER_DESCRIPTORS: u64 = 64;
 /// Memory hardly differs from round to round.
 const IDLE_ROUNDS_MAX: usize = 3;
@@ -52,12 +54,17 @@ pub struct Measured {
     pub wrk: Option<f64>,
 }
 
-/// Files to serve, and servers on them.
+/// Files to serve, and servers of them or proxies before them.
 pub struct Bench {
     plan: Plan,
     peers: Vec<Peer>,
     files: TempDir,
+    /// What proxies stand in front of; runs from the first workload of theirs on.
+    backend: Option<Server>,
+    /// How the servers that run were set up.
+    via: Option<Via>,
     servers: Vec<Result<Server, String>>,
+    lengths: BTreeSet<u64>,
 }
 
 impl Bench {
@@ -70,8 +77,8 @@ impl Bench {
         let root = files.path().join("root");
         std::fs::create_dir(&root)?;
         let lengths: BTreeSet<u64> = workloads.iter().map(|one| one.body_len).collect();
-        for len in lengths {
-            body::write_file(&root, len)?;
+        for len in &lengths {
+            body::write_file(&root, *len)?;
         }
         for place in 0..peers.len() {
             std::fs::create_dir(files.path().join(place.to_string()))?;
@@ -80,7 +87,10 @@ impl Bench {
             plan,
             peers,
             files,
+            backend: None,
+            via: None,
             servers: Vec::new(),
+            lengths,
         })
     }
 
@@ -92,7 +102,7 @@ impl Bench {
     /// Measures one workload, peers interleaved, and returns what was found in the peers' order.
     ///
     /// # Errors
-    /// Only when the run was interrupted: a peer that fails has that in its place.
+    /// When the run was interrupted, or the backend didn't start: a peer that fails has that in its place.
     pub fn measure(&mut self, workload: &Workload) -> io::Result<Vec<Measured>> {
         let mut measured = vec![Measured::default(); self.peers.len()];
         let idle = matches!(workload.run, Run::Idle { .. });
@@ -100,12 +110,7 @@ impl Bench {
             true => self.plan.rounds.min(IDLE_ROUNDS_MAX),
             false => self.plan.rounds,
         };
-        if !idle && self.servers.is_empty() {
-            self.servers = (0..self.peers.len())
-                .map(|place| self.start(place).map_err(|error| error.to_string()))
-                .collect();
-            interrupt::check()?;
-        }
+        self.set_up(workload.via, idle)?;
         for round in 0..rounds {
             for (place, found) in measured.iter_mut().enumerate() {
                 if found.failure.is_some() {
@@ -131,6 +136,25 @@ impl Bench {
         Ok(measured)
     }
 
+    /// Starts what this workload needs and ends what is set up otherwise. A measurement of idle
+    /// connections starts its server itself, in the directory of the one that ran.
+    fn set_up(&mut self, via: Via, idle: bool) -> io::Result<()> {
+        if idle || self.via != Some(via) {
+            self.servers.clear();
+            self.via = Some(via);
+        }
+        if matches!(via, Via::Proxy { .. }) && self.backend.is_none() {
+            self.backend = Some(self.start_backend()?);
+        }
+        if !idle && self.servers.is_empty() {
+            self.servers = (0..self.peers.len())
+                .map(|place| self.start(place).map_err(|error| error.to_string()))
+                .collect();
+            interrupt::check()?;
+        }
+        Ok(())
+    }
+
     /// One measurement of one peer. A server for idle connections is a fresh one: memory that earlier
     /// connections left would be taken again unseen.
     fn once(&mut self, place: usize, workload: &Workload, idle: bool) -> io::Result<Report> {
@@ -145,7 +169,11 @@ impl Bench {
                 Err(error) => return Err(io::Error::other(error.clone())),
             },
         };
-        let command = generator(&self.plan, workload, server);
+        let backend = self
+            .backend
+            .as_mut()
+            .and_then(|one| one.pids().first().copied());
+        let command = generator(&self.plan, workload, server, backend);
         let length = Duration::from_secs_f64(2.0 * self.plan.warm_up + self.plan.seconds);
         let output = launch::run(&command, self.plan.client_cpu, length + workload.slack())?;
         serde_json::from_slice(&output).map_err(io::Error::other)
@@ -172,10 +200,41 @@ impl Bench {
             root: &root,
             work: &work,
             descriptors: self.plan.descriptors,
+            backend: self.behind(),
         };
         let address = free_address()?;
         let command = self.peers[place].command(site, address.port())?;
         Server::start(&command, self.plan.server_cpu, address, work.join("output"))
+    }
+
+    /// What the proxies of the present workload are told of the backend.
+    fn behind(&self) -> Option<Backend> {
+        match (self.via, &self.backend) {
+            (Some(Via::Proxy { keepalive }), Some(server)) => Some(Backend {
+                address: server.address,
+                keepalive,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The backend shares the generator's core.
+    fn start_backend(&self) -> io::Result<Server> {
+        let address = free_address()?;
+        let mut command: Vec<OsString> = vec![
+            "/proc/self/exe".into(),
+            "backend".into(),
+            format!("--listen={address}").into(),
+            "--root".into(),
+            self.root().into(),
+        ];
+        let bodies = self
+            .lengths
+            .iter()
+            .map(|len| format!("--body={len}").into());
+        command.extend(bodies);
+        let log = self.files.path().join("backend");
+        Server::start(&command, self.plan.client_cpu, address, log)
     }
 }
 
@@ -191,17 +250,33 @@ fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
+/// Connections of this workload for which there are descriptors.
+fn connections(plan: &Plan, workload: &Workload) -> u64 {
+    let affordable = match workload.via {
+        Via::Files => plan.descriptors.saturating_sub(OTHER_DESCRIPTORS),
+        Via::Proxy { .. } => clients_max(plan.descriptors),
+    };
+    u64::from(workload.connections).min(affordable)
+}
+
 /// The command line of the generator for one measurement.
-fn generator(plan: &Plan, workload: &Workload, server: &mut Server) -> Vec<OsString> {
-    let connections = u64::from(workload.connections);
-    let connections = connections.min(plan.descriptors.saturating_sub(OTHER_DESCRIPTORS));
+fn generator(
+    plan: &Plan,
+    workload: &Workload,
+    server: &mut Server,
+    backend: Option<u32>,
+) -> Vec<OsString> {
     let mut command: Vec<OsString> = vec!["/proc/self/exe".into(), "generate".into()];
+    let target = match workload.run {
+        Run::Idle { upgrade: true, .. } => backend::TUNNEL.to_owned(),
+        _ => format!("/{}", body::file_name(workload.body_len)),
+    };
     command.extend(
         [
             format!("--address={}", server.address),
-            format!("--target=/{}", body::file_name(workload.body_len)),
+            format!("--target={target}"),
             format!("--body={}", workload.body_len),
-            format!("--connections={connections}"),
+            format!("--connections={}", connections(plan, workload)),
             format!("--depth={}", workload.depth),
             format!("--warm-up={}", plan.warm_up),
             format!("--seconds={}", plan.seconds),
@@ -210,14 +285,12 @@ fn generator(plan: &Plan, workload: &Workload, server: &mut Server) -> Vec<OsStr
         ]
         .map(OsString::from),
     );
-    command.extend(
-        server
-            .pids()
-            .iter()
-            .map(|pid| format!("--watch={pid}").into()),
-    );
-    if matches!(workload.run, Run::Idle { .. }) {
+    let watched = server.pids();
+    command.extend(watched.iter().map(|pid| format!("--watch={pid}").into()));
+    command.extend(backend.map(|pid| format!("--backend={pid}").into()));
+    if let Run::Idle { upgrade, .. } = workload.run {
         command.push("--idle".into());
+        command.extend(upgrade.then(|| "--upgrade".into()));
     }
     command
 }

@@ -30,8 +30,8 @@ pub struct Header {
     pub warm_up: f64,
     /// Where the files lay, and on what.
     pub files: String,
-    /// Name, version and settings of each peer.
-    pub peers: Vec<[String; 3]>,
+    /// What for, name, version and settings of each peer.
+    pub peers: Vec<[String; 4]>,
     /// Peers that are not there, and why.
     pub absent: Vec<String>,
 }
@@ -40,7 +40,7 @@ impl Header {
     /// The header's lines.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "Linux {}, {} ({} CPUs), tcp {}; server on CPU {}, generator on CPU {}\n\
+            "Linux {}, {} ({} CPUs), tcp {}; server on CPU {}, generator and backend on CPU {}\n\
              {} rounds of {} s after {} s of warm-up, peers interleaved; medians (± half the range)\n\
              files in {}\n",
             self.kernel,
@@ -54,17 +54,17 @@ impl Header {
             self.warm_up,
             self.files,
         );
-        for [name, version, settings] in &self.peers {
+        for [group, name, version, settings] in &self.peers {
             // Writing to a string can't fail.
-            let _ = writeln!(text, "  {name:<14} {version}: {settings}");
+            let _ = writeln!(text, "  {group:<6} {name:<16} {version}: {settings}");
         }
         for absent in &self.absent {
             let _ = writeln!(text, "  skipped: {absent}");
         }
         text.push_str(
             "× is against nginx's best configuration of the workload: its highest throughput, its least \
-             processor time.\n≥: the generator was the limit for this peer alone; ≤: for nginx alone; \
-             ~: for both.\n",
+             processor time.\n≥: the generator's core was the limit for this peer alone; ≤: for the other alone; \
+             ~: for both. Then processor time is what counts.\n",
         );
         text
     }
@@ -79,7 +79,7 @@ pub fn workload_text(workload: &Workload, summaries: &[Summary]) -> String {
         targets(workload)
     );
     match workload.run {
-        Run::Idle { .. } => idle_rows(&mut text, summaries),
+        Run::Idle { .. } => idle_rows(&mut text, workload, summaries),
         Run::Load { unit, .. } => load_rows(&mut text, unit, summaries),
     }
     for summary in summaries.iter().filter(|summary| !summary.clean()) {
@@ -115,22 +115,27 @@ pub fn workload_text(workload: &Workload, summaries: &[Summary]) -> String {
 }
 
 fn targets(workload: &Workload) -> String {
-    match workload.run {
-        Run::Idle { bytes_max } => format!(": at most {bytes_max} bytes each"),
-        Run::Load { target: None, .. } => String::new(),
-        Run::Load {
-            target: Some(target),
-            ..
-        } => format!(
-            ": throughput {} ×, processor {} ×{}",
-            target.throughput,
-            target.cpu,
-            if target.above_lighttpd {
-                ", above lighttpd"
-            } else {
-                ""
-            },
-        ),
+    let target = match workload.run {
+        Run::Idle { bytes_max, .. } => return format!(": at most {bytes_max} bytes each"),
+        Run::Load { target, .. } => target,
+    };
+    let times = |what: &str, target: Option<f64>| target.map(|times| format!("{what} {times} ×"));
+    let mut parts: Vec<String> = [
+        times("throughput", target.throughput),
+        times("processor", target.cpu),
+        target.latency.then(|| "p50 below nginx's".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if let Some(beside) = target.beside {
+        let against = beside.family.name();
+        parts.extend(times(&format!("{against}: throughput"), beside.throughput));
+        parts.extend(times(&format!("{against}: processor"), beside.cpu));
+    }
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!(": {}", parts.join(", ")),
     }
 }
 
@@ -142,7 +147,7 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
     let wrk = summaries.iter().any(|summary| summary.wrk.is_some());
     let _ = writeln!(
         text,
-        "  {:<14}{rate:>11} {:>6} {:>8} {:<8}{cost:>11} {:>8} {:<8}{:>9}{:>9}{:>9}{:>7}{}",
+        "  {:<16}{rate:>11} {:>6} {:>8} {:<8}{cost:>11} {:>8} {:<8}{:>9} {:<7}{:>9}{:>9}{:>7}{}",
         "",
         "±",
         "×",
@@ -150,6 +155,7 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
         "×",
         "",
         "p50 µs",
+        "",
         "p99 µs",
         "p999 µs",
         "gen.",
@@ -166,17 +172,16 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
         let cpu = summary.cpu_per_unit.map(|cpu| format!("{:.2}", cpu * cost));
         let _ = write!(
             text,
-            "  {:<14}{rate:>11} {:>5.1}% {:>8} {:<8}{:>11} {:>8} {:<8}{:>9.0}{:>9.0}{:>9.0}{:>6.0}%",
+            "  {:<16}{rate:>11} {:>5.1}% {:>8} {:<8}{:>11} {:>8} {:<8}{:>9.1} {:<7}{:>9.0}{:>9.0}{:>6.0}%",
             summary.peer,
             summary.spread * 100.0,
             ratio_text(summary.throughput_ratio),
             mark(summary, "throughput"),
             cpu.as_deref().unwrap_or("-"),
-            summary
-                .cpu_ratio
-                .map_or("-".to_owned(), |ratio| format!("{ratio:.2}×")),
+            times_text(summary.cpu_ratio),
             mark(summary, "cpu"),
             summary.latency_us.p50,
+            mark(summary, "latency"),
             summary.latency_us.p99,
             summary.latency_us.p999,
             summary.client_busy * 100.0,
@@ -187,21 +192,27 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
                 .map_or("-".to_owned(), |figure| format!("{figure:.0}"));
             let _ = write!(text, "{figure:>11}");
         }
-        let above = summary
-            .verdicts
-            .iter()
-            .find(|verdict| verdict.figure == "above lighttpd");
-        if let Some(above) = above {
-            let _ = write!(text, "  above lighttpd: {}", above.outcome.word());
+        if let Some(against) = summary.beside {
+            let _ = write!(
+                text,
+                "  {}: {} {:<8} CPU {} {}",
+                against.family,
+                ratio_text(against.throughput),
+                mark(summary, "throughput beside"),
+                times_text(against.cpu),
+                mark(summary, "cpu beside"),
+            );
         }
+        let end = text.trim_end().len();
+        text.truncate(end);
         text.push('\n');
     }
 }
 
-fn idle_rows(text: &mut String, summaries: &[Summary]) {
+fn idle_rows(text: &mut String, workload: &Workload, summaries: &[Summary]) {
     let _ = writeln!(
         text,
-        "  {:<14}{:>11} {:<8}{:>14}{:>14}{:>14}",
+        "  {:<16}{:>11} {:<8}{:>14}{:>14}{:>14}",
         "", "bytes each", "", "connections", "before KiB", "after KiB",
     );
     for summary in summaries {
@@ -210,12 +221,21 @@ fn idle_rows(text: &mut String, summaries: &[Summary]) {
         };
         let _ = writeln!(
             text,
-            "  {:<14}{each:>11.0} {:<8}{:>14}{:>14}{:>14}",
+            "  {:<16}{each:>11.0} {:<8}{:>14}{:>14}{:>14}",
             summary.peer,
             mark(summary, "memory"),
             memory.connections,
             memory.before.allocated / 1024,
             memory.after.allocated / 1024,
+        );
+    }
+    let most = summaries.iter().filter_map(|one| one.memory);
+    if let Some(opened) = most.map(|memory| memory.connections + 1).max()
+        && opened < workload.connections
+    {
+        let _ = writeln!(
+            text,
+            "  ! only {opened} connections: the limit of descriptors (`ulimit -Hn`) allows no more",
         );
     }
 }
@@ -231,6 +251,10 @@ fn mark(summary: &Summary, figure: &str) -> &'static str {
         None if summary.reference && figure == "throughput" => "best",
         None => "",
     }
+}
+
+fn times_text(ratio: Option<f64>) -> String {
+    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}×"))
 }
 
 fn ratio_text(ratio: Option<Ratio>) -> String {

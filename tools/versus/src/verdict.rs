@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::generate::{IdleMemory, Latency, Report};
 use crate::measure::Measured;
 use crate::peers::{Family, Peer};
-use crate::workload::{Run, Target, Unit, Workload};
+use crate::workload::{Run, Unit, Workload};
 
 /// A generator that is busier than this share of the time was the limit.
 const SATURATED: f64 = 0.97;
@@ -52,10 +52,23 @@ pub struct Summary {
     pub throughput_ratio: Option<Ratio>,
     /// The least processor time per unit of nginx's configurations over this peer's.
     pub cpu_ratio: Option<f64>,
+    /// The same two ratios against the family that the workload names beside nginx.
+    pub beside: Option<Against>,
     /// The best of nginx's configurations here.
     pub reference: bool,
     /// For Beltway only: what was to be reached.
     pub verdicts: Vec<Verdict>,
+}
+
+/// How a peer compares with the best of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Against {
+    /// The family's name.
+    pub family: &'static str,
+    /// Throughput over that of its best.
+    pub throughput: Option<Ratio>,
+    /// Its least processor time per unit over this peer's.
+    pub cpu: Option<f64>,
 }
 
 /// A ratio and what it says about the true one.
@@ -84,7 +97,8 @@ pub enum Bound {
 /// One figure to reach.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// `throughput`, `cpu`, `above lighttpd` or `memory`.
+    /// `throughput`, `cpu` and `latency` against nginx; `throughput beside` and `cpu beside` against the
+    /// family that the workload names beside it; `memory`.
     pub figure: &'static str,
     /// The target, where it is a number.
     pub target: Option<f64>,
@@ -160,29 +174,81 @@ pub fn summarise(workload: &Workload, peers: &[Peer], measured: &[Measured]) -> 
         .map(|(peer, measured)| summary(workload, peer, measured))
         .collect();
     let families: Vec<Family> = peers.iter().map(|peer| peer.family).collect();
-    let nginx = best(&families, &summaries, Family::Nginx);
-    let lighttpd = best(&families, &summaries, Family::Lighttpd);
-    let sides = |place: usize| summaries[place].side();
-    let (nginx_side, lighttpd_side) = (nginx.and_then(sides), lighttpd.and_then(sides));
-    let nginx_cpu = clean_of(&families, &summaries, Family::Nginx)
-        .filter_map(|place| summaries[place].cpu_per_unit)
-        .min_by(f64::total_cmp);
+    let nginx = Best::of(&families, &summaries, Family::Nginx);
+    let second = match workload.run {
+        Run::Load { target, .. } => target.beside.map(|beside| beside.family),
+        Run::Idle { .. } => None,
+    };
+    let second = second.map(|family| Best::of(&families, &summaries, family));
     for (place, summary) in summaries.iter_mut().enumerate() {
-        summary.reference = nginx == Some(place);
-        let side = summary.side();
-        summary.throughput_ratio = side
-            .zip(nginx_side)
-            .map(|(one, other)| Ratio::of(one, other));
-        let cpu = summary.cpu_per_unit.filter(|_| side.is_some());
-        summary.cpu_ratio = nginx_cpu.zip(cpu).map(|(theirs, ours)| theirs / ours);
+        summary.reference = nginx.place == Some(place);
+        (summary.throughput_ratio, summary.cpu_ratio) = nginx.against(summary);
+        summary.beside = second.as_ref().map(|best| {
+            let (throughput, cpu) = best.against(summary);
+            Against {
+                family: best.family.name(),
+                throughput,
+                cpu,
+            }
+        });
         if families[place] == Family::Beltway {
-            let above = side
-                .zip(lighttpd_side)
-                .map(|(one, other)| Ratio::of(one, other));
-            summary.verdicts = verdicts(workload, summary, above, lighttpd.is_some());
+            summary.verdicts = verdicts(workload, summary, &nginx, second.as_ref());
         }
     }
     summaries
+}
+
+/// The best that a family's clean configurations reach, each figure for itself.
+struct Best {
+    family: Family,
+    /// The configuration with the highest throughput.
+    place: Option<usize>,
+    /// Its throughput, and whether the generator was its limit.
+    side: Option<(f64, bool)>,
+    /// Seconds of processor time per unit.
+    cpu: Option<f64>,
+    /// The median in microseconds.
+    latency_us: Option<f64>,
+    /// Whether any of it was measured, cleanly or not.
+    measured: bool,
+}
+
+impl Best {
+    fn of(families: &[Family], summaries: &[Summary], family: Family) -> Self {
+        let clean = || {
+            (0..summaries.len())
+                .filter(|&place| families[place] == family && summaries[place].side().is_some())
+        };
+        let place = clean().max_by(|&one, &other| {
+            let throughput = |place: usize| summaries[place].throughput.unwrap_or(0.0);
+            throughput(one).total_cmp(&throughput(other))
+        });
+        Self {
+            family,
+            place,
+            side: place.and_then(|place| summaries[place].side()),
+            cpu: clean()
+                .filter_map(|place| summaries[place].cpu_per_unit)
+                .min_by(f64::total_cmp),
+            latency_us: clean()
+                .map(|place| summaries[place].latency_us.p50)
+                .min_by(f64::total_cmp),
+            measured: families.contains(&family),
+        }
+    }
+
+    /// Throughput over its, and its processor time over that of `summary`.
+    fn against(&self, summary: &Summary) -> (Option<Ratio>, Option<f64>) {
+        let side = summary.side();
+        let throughput = side
+            .zip(self.side)
+            .map(|(one, other)| Ratio::of(one, other));
+        let cpu = summary.cpu_per_unit.filter(|_| side.is_some());
+        (
+            throughput,
+            self.cpu.zip(cpu).map(|(theirs, ours)| theirs / ours),
+        )
+    }
 }
 
 impl Summary {
@@ -198,64 +264,64 @@ impl Summary {
     }
 }
 
-/// Places of this family's configurations that may be compared with.
-fn clean_of<'a>(
-    families: &'a [Family],
-    summaries: &'a [Summary],
-    family: Family,
-) -> impl Iterator<Item = usize> + 'a {
-    (0..summaries.len())
-        .filter(move |&place| families[place] == family && summaries[place].side().is_some())
-}
-
-/// The configuration of this family with the highest throughput.
-fn best(families: &[Family], summaries: &[Summary], family: Family) -> Option<usize> {
-    clean_of(families, summaries, family).max_by(|&one, &other| {
-        let throughput = |place: usize| summaries[place].throughput.unwrap_or(0.0);
-        throughput(one).total_cmp(&throughput(other))
-    })
-}
-
 fn verdicts(
     workload: &Workload,
     summary: &Summary,
-    above_lighttpd: Option<Ratio>,
-    lighttpd_measured: bool,
+    nginx: &Best,
+    second: Option<&Best>,
 ) -> Vec<Verdict> {
-    let verdict = |figure, target, outcome: Option<Outcome>| Verdict {
-        figure,
-        target,
-        outcome: outcome.unwrap_or(Outcome::Refused),
-    };
-    match workload.run {
-        Run::Idle { bytes_max } => {
+    let target = match workload.run {
+        Run::Idle { bytes_max, .. } => {
             let memory = summary.memory_per_connection.filter(|_| summary.clean());
             let outcome = memory.map(|bytes| Outcome::of(bytes <= bytes_max));
-            vec![verdict("memory", Some(bytes_max), outcome)]
+            return vec![Verdict::new("memory", Some(bytes_max), outcome)];
         }
-        Run::Load { target: None, .. } => Vec::new(),
-        Run::Load {
-            target:
-                Some(Target {
-                    throughput,
-                    cpu,
-                    above_lighttpd: above,
-                }),
-            ..
-        } => {
-            let ratio = summary
-                .throughput_ratio
-                .map(|ratio| ratio.reaches(throughput));
-            let cpu_outcome = summary.cpu_ratio.map(|ratio| Outcome::of(ratio >= cpu));
-            let mut verdicts = vec![
-                verdict("throughput", Some(throughput), ratio),
-                verdict("cpu", Some(cpu), cpu_outcome),
-            ];
-            if above && lighttpd_measured {
-                let outcome = above_lighttpd.map(|ratio| ratio.reaches(1.0));
-                verdicts.push(verdict("above lighttpd", None, outcome));
-            }
-            verdicts
+        Run::Load { target, .. } => target,
+    };
+    let throughput = |figure, target: Option<f64>, ratio: Option<Ratio>| {
+        target.map(|target| {
+            let outcome = ratio.map(|ratio| ratio.reaches(target));
+            Verdict::new(figure, Some(target), outcome)
+        })
+    };
+    let cpu = |figure, target: Option<f64>, ratio: Option<f64>| {
+        target.map(|target| {
+            let outcome = ratio.map(|ratio| Outcome::of(ratio >= target));
+            Verdict::new(figure, Some(target), outcome)
+        })
+    };
+    let latency = target.latency.then(|| {
+        let ours = summary.side().map(|_| summary.latency_us.p50);
+        let outcome = ours.zip(nginx.latency_us);
+        let outcome = outcome.map(|(ours, theirs)| Outcome::of(ours < theirs));
+        Verdict::new("latency", None, outcome)
+    });
+    let mut verdicts: Vec<Verdict> = [
+        throughput("throughput", target.throughput, summary.throughput_ratio),
+        cpu("cpu", target.cpu, summary.cpu_ratio),
+        latency,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // A second family that isn't installed is no miss.
+    if let (Some(beside), true) = (target.beside, second.is_some_and(|best| best.measured)) {
+        let against = summary.beside;
+        let ratio = against.and_then(|against| against.throughput);
+        verdicts.extend(throughput("throughput beside", beside.throughput, ratio));
+        let ratio = against.and_then(|against| against.cpu);
+        verdicts.extend(cpu("cpu beside", beside.cpu, ratio));
+    }
+    verdicts
+}
+
+impl Verdict {
+    /// Refused where there is no outcome.
+    fn new(figure: &'static str, target: Option<f64>, outcome: Option<Outcome>) -> Self {
+        Self {
+            figure,
+            target,
+            outcome: outcome.unwrap_or(Outcome::Refused),
         }
     }
 }
@@ -330,13 +396,15 @@ fn client_busy(report: &Report) -> f64 {
         .max(report.client_busy)
 }
 
-/// The larger share of the two cores that neither the server nor the generator used.
+/// The larger share of the two cores that neither the server, nor the generator, nor what is behind a
+/// proxy used.
 fn foreign(report: &Report) -> f64 {
     let server = report.server.total() / report.seconds.max(1e-9);
     let on_server = report.server_core_busy.map_or(0.0, |busy| busy - server);
+    let backend = report.backend.total() / report.seconds.max(1e-9);
     let on_client = report
         .client_core_busy
-        .map_or(0.0, |busy| busy - report.client_busy);
+        .map_or(0.0, |busy| busy - report.client_busy - backend);
     on_server.max(on_client).max(0.0)
 }
 
@@ -362,7 +430,7 @@ fn spread(values: Vec<f64>) -> f64 {
 mod tests {
     use super::*;
     use crate::procfs::{CpuTime, Memory};
-    use crate::workload::select;
+    use crate::workload::{Via, select};
 
     fn workload(name: &str) -> Workload {
         select(&[name.to_owned()]).expect("a known name")[0]
@@ -388,11 +456,15 @@ mod tests {
         }
     }
 
-    /// Beltway on both engines, nginx A and B, lighttpd A and B.
+    /// Beltway on both engines, nginx A and B, and two of the family beside it.
     fn judge(name: &str, reports: [Report; 6]) -> Vec<Summary> {
-        let peers = Peer::all_for_tests();
+        let workload = workload(name);
+        let peers = Peer::all_for_tests(match workload.via {
+            Via::Files => Family::Lighttpd,
+            Via::Proxy { .. } => Family::Haproxy,
+        });
         summarise(
-            &workload(name),
+            &workload,
             &peers,
             &reports.map(|report| measured(&[report])),
         )
@@ -506,6 +578,53 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_judged_beside_haproxy_as_well() {
+        // Its CPU per request is 1.5 and 1.0 times ours.
+        let summaries = judge(
+            "proxy-1k-64",
+            [
+                report(200, 0.5, 0.5),
+                report(200, 0.75, 0.5),
+                report(100, 1.0, 0.5),
+                report(90, 0.8, 0.5),
+                report(200, 0.75, 0.5),
+                report(180, 1.0, 0.5),
+            ],
+        );
+        let against = summaries[0].beside.expect("a second family");
+        assert_eq!(against.family, "haproxy");
+        assert!((against.cpu.expect("no errors") - 1.5).abs() < 1e-9);
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass; 3]);
+        let figures: Vec<_> = summaries[1].verdicts.iter().map(|one| one.figure).collect();
+        assert_eq!(figures, ["throughput", "cpu", "cpu beside"]);
+        assert_eq!(outcomes(&summaries[1])[2], Outcome::Miss);
+    }
+
+    #[test]
+    fn latency_is_judged_by_the_medians_alone() {
+        let slow = |p50| Report {
+            latency_us: Latency {
+                p50,
+                ..Latency::default()
+            },
+            ..report(100, 1.0, 0.5)
+        };
+        let p50s = [19.0, 20.0, 25.0, 20.0, 1.0, 1.0];
+        let summaries = judge("proxy-1k-1", p50s.map(slow));
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Miss]);
+    }
+
+    #[test]
+    fn what_is_behind_a_proxy_is_nothing_foreign() {
+        let mut one = report(100, 0.5, 0.4);
+        one.client_core_busy = Some(0.9);
+        assert!((foreign(&one) - 0.5).abs() < 1e-9);
+        one.backend.system = 0.45;
+        assert!((foreign(&one) - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
     fn memory_of_idle_connections_is_judged_alone() {
         let idle = |allocated| Report {
             idle: Some(IdleMemory {
@@ -530,7 +649,7 @@ mod tests {
 
     #[test]
     fn medians_and_spread_over_rounds() {
-        let peers = &Peer::all_for_tests()[..1];
+        let peers = &Peer::all_for_tests(Family::Lighttpd)[..1];
         let rounds = measured(&[
             report(100, 1.0, 0.1),
             report(90, 1.0, 0.1),

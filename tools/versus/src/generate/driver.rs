@@ -10,6 +10,7 @@ use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
 use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
 use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
+use crate::backend;
 use crate::histogram::Histogram;
 
 /// Bodies up to this many bytes are copied out of the kernel, longer ones discarded in it.
@@ -36,6 +37,8 @@ pub struct Load {
     pub connections: u32,
     /// Requests on their way on each connection, at least 1; 1 where bodies are discarded.
     pub depth: u32,
+    /// Each connection becomes a WebSocket tunnel, whose first bytes are the body.
+    pub upgrade: bool,
 }
 
 /// What was counted since the last reset.
@@ -91,10 +94,7 @@ impl Driver {
     /// # Errors
     /// Of the ring; or when the load breaks a bound that [`Load`] names.
     pub fn new(load: Load) -> io::Result<Self> {
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
-            load.target, load.address
-        );
+        let request = request(&load);
         let discards = load.body_len > COPIED_BODY_MAX;
         let on_their_way = request.len() * load.depth as usize;
         if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
@@ -116,7 +116,7 @@ impl Driver {
         Ok(Self {
             ring: Ring::new(dimensions, request.as_bytes())?,
             connections: Vec::with_capacity(load.connections as usize),
-            expected: Expectation::new(load.body_len),
+            expected: Expectation::new(load.body_len, load.upgrade),
             tally: Tally::new(),
             issuing: false,
             epoch: Instant::now(),
@@ -427,6 +427,22 @@ impl Tally {
             reconnects: 0,
         }
     }
+}
+
+/// The bytes of each request.
+fn request(load: &Load) -> String {
+    let upgrade = match load.upgrade {
+        true => format!(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: {}\r\n",
+            backend::KEY,
+        ),
+        false => String::new(),
+    };
+    format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\n{upgrade}\r\n",
+        load.target, load.address,
+    )
 }
 
 /// A connection that is reset when it is closed: thousands of them in TIME_WAIT would use up the

@@ -50,6 +50,12 @@ pub struct GenerateOptions {
     /// Measure the server's memory with all connections idle instead
     #[arg(long)]
     pub idle: bool,
+    /// Ask for WebSocket tunnels, whose first bytes are the body
+    #[arg(long, requires = "idle")]
+    pub upgrade: bool,
+    /// The process behind a proxy on this core, whose time is no one else's
+    #[arg(long, value_name = "PID")]
+    pub backend: Option<u32>,
     /// A process of the server's, whose time and memory count
     #[arg(long = "watch", value_name = "PID")]
     pub watch: Vec<u32>,
@@ -82,6 +88,8 @@ pub struct Report {
     pub latency_us: Latency,
     /// Processor time of the watched processes.
     pub server: CpuTime,
+    /// Processor time of what is behind a proxy.
+    pub backend: CpuTime,
     /// Share of the time in which the server's core was busy, with whatever.
     pub server_core_busy: Option<f64>,
     /// Share of the time in which the generator was busy.
@@ -139,6 +147,7 @@ pub fn run(options: &GenerateOptions) -> io::Result<Report> {
         body_len: options.body,
         connections: options.connections,
         depth: options.depth,
+        upgrade: options.upgrade,
     };
     let mut driver = Driver::new(load)?;
     let deadline = Instant::now() + OPEN_LIMIT;
@@ -187,6 +196,7 @@ fn measure_load(
     };
     report.seconds = (after.at - before.at).as_secs_f64();
     report.server = after.server.since(before.server);
+    report.backend = after.backend.since(before.backend);
     report.server_core_busy = busy(after.server_core, before.server_core);
     report.client_busy = (after.own - before.own).as_secs_f64() / report.seconds;
     report.client_core_busy = busy(after.client_core, before.client_core);
@@ -215,6 +225,7 @@ fn measure_idle(
 struct Snapshot {
     at: Instant,
     server: CpuTime,
+    backend: CpuTime,
     own: Duration,
     server_core: Option<CoreTime>,
     client_core: Option<CoreTime>,
@@ -226,6 +237,7 @@ impl Snapshot {
         Ok(Self {
             at: Instant::now(),
             server: procfs::cpu_time(&options.watch)?,
+            backend: procfs::cpu_time(options.backend.as_slice())?,
             own: Duration::new(own.tv_sec.unsigned_abs(), own.tv_nsec as u32),
             server_core: options.server_cpu.map(procfs::core_time).transpose()?,
             client_core: options.client_cpu.map(procfs::core_time).transpose()?,

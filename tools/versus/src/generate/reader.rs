@@ -13,6 +13,8 @@ pub const HEAD_MAX: usize = 8192;
 /// What every response must be, shared by all connections.
 #[derive(Debug)]
 pub struct Expectation {
+    /// 101 and what the server says first in the tunnel, instead of 200 and a file.
+    upgrade: bool,
     body_len: u64,
     body_first: u8,
     body_last: u8,
@@ -21,10 +23,12 @@ pub struct Expectation {
 }
 
 impl Expectation {
-    /// Status 200 and the file of `body_len` bytes, which must not be 0.
-    pub fn new(body_len: u64) -> Self {
+    /// Status 200 and the file of `body_len` bytes, which must not be 0. With `upgrade` 101, and those
+    /// bytes are the first of a tunnel.
+    pub fn new(body_len: u64, upgrade: bool) -> Self {
         assert!(body_len > 0, "a response without a body ends unseen");
         Self {
+            upgrade,
             body_len,
             body_first: body::byte_at(body_len, 0),
             body_last: body::byte_at(body_len, body_len - 1),
@@ -36,7 +40,7 @@ impl Expectation {
 /// Why a connection was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A status other than 200.
+    /// A status other than 200, or 101 where that is asked for.
     Status(String),
     /// A head that isn't one, is longer than [`HEAD_MAX`] or names no length.
     Head(String),
@@ -181,7 +185,7 @@ impl Reader {
             return Ok(bytes.len());
         };
         let end = end + 4;
-        self.closing |= parse_head(&self.carry[..end], expected.body_len)?;
+        self.closing |= parse_head(&self.carry[..end], expected)?;
         if !self.closing {
             expected.template.clear();
             expected.template.extend_from_slice(&self.carry[..end]);
@@ -211,12 +215,20 @@ impl Reader {
 }
 
 /// Judges a whole head and says whether the server is going to close (RFC 9112 §9.6).
-fn parse_head(head: &[u8], body_len: u64) -> Result<bool, Fault> {
+fn parse_head(head: &[u8], expected: &Expectation) -> Result<bool, Fault> {
+    let body_len = expected.body_len;
     let text = String::from_utf8_lossy(head);
     let mut lines = text.split("\r\n");
     let status = lines.next().unwrap_or_default();
-    if !status.starts_with("HTTP/1.1 200 ") {
+    let wanted = match expected.upgrade {
+        true => "HTTP/1.1 101 ",
+        false => "HTTP/1.1 200 ",
+    };
+    if !status.starts_with(wanted) {
         return Err(Fault::Status(status.to_owned()));
+    }
+    if expected.upgrade {
+        return Ok(false);
     }
     let (mut length, mut closing) = (None, false);
     for line in lines.filter(|line| !line.is_empty()) {
@@ -265,7 +277,7 @@ mod tests {
             )));
         }
         for size in 1..bytes.len() {
-            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
+            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
             let completed: u32 = bytes
                 .chunks(size)
                 .map(|chunk| {
@@ -303,7 +315,7 @@ mod tests {
             (vec![b'x'; 2 * HEAD_MAX], "head"),
             (first_wrong, "body"),
         ] {
-            let fault = Reader::new().receive(&mut Expectation::new(LEN), &bytes);
+            let fault = Reader::new().receive(&mut Expectation::new(LEN, false), &bytes);
             assert_eq!(fault.map_err(|fault| fault.kind()), Err(kind));
         }
     }
@@ -312,7 +324,7 @@ mod tests {
     fn later_responses_are_compared_at_their_ends() {
         let good = response("Content-Length: 100\r\n");
         for (back, wrong) in [(100, true), (50, false), (1, true)] {
-            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
+            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
             assert_eq!(reader.receive(&mut expected, &good), Ok(1));
             let mut bytes = good.clone();
             let at = bytes.len() - back;
@@ -327,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_announced_close_is_seen_after_the_template_was_learnt() {
-        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
         assert_eq!(
             reader.receive(&mut expected, &response("Content-Length: 100\r\n")),
             Ok(1)
@@ -339,8 +351,20 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_is_complete_with_the_first_bytes_of_the_tunnel() {
+        let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
+        bytes.extend((0..LEN).map(|offset| body::byte_at(LEN, offset)));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, true));
+        let (most, last) = bytes.split_at(bytes.len() - 1);
+        assert_eq!(reader.receive(&mut expected, most), Ok(0));
+        assert_eq!(reader.receive(&mut expected, last), Ok(1));
+        let refused = Reader::new().receive(&mut expected, &response("Content-Length: 100\r\n"));
+        assert_eq!(refused.map_err(|fault| fault.kind()), Err("status"));
+    }
+
+    #[test]
     fn discarded_bytes_complete_a_response() {
-        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
         let bytes = response("Content-Length: 100\r\n");
         assert_eq!(
             reader.receive(&mut expected, &bytes[..bytes.len() - 60]),

@@ -117,6 +117,7 @@ fn load(server: &TestServer, body_len: u64, connections: u32, depth: u32) -> Loa
         body_len,
         connections,
         depth,
+        upgrade: false,
     }
 }
 
@@ -219,6 +220,8 @@ fn options(server: &TestServer, len: u64, connections: u32) -> GenerateOptions {
         warm_up: 0.02,
         seconds: 0.1,
         idle: false,
+        upgrade: false,
+        backend: None,
         watch: vec![std::process::id()],
         server_cpu: None,
         client_cpu: None,
