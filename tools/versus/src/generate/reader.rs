@@ -15,6 +15,8 @@ pub const HEAD_MAX: usize = 8192;
 pub struct Expectation {
     /// 101 and what the server says first in the tunnel, instead of 200 and a file.
     upgrade: bool,
+    /// The server was asked to close after each.
+    last: bool,
     body_len: u64,
     body_first: u8,
     body_last: u8,
@@ -23,12 +25,28 @@ pub struct Expectation {
 }
 
 impl Expectation {
-    /// Status 200 and the file of `body_len` bytes, which must not be 0. With `upgrade` 101, and those
-    /// bytes are the first of a tunnel.
-    pub fn new(body_len: u64, upgrade: bool) -> Self {
+    /// Status 101, and then `body_len` bytes as those of a file, the first in a tunnel.
+    pub fn tunnel(body_len: u64) -> Self {
+        Self {
+            upgrade: true,
+            ..Self::new(body_len)
+        }
+    }
+
+    /// As [`Self::new`], and then the end of the connection.
+    pub fn last(body_len: u64) -> Self {
+        Self {
+            last: true,
+            ..Self::new(body_len)
+        }
+    }
+
+    /// Status 200 and the file of `body_len` bytes, which must not be 0.
+    pub fn new(body_len: u64) -> Self {
         assert!(body_len > 0, "a response without a body ends unseen");
         Self {
-            upgrade,
+            upgrade: false,
+            last: false,
             body_len,
             body_first: body::byte_at(body_len, 0),
             body_last: body::byte_at(body_len, body_len - 1),
@@ -172,6 +190,7 @@ impl Reader {
         let template = &expected.template;
         if self.carry.is_empty() && !template.is_empty() && bytes.starts_with(template) {
             self.left = expected.body_len;
+            self.closing |= expected.last;
             return Ok(template.len());
         }
         let carried = self.carry.len();
@@ -185,8 +204,8 @@ impl Reader {
             return Ok(bytes.len());
         };
         let end = end + 4;
-        self.closing |= parse_head(&self.carry[..end], expected)?;
-        if !self.closing {
+        self.closing |= parse_head(&self.carry[..end], expected)? || expected.last;
+        if self.closing == expected.last {
             expected.template.clear();
             expected.template.extend_from_slice(&self.carry[..end]);
         }
@@ -277,7 +296,7 @@ mod tests {
             )));
         }
         for size in 1..bytes.len() {
-            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
+            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
             let completed: u32 = bytes
                 .chunks(size)
                 .map(|chunk| {
@@ -315,7 +334,7 @@ mod tests {
             (vec![b'x'; 2 * HEAD_MAX], "head"),
             (first_wrong, "body"),
         ] {
-            let fault = Reader::new().receive(&mut Expectation::new(LEN, false), &bytes);
+            let fault = Reader::new().receive(&mut Expectation::new(LEN), &bytes);
             assert_eq!(fault.map_err(|fault| fault.kind()), Err(kind));
         }
     }
@@ -324,7 +343,7 @@ mod tests {
     fn later_responses_are_compared_at_their_ends() {
         let good = response("Content-Length: 100\r\n");
         for (back, wrong) in [(100, true), (50, false), (1, true)] {
-            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
+            let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
             assert_eq!(reader.receive(&mut expected, &good), Ok(1));
             let mut bytes = good.clone();
             let at = bytes.len() - back;
@@ -339,7 +358,7 @@ mod tests {
 
     #[test]
     fn an_announced_close_is_seen_after_the_template_was_learnt() {
-        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
         assert_eq!(
             reader.receive(&mut expected, &response("Content-Length: 100\r\n")),
             Ok(1)
@@ -354,7 +373,7 @@ mod tests {
     fn an_upgrade_is_complete_with_the_first_bytes_of_the_tunnel() {
         let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
         bytes.extend((0..LEN).map(|offset| body::byte_at(LEN, offset)));
-        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, true));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::tunnel(LEN));
         let (most, last) = bytes.split_at(bytes.len() - 1);
         assert_eq!(reader.receive(&mut expected, most), Ok(0));
         assert_eq!(reader.receive(&mut expected, last), Ok(1));
@@ -364,7 +383,7 @@ mod tests {
 
     #[test]
     fn discarded_bytes_complete_a_response() {
-        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN, false));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::new(LEN));
         let bytes = response("Content-Length: 100\r\n");
         assert_eq!(
             reader.receive(&mut expected, &bytes[..bytes.len() - 60]),
