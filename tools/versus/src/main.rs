@@ -18,7 +18,7 @@ mod workload;
 mod wrk;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -31,7 +31,7 @@ use measure::{Bench, Plan};
 use peers::{Family, Roster};
 use table::Header;
 use verdict::Summary;
-use workload::{Via, Workload};
+use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
 
 /// Measures Beltway beside its peers in one interleaved run.
 ///
@@ -69,6 +69,9 @@ struct Options {
     /// The Beltway to measure
     #[arg(long, value_name = "PATH", default_value = "target/release/beltway")]
     beltway: PathBuf,
+    /// The directory in which the files are made; on a disk, or the cold ones are left out
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    files: PathBuf,
     /// Core of the servers
     #[arg(long, value_name = "CPU", default_value_t = 0)]
     server_cpu: usize,
@@ -145,8 +148,16 @@ fn compare(options: &Options) -> io::Result<bool> {
     if !options.json {
         print!("{}", header.text());
     }
-    let mut workloads = Vec::new();
-    let mut all = Vec::new();
+    let estimate: f64 = halves
+        .iter()
+        .map(|half| plan.estimate(&half.workloads, half.roster.peers.len()))
+        .sum();
+    eprintln!(
+        "versus: this takes about {:.0} minutes",
+        (estimate / 60.0).ceil()
+    );
+    let mut workloads: Vec<Workload> = Vec::new();
+    let mut all: Vec<Vec<Summary>> = Vec::new();
     for Half {
         workloads: some,
         roster,
@@ -155,7 +166,14 @@ fn compare(options: &Options) -> io::Result<bool> {
         let mut bench = Bench::new(plan.clone(), roster.peers.clone(), &some)?;
         for workload in some {
             let measured = bench.measure(&workload)?;
-            let summaries = verdict::summarise(&workload, &roster.peers, &measured);
+            let mut summaries = verdict::summarise(&workload, &roster.peers, &measured);
+            if workload.cores == Cores::All {
+                let one = workloads
+                    .iter()
+                    .zip(&all)
+                    .find(|(one, _)| one.name == ON_ONE_CORE);
+                verdict::judge_scaling(&roster.peers, &mut summaries, one.map(|(_, one)| &one[..]));
+            }
             if !options.json {
                 print!("{}", table::workload_text(&workload, &summaries));
             }
@@ -174,10 +192,14 @@ fn compare(options: &Options) -> io::Result<bool> {
 fn halves(options: &Options) -> io::Result<Vec<Half>> {
     let asked = |family| options.peers.is_empty() || options.peers.contains(&family);
     let chosen = workload::select(&options.only).map_err(io::Error::other)?;
+    let memory = is_memory(&options.files)?;
     let mut halves = Vec::new();
     for via in [Via::Files, Via::Proxy { keepalive: None }] {
         let mut workloads = chosen.clone();
         workloads.retain(|workload| workload.via.group() == via.group());
+        if memory {
+            workloads.retain(|workload| workload.pace != Pace::Cold);
+        }
         if workloads.is_empty() {
             continue;
         }
@@ -219,18 +241,24 @@ fn plan(options: &Options) -> io::Result<Plan> {
         seconds,
         warm_up: options.warm_up,
         server_cpu: options.server_cpu,
+        all_cpus: launch::allowed_cpus()?,
         client_cpu: options.client_cpu,
+        directory: options.files.clone(),
         descriptors: launch::raise_descriptors(),
         wrk: wrk.filter(|_| options.wrk),
     })
 }
 
-fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
+/// Whether the directory is in memory: nothing is cold there.
+fn is_memory(directory: &Path) -> io::Result<bool> {
     /// `f_type` of a tmpfs (statfs(2)).
     const TMPFS: u64 = 0x0102_1994;
-    // Where a bench makes its directory.
-    let files = std::env::temp_dir();
-    let memory = rustix::fs::statfs(&files)?.f_type as u64 == TMPFS;
+    Ok(rustix::fs::statfs(directory)?.f_type as u64 == TMPFS)
+}
+
+fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
+    let files = &plan.directory;
+    let memory = is_memory(files)?;
     let rosters = || halves.iter().map(|half| &half.roster);
     let mut absent: Vec<String> = rosters().flat_map(|one| one.absent.clone()).collect();
     absent.dedup();
@@ -249,7 +277,7 @@ fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
         warm_up: plan.warm_up,
         files: match memory {
             true => format!(
-                "{}, a tmpfs: sendfile is not what it is on a disk",
+                "{}, a tmpfs: sendfile is not what it is on a disk, and no file is cold",
                 files.display()
             ),
             false => files.display().to_string(),
@@ -278,7 +306,7 @@ fn as_json(header: &Header, workloads: &[Workload], all: &[Vec<Summary>]) -> ser
                 "via": workload.via.group(),
                 "body_len": workload.body_len,
                 "connections": workload.connections,
-                "depth": workload.depth,
+                "pace": format!("{:?}", workload.pace),
                 "unit": workload.unit_name(),
                 "peers": summaries,
             })

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use crate::interrupt;
 use crate::launch::{self, Server};
 use crate::peers::proxies::clients_max;
 use crate::peers::{Backend, Peer, Site};
-use crate::workload::{Run, Via, Workload};
+use crate::workload::{Cores, Pace, Run, Via, Workload};
 use crate::wrk;
 
 /// Descriptors of the generator, the backend and a server of files that are not connections, at most.
@@ -35,10 +37,14 @@ pub struct Plan {
     pub warm_up: f64,
     /// The servers' core.
     pub server_cpu: usize,
+    /// The cores of a server that has all.
+    pub all_cpus: Vec<usize>,
     /// The generator's.
     pub client_cpu: usize,
     /// Descriptors that this user's processes may have.
     pub descriptors: u64,
+    /// The directory in which the files are made.
+    pub directory: PathBuf,
     /// The program wrk, where it is asked for a second opinion.
     pub wrk: Option<PathBuf>,
 }
@@ -62,7 +68,7 @@ pub struct Bench {
     /// What proxies stand in front of; runs from the first workload of theirs on.
     backend: Option<Server>,
     /// How the servers that run were set up.
-    via: Option<Via>,
+    setup: Option<(Via, Cores)>,
     servers: Vec<Result<Server, String>>,
     lengths: BTreeSet<u64>,
 }
@@ -73,10 +79,14 @@ impl Bench {
     /// # Errors
     /// Those of the file system.
     pub fn new(plan: Plan, peers: Vec<Peer>, workloads: &[Workload]) -> io::Result<Self> {
-        let files = tempfile::Builder::new().prefix("versus-").tempdir()?;
+        let files = tempfile::Builder::new()
+            .prefix("versus-")
+            // Servers that run as another user than root's must be able to read.
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(&plan.directory)?;
         let root = files.path().join("root");
         std::fs::create_dir(&root)?;
-        let lengths: BTreeSet<u64> = workloads.iter().map(|one| one.body_len).collect();
+        let lengths: BTreeSet<u64> = workloads.iter().flat_map(Workload::lengths).collect();
         for len in &lengths {
             body::write_file(&root, *len)?;
         }
@@ -88,7 +98,7 @@ impl Bench {
             peers,
             files,
             backend: None,
-            via: None,
+            setup: None,
             servers: Vec::new(),
             lengths,
         })
@@ -110,7 +120,7 @@ impl Bench {
             true => self.plan.rounds.min(IDLE_ROUNDS_MAX),
             false => self.plan.rounds,
         };
-        self.set_up(workload.via, idle)?;
+        self.set_up(workload, idle)?;
         for round in 0..rounds {
             for (place, found) in measured.iter_mut().enumerate() {
                 if found.failure.is_some() {
@@ -129,7 +139,10 @@ impl Bench {
                 interrupt::check()?;
             }
         }
-        if let (Some(wrk), false) = (self.plan.wrk.clone(), idle || workload.depth > 1) {
+        if let (Some(wrk), false) = (
+            self.plan.wrk.clone(),
+            idle || workload.pace != Pace::Closed { depth: 1 },
+        ) {
             self.ask_wrk(&wrk, workload, &mut measured)?;
         }
         progress("");
@@ -138,12 +151,13 @@ impl Bench {
 
     /// Starts what this workload needs and ends what is set up otherwise. A measurement of idle
     /// connections starts its server itself, in the directory of the one that ran.
-    fn set_up(&mut self, via: Via, idle: bool) -> io::Result<()> {
-        if idle || self.via != Some(via) {
+    fn set_up(&mut self, workload: &Workload, idle: bool) -> io::Result<()> {
+        let setup = Some((workload.via, workload.cores));
+        if idle || self.setup != setup {
             self.servers.clear();
-            self.via = Some(via);
+            self.setup = setup;
         }
-        if matches!(via, Via::Proxy { .. }) && self.backend.is_none() {
+        if matches!(workload.via, Via::Proxy { .. }) && self.backend.is_none() {
             self.backend = Some(self.start_backend()?);
         }
         if !idle && self.servers.is_empty() {
@@ -162,6 +176,7 @@ impl Bench {
             true => Some(self.start(place)?),
             false => None,
         };
+        let root = self.root();
         let server = match &mut fresh {
             Some(server) => server,
             None => match &mut self.servers[place] {
@@ -169,6 +184,9 @@ impl Bench {
                 Err(error) => return Err(io::Error::other(error.clone())),
             },
         };
+        if workload.pace == Pace::Cold {
+            body::drop_from_memory(&root, workload.body_len)?;
+        }
         let backend = self
             .backend
             .as_mut()
@@ -196,21 +214,26 @@ impl Bench {
 
     fn start(&self, place: usize) -> io::Result<Server> {
         let (root, work) = (self.root(), self.files.path().join(place.to_string()));
+        let cpus = match self.setup {
+            Some((_, Cores::All)) => &self.plan.all_cpus[..],
+            _ => std::slice::from_ref(&self.plan.server_cpu),
+        };
         let site = Site {
             root: &root,
             work: &work,
             descriptors: self.plan.descriptors,
+            workers: cpus.len(),
             backend: self.behind(),
         };
         let address = free_address()?;
         let command = self.peers[place].command(site, address.port())?;
-        Server::start(&command, self.plan.server_cpu, address, work.join("output"))
+        Server::start(&command, cpus, address, work.join("output"))
     }
 
     /// What the proxies of the present workload are told of the backend.
     fn behind(&self) -> Option<Backend> {
-        match (self.via, &self.backend) {
-            (Some(Via::Proxy { keepalive }), Some(server)) => Some(Backend {
+        match (self.setup, &self.backend) {
+            (Some((Via::Proxy { keepalive }, _)), Some(server)) => Some(Backend {
                 address: server.address,
                 keepalive,
             }),
@@ -234,7 +257,7 @@ impl Bench {
             .map(|len| format!("--body={len}").into());
         command.extend(bodies);
         let log = self.files.path().join("backend");
-        Server::start(&command, self.plan.client_cpu, address, log)
+        Server::start(&command, &[self.plan.client_cpu], address, log)
     }
 }
 
@@ -277,20 +300,48 @@ fn generator(
             format!("--target={target}"),
             format!("--body={}", workload.body_len),
             format!("--connections={}", connections(plan, workload)),
-            format!("--depth={}", workload.depth),
             format!("--warm-up={}", plan.warm_up),
             format!("--seconds={}", plan.seconds),
-            format!("--server-cpu={}", plan.server_cpu),
-            format!("--client-cpu={}", plan.client_cpu),
         ]
         .map(OsString::from),
     );
     let watched = server.pids();
     command.extend(watched.iter().map(|pid| format!("--watch={pid}").into()));
     command.extend(backend.map(|pid| format!("--backend={pid}").into()));
+    match workload.pace {
+        Pace::Closed { depth } => command.push(format!("--depth={depth}").into()),
+        Pace::Reconnect => command.push("--reconnect".into()),
+        Pace::Rate(rate) => command.push(format!("--rate={rate}").into()),
+        Pace::Cold => command.push("--cold".into()),
+    }
+    if let Some(bystander) = workload.bystander {
+        command.push(format!("--bystander={}", bystander.body_len).into());
+    }
+    // Where they are the same cores, how busy each is tells nothing.
+    if workload.cores == Cores::One {
+        command.push(format!("--server-cpu={}", plan.server_cpu).into());
+        command.push(format!("--client-cpu={}", plan.client_cpu).into());
+    }
     if let Run::Idle { upgrade, .. } = workload.run {
         command.push("--idle".into());
         command.extend(upgrade.then(|| "--upgrade".into()));
     }
     command
+}
+
+impl Plan {
+    /// Seconds that these workloads take with so many peers, roughly.
+    pub fn estimate(&self, workloads: &[Workload], peers: usize) -> f64 {
+        /// Starting a generator and opening connections.
+        const EACH: f64 = 0.3;
+        let of = |workload: &Workload| match (workload.run, workload.pace) {
+            (Run::Idle { .. }, _) => {
+                let rounds = self.rounds.min(IDLE_ROUNDS_MAX) as f64;
+                rounds * (2.0 * self.warm_up + 2.0)
+            }
+            (_, Pace::Cold) => self.rounds as f64 * (EACH + 2.0),
+            _ => self.rounds as f64 * (EACH + self.warm_up + self.seconds),
+        };
+        workloads.iter().map(of).sum::<f64>() * peers as f64
+    }
 }

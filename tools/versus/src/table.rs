@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::verdict::{Bound, Outcome, Ratio, Summary};
-use crate::workload::{Run, Unit, Workload};
+use crate::workload::{Cores, Quantile, Run, SCALING_MAX, Unit, Workload};
 
 /// What was measured, on what, and how.
 #[derive(Clone, Debug, Serialize)]
@@ -56,7 +56,7 @@ impl Header {
         );
         for [group, name, version, settings] in &self.peers {
             // Writing to a string can't fail.
-            let _ = writeln!(text, "  {group:<6} {name:<16} {version}: {settings}");
+            let _ = writeln!(text, "  {group:<6} {name:<18} {version}: {settings}");
         }
         for absent in &self.absent {
             let _ = writeln!(text, "  skipped: {absent}");
@@ -80,7 +80,7 @@ pub fn workload_text(workload: &Workload, summaries: &[Summary]) -> String {
     );
     match workload.run {
         Run::Idle { .. } => idle_rows(&mut text, workload, summaries),
-        Run::Load { unit, .. } => load_rows(&mut text, unit, summaries),
+        Run::Load { unit, .. } => load_rows(&mut text, workload, unit, summaries),
     }
     for summary in summaries.iter().filter(|summary| !summary.clean()) {
         let counts: Vec<String> = summary
@@ -133,13 +133,23 @@ fn targets(workload: &Workload) -> String {
         parts.extend(times(&format!("{against}: throughput"), beside.throughput));
         parts.extend(times(&format!("{against}: processor"), beside.cpu));
     }
+    if let Some(bystander) = workload.bystander {
+        let quantile = bystander.quantile.name();
+        let most = bystander.ratio_max;
+        parts.push(format!(
+            "the small client's {quantile} at most {most} × nginx's"
+        ));
+    }
+    if workload.cores == Cores::All {
+        parts.push(format!("processor at most {SCALING_MAX} × one core's"));
+    }
     match parts.is_empty() {
         true => String::new(),
         false => format!(": {}", parts.join(", ")),
     }
 }
 
-fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
+fn load_rows(text: &mut String, workload: &Workload, unit: Unit, summaries: &[Summary]) {
     let (rate, cost) = match unit {
         Unit::Requests => ("requests/s", "CPU µs/req"),
         Unit::Bytes => ("GiB/s", "CPU ms/GiB"),
@@ -147,7 +157,7 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
     let wrk = summaries.iter().any(|summary| summary.wrk.is_some());
     let _ = writeln!(
         text,
-        "  {:<16}{rate:>11} {:>6} {:>8} {:<8}{cost:>11} {:>8} {:<8}{:>9} {:<7}{:>9}{:>9}{:>7}{}",
+        "  {:<18}{rate:>11} {:>6} {:>8} {:<8}{cost:>11} {:>8} {:<8}{:>9} {:<7}{:>9}{:>9}{:>7}{}",
         "",
         "±",
         "×",
@@ -172,7 +182,7 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
         let cpu = summary.cpu_per_unit.map(|cpu| format!("{:.2}", cpu * cost));
         let _ = write!(
             text,
-            "  {:<16}{rate:>11} {:>5.1}% {:>8} {:<8}{:>11} {:>8} {:<8}{:>9.1} {:<7}{:>9.0}{:>9.0}{:>6.0}%",
+            "  {:<18}{rate:>11} {:>5.1}% {:>8} {:<8}{:>11} {:>8} {:<8}{:>9.1} {:<7}{:>9.0}{:>9.0}{:>6.0}%",
             summary.peer,
             summary.spread * 100.0,
             ratio_text(summary.throughput_ratio),
@@ -203,6 +213,26 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
                 mark(summary, "cpu beside"),
             );
         }
+        if let (Some(bystander), Some(latency)) = (workload.bystander, summary.bystander_us) {
+            let value = match bystander.quantile {
+                Quantile::P99 => latency.p99,
+                Quantile::P999 => latency.p999,
+            };
+            let _ = write!(
+                text,
+                "  small client: {} {value:.0} µs {} {}",
+                bystander.quantile.name(),
+                times_text(summary.bystander_ratio),
+                mark(summary, "bystander"),
+            );
+        }
+        if let Some(scaling) = summary.scaling {
+            let _ = write!(
+                text,
+                "  CPU of one core's: {scaling:.2}× {}",
+                mark(summary, "scaling"),
+            );
+        }
         let end = text.trim_end().len();
         text.truncate(end);
         text.push('\n');
@@ -212,7 +242,7 @@ fn load_rows(text: &mut String, unit: Unit, summaries: &[Summary]) {
 fn idle_rows(text: &mut String, workload: &Workload, summaries: &[Summary]) {
     let _ = writeln!(
         text,
-        "  {:<16}{:>11} {:<8}{:>14}{:>14}{:>14}",
+        "  {:<18}{:>11} {:<8}{:>14}{:>14}{:>14}",
         "", "bytes each", "", "connections", "before KiB", "after KiB",
     );
     for summary in summaries {
@@ -221,7 +251,7 @@ fn idle_rows(text: &mut String, workload: &Workload, summaries: &[Summary]) {
         };
         let _ = writeln!(
             text,
-            "  {:<16}{each:>11.0} {:<8}{:>14}{:>14}{:>14}",
+            "  {:<18}{each:>11.0} {:<8}{:>14}{:>14}{:>14}",
             summary.peer,
             mark(summary, "memory"),
             memory.connections,

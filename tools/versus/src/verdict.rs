@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::generate::{IdleMemory, Latency, Report};
 use crate::measure::Measured;
 use crate::peers::{Family, Peer};
-use crate::workload::{Run, Unit, Workload};
+use crate::workload::{Quantile, Run, SCALING_MAX, Unit, Workload};
 
 /// A generator that is busier than this share of the time was the limit.
 const SATURATED: f64 = 0.97;
@@ -30,6 +30,12 @@ pub struct Summary {
     pub cpu_per_unit: Option<f64>,
     /// Latencies; the maximum is of all rounds.
     pub latency_us: Latency,
+    /// The same of the small client beside the load.
+    pub bystander_us: Option<Latency>,
+    /// Of its latency that counts, this peer's over the least of nginx's.
+    pub bystander_ratio: Option<f64>,
+    /// Processor time per unit on all cores over that on one.
+    pub scaling: Option<f64>,
     /// Share of the time in which the generator was busy.
     pub client_busy: f64,
     /// The generator was the limit.
@@ -98,7 +104,7 @@ pub enum Bound {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// `throughput`, `cpu` and `latency` against nginx; `throughput beside` and `cpu beside` against the
-    /// family that the workload names beside it; `memory`.
+    /// family that the workload names beside it; `bystander`, `scaling`, `memory`.
     pub figure: &'static str,
     /// The target, where it is a number.
     pub target: Option<f64>,
@@ -180,6 +186,12 @@ pub fn summarise(workload: &Workload, peers: &[Peer], measured: &[Measured]) -> 
         Run::Idle { .. } => None,
     };
     let second = second.map(|family| Best::of(&families, &summaries, family));
+    let nginx_beside = workload.bystander.and_then(|bystander| {
+        let of = summaries.iter().zip(&families);
+        of.filter(|&(_, &family)| family == Family::Nginx)
+            .filter_map(|(summary, _)| summary.bystander(bystander.quantile))
+            .min_by(f64::total_cmp)
+    });
     for (place, summary) in summaries.iter_mut().enumerate() {
         summary.reference = nginx.place == Some(place);
         (summary.throughput_ratio, summary.cpu_ratio) = nginx.against(summary);
@@ -191,6 +203,10 @@ pub fn summarise(workload: &Workload, peers: &[Peer], measured: &[Measured]) -> 
                 cpu,
             }
         });
+        if let Some(bystander) = workload.bystander {
+            let ours = summary.bystander(bystander.quantile);
+            summary.bystander_ratio = ours.zip(nginx_beside).map(|(ours, theirs)| ours / theirs);
+        }
         if families[place] == Family::Beltway {
             summary.verdicts = verdicts(workload, summary, &nginx, second.as_ref());
         }
@@ -257,6 +273,16 @@ impl Summary {
         self.errors.is_empty() && self.first_error.is_none()
     }
 
+    /// The latency of the small client that counts; none where a ratio must be refused.
+    fn bystander(&self, quantile: Quantile) -> Option<f64> {
+        let latency = self.bystander_us.filter(|_| self.clean())?;
+        let value = match quantile {
+            Quantile::P99 => latency.p99,
+            Quantile::P999 => latency.p999,
+        };
+        (value > 0.0).then_some(value)
+    }
+
     /// Throughput and whether the generator was its limit; none where a ratio must be refused.
     fn side(&self) -> Option<(f64, bool)> {
         let throughput = self.throughput.filter(|&throughput| throughput > 0.0)?;
@@ -312,7 +338,37 @@ fn verdicts(
         let ratio = against.and_then(|against| against.cpu);
         verdicts.extend(cpu("cpu beside", beside.cpu, ratio));
     }
+    if let Some(bystander) = workload.bystander {
+        let outcome = summary
+            .bystander_ratio
+            .map(|ratio| Outcome::of(ratio <= bystander.ratio_max));
+        verdicts.push(Verdict::new(
+            "bystander",
+            Some(bystander.ratio_max),
+            outcome,
+        ));
+    }
     verdicts
+}
+
+/// Compares what a request costs on all cores with what it costs on one: `one`, of the same peers. Judged
+/// for Beltway, and only where that was measured.
+pub fn judge_scaling(peers: &[Peer], summaries: &mut [Summary], one: Option<&[Summary]>) {
+    let Some(one) = one else {
+        return;
+    };
+    for ((peer, summary), one) in peers.iter().zip(summaries).zip(one) {
+        let all = summary.side().and(summary.cpu_per_unit);
+        let one = one.side().and(one.cpu_per_unit);
+        summary.scaling = all.zip(one).map(|(all, one)| all / one);
+        if peer.family == Family::Beltway {
+            let outcome = summary
+                .scaling
+                .map(|ratio| Outcome::of(ratio <= SCALING_MAX));
+            let verdict = Verdict::new("scaling", Some(SCALING_MAX), outcome);
+            summary.verdicts.push(verdict);
+        }
+    }
 }
 
 impl Verdict {
@@ -365,15 +421,9 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
             summary.cpu_per_unit = cpu.filter(|&cpu| cpu > 0.0);
         }
     }
-    summary.latency_us = Latency {
-        p50: of(&|report| report.latency_us.p50).unwrap_or(0.0),
-        p99: of(&|report| report.latency_us.p99).unwrap_or(0.0),
-        p999: of(&|report| report.latency_us.p999).unwrap_or(0.0),
-        max: reports
-            .iter()
-            .map(|report| report.latency_us.max)
-            .fold(0.0, f64::max),
-    };
+    summary.latency_us = latency(reports.iter().map(|report| report.latency_us));
+    let beside = || reports.iter().filter_map(|report| report.bystander_us);
+    summary.bystander_us = beside().next().map(|_| latency(beside()));
     summary.client_busy = of(&client_busy).unwrap_or(0.0);
     summary.saturated = summary.client_busy > SATURATED;
     summary.foreign = of(&foreign).unwrap_or(0.0);
@@ -406,6 +456,18 @@ fn foreign(report: &Report) -> f64 {
         .client_core_busy
         .map_or(0.0, |busy| busy - report.client_busy - backend);
     on_server.max(on_client).max(0.0)
+}
+
+/// Medians over the rounds; the maximum is of all.
+fn latency(rounds: impl Iterator<Item = Latency>) -> Latency {
+    let rounds: Vec<Latency> = rounds.collect();
+    let of = |value: fn(&Latency) -> f64| median(rounds.iter().map(value).collect()).unwrap_or(0.0);
+    Latency {
+        p50: of(|latency| latency.p50),
+        p99: of(|latency| latency.p99),
+        p999: of(|latency| latency.p999),
+        max: rounds.iter().map(|latency| latency.max).fold(0.0, f64::max),
+    }
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -616,6 +678,41 @@ mod tests {
     }
 
     #[test]
+    fn a_small_client_is_compared_with_nginxs_least_wait() {
+        let waits = |p999| Report {
+            bytes: 100,
+            bystander_us: Some(Latency {
+                p99: 1.0,
+                p999,
+                ..Latency::default()
+            }),
+            ..report(1, 1.0, 0.5)
+        };
+        let summaries = judge("1g-cold", [10.0, 11.0, 100.0, 105.0, 1.0, 1.0].map(waits));
+        assert_eq!(summaries[0].bystander_ratio, Some(0.1));
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass; 2]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Pass, Outcome::Miss]);
+    }
+
+    #[test]
+    fn all_cores_are_compared_with_one_of_the_same_peer() {
+        let peers = Peer::all_for_tests(Family::Lighttpd);
+        let of = |cpu: f64| {
+            let reports = [0.0, 0.1, 0.0, 0.0, 0.0, 0.0].map(|more| report(100, cpu + more, 0.5));
+            let measured = reports.map(|report| measured(&[report]));
+            summarise(&workload("1k-cores"), &peers, &measured)
+        };
+        let (one, mut all) = (of(1.0), of(1.05));
+        all[1].cpu_per_unit = Some(0.0125);
+        judge_scaling(&peers, &mut all, None);
+        assert!(all[0].verdicts.is_empty());
+        judge_scaling(&peers, &mut all, Some(&one));
+        assert_eq!(outcomes(&all[0]), [Outcome::Pass]);
+        assert_eq!(outcomes(&all[1]), [Outcome::Miss]);
+        assert!(all[2].verdicts.is_empty() && all[2].scaling.is_some());
+    }
+
+    #[test]
     fn what_is_behind_a_proxy_is_nothing_foreign() {
         let mut one = report(100, 0.5, 0.4);
         one.client_core_busy = Some(0.9);
@@ -640,9 +737,9 @@ mod tests {
             }),
             ..Report::default()
         };
-        let sizes = [101_000, 104_000, 0, 0, 0, 0];
+        let sizes = [51_000, 54_000, 0, 0, 0, 0];
         let summaries = judge("idle", sizes.map(idle));
-        assert_eq!(summaries[0].memory_per_connection, Some(1000.0));
+        assert_eq!(summaries[0].memory_per_connection, Some(500.0));
         assert_eq!(outcomes(&summaries[0]), [Outcome::Pass]);
         assert_eq!(outcomes(&summaries[1]), [Outcome::Miss]);
     }

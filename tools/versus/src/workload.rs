@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::GREETING_LEN;
+use crate::generate::{COLD_LIMIT, OPEN_LIMIT};
 use crate::peers::Family;
 use crate::peers::proxies::KEEPALIVE;
 
@@ -33,6 +34,61 @@ impl Via {
         match self {
             Via::Files => "files",
             Via::Proxy { .. } => "proxy",
+        }
+    }
+}
+
+/// The cores that a server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// One of its own, with one worker.
+    One,
+    /// All, with a worker on each; the generator has one of them as well.
+    All,
+}
+
+/// When the next request follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// At the response, with so many on their way on each connection.
+    Closed {
+        /// At least 1.
+        depth: u32,
+    },
+    /// At the response, on a new connection.
+    Reconnect,
+    /// So many in a second, whatever becomes of them.
+    Rate(u32),
+    /// Never: one file, which isn't in memory.
+    Cold,
+}
+
+/// A small client beside the load, which takes a file at a fixed rate.
+#[derive(Clone, Copy, Debug)]
+pub struct Bystander {
+    /// Length of its file.
+    pub body_len: u64,
+    /// The latency that counts.
+    pub quantile: Quantile,
+    /// That latency over the least of nginx's, at most.
+    pub ratio_max: f64,
+}
+
+/// One of the latencies that are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantile {
+    /// 99 of 100 requests took at most this long.
+    P99,
+    /// 999 of 1000 took at most this long.
+    P999,
+}
+
+impl Quantile {
+    /// As the table writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantile::P99 => "p99",
+            Quantile::P999 => "p999",
         }
     }
 }
@@ -99,11 +155,11 @@ impl Target {
     }
 
     /// As well as against nginx.
-    const fn beside_lighttpd(self, throughput: f64) -> Self {
+    const fn beside_lighttpd(self, cpu: f64) -> Self {
         let beside = Beside {
             family: Family::Lighttpd,
-            throughput: Some(throughput),
-            cpu: None,
+            throughput: None,
+            cpu: Some(cpu),
         };
         Self {
             beside: Some(beside),
@@ -142,10 +198,14 @@ pub struct Workload {
     pub via: Via,
     /// Length of the file.
     pub body_len: u64,
-    /// Keep-alive connections.
+    /// Connections at a time.
     pub connections: u32,
-    /// Requests on their way on each.
-    pub depth: u32,
+    /// The cores of the server.
+    pub cores: Cores,
+    /// When the next request follows.
+    pub pace: Pace,
+    /// A small client beside it.
+    pub bystander: Option<Bystander>,
     /// Its kind.
     pub run: Run,
 }
@@ -166,7 +226,9 @@ impl Workload {
             via: Via::Files,
             body_len,
             connections,
-            depth: 1,
+            cores: Cores::One,
+            pace: Pace::Closed { depth: 1 },
+            bystander: None,
             run: Run::Load { unit, target },
         }
     }
@@ -176,6 +238,39 @@ impl Workload {
         Self {
             run: Run::Load { unit, target },
             ..self
+        }
+    }
+
+    const fn paced(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+
+    const fn beside(self, quantile: Quantile, ratio_max: f64) -> Self {
+        let bystander = Some(Bystander {
+            body_len: KIB,
+            quantile,
+            ratio_max,
+        });
+        Self { bystander, ..self }
+    }
+
+    const fn on_all_cores(self) -> Self {
+        Self {
+            cores: Cores::All,
+            ..self
+        }
+    }
+
+    const fn idle(
+        name: &'static str,
+        title: &'static str,
+        body_len: u64,
+        connections: u32,
+        (bytes_max, upgrade): (f64, bool),
+    ) -> Self {
+        Self {
+            run: Run::Idle { bytes_max, upgrade },
+            ..Self::small(name, title, body_len, connections, Target::NONE)
         }
     }
 
@@ -208,17 +303,30 @@ impl Workload {
 
     /// Most time that a measurement of it may take beyond warm-up and measurement.
     pub fn slack(&self) -> Duration {
-        crate::generate::OPEN_LIMIT + Duration::from_secs(10)
+        let cold = match self.pace {
+            Pace::Cold => COLD_LIMIT,
+            _ => Duration::ZERO,
+        };
+        OPEN_LIMIT + cold + Duration::from_secs(10)
+    }
+
+    /// Lengths of the files that it asks for.
+    pub fn lengths(&self) -> impl Iterator<Item = u64> {
+        let beside = self.bystander.map(|bystander| bystander.body_len);
+        [Some(self.body_len), beside].into_iter().flatten()
     }
 }
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
-const SMALL: Target = Target::both(1.8, 1.9).beside_lighttpd(1.0);
-const MEDIUM: Target = Target::both(1.6, 1.6);
-const LARGE: Target = Target::both(1.0, 1.0);
-const PIPELINED: Target = Target::both(4.0, 4.0);
+/// Processor time per request on all cores over that on one, at most.
+pub const SCALING_MAX: f64 = 1.1;
+/// The workload that [`Cores::All`] is compared with.
+pub const ON_ONE_CORE: &str = "1k-64";
+
+const SMALL: Target = Target::both(2.0, 2.1).beside_lighttpd(1.35);
 const QUICK_TO_ANSWER: Target = Target {
     latency: true,
     ..Target::NONE
@@ -232,40 +340,108 @@ pub const WORKLOADS: &[Workload] = &[
     Workload::small("1k-64", "1 KiB, 64 connections", KIB, 64, SMALL),
     Workload::small("1k-1024", "1 KiB, 1024 connections", KIB, 1024, SMALL),
     Workload::small("1k-1", "1 KiB, 1 connection", KIB, 1, Target::NONE),
-    Workload {
-        depth: 16,
-        ..Workload::small(
-            "1k-pipelined",
-            "1 KiB pipelined ×16, 64 connections",
-            KIB,
-            64,
-            PIPELINED,
-        )
-    },
-    Workload::small("16k", "16 KiB, 64 connections", 16 * KIB, 64, MEDIUM),
-    Workload::small("64k", "64 KiB, 64 connections", 64 * KIB, 64, MEDIUM),
+    Workload::small(
+        "1k-pipelined",
+        "1 KiB pipelined ×16, 64 connections",
+        KIB,
+        64,
+        Target::both(6.0, 6.0),
+    )
+    .paced(Pace::Closed { depth: 16 }),
+    Workload::small(
+        "1k-reconnect",
+        "1 KiB, a connection per request, 64 at a time",
+        KIB,
+        64,
+        Target::cpu(1.2),
+    )
+    .paced(Pace::Reconnect),
+    Workload::small(
+        "16k",
+        "16 KiB, 64 connections",
+        16 * KIB,
+        64,
+        Target::both(1.7, 1.7),
+    ),
+    Workload::small(
+        "64k",
+        "64 KiB, 64 connections",
+        64 * KIB,
+        64,
+        Target::both(1.6, 1.6),
+    ),
     Workload::small(
         "256k",
         "256 KiB, 64 connections",
         256 * KIB,
         64,
-        Target::NONE,
+        Target::both(1.15, 1.15),
     ),
-    Workload::small("1m", "1 MiB hot, 16 connections", MIB, 16, LARGE).counted_in_bytes(LARGE),
-    Workload::small("64m", "64 MiB hot, 16 connections", 64 * MIB, 16, LARGE)
-        .counted_in_bytes(LARGE),
-    Workload {
-        name: "idle",
-        title: "10 000 idle connections",
-        via: Via::Files,
-        body_len: KIB,
-        connections: 10_000,
-        depth: 1,
-        run: Run::Idle {
-            bytes_max: 1024.0,
-            upgrade: false,
-        },
-    },
+    Workload::small("1m", "1 MiB hot, 16 connections", MIB, 16, Target::NONE)
+        .counted_in_bytes(Target::both(1.03, 1.03)),
+    Workload::small(
+        "64m",
+        "64 MiB hot, 16 connections",
+        64 * MIB,
+        16,
+        Target::NONE,
+    )
+    .counted_in_bytes(Target::both(1.05, 1.05)),
+    Workload::small("1g", "1 GiB hot, 16 connections", GIB, 16, Target::NONE)
+        .counted_in_bytes(Target::both(1.05, 1.05)),
+    Workload::small(
+        "1g-cold",
+        "1 GiB cold, 1 connection, beside a client of 1 KiB",
+        GIB,
+        1,
+        Target::NONE,
+    )
+    .counted_in_bytes(Target {
+        throughput: Some(0.9),
+        ..Target::NONE
+    })
+    .paced(Pace::Cold)
+    .beside(Quantile::P999, 0.1),
+    Workload::small(
+        "16m-beside",
+        "16 MiB hot, 64 connections, beside a client of 1 KiB",
+        16 * MIB,
+        64,
+        Target::NONE,
+    )
+    .counted_in_bytes(Target::NONE)
+    .beside(Quantile::P99, 0.5),
+    Workload::small(
+        "1k-10k",
+        "1 KiB, 10 000 requests a second, 64 connections",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .paced(Pace::Rate(10_000)),
+    Workload::small(
+        "1k-30k",
+        "1 KiB, 30 000 requests a second, 64 connections",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .paced(Pace::Rate(30_000)),
+    Workload::small(
+        "1k-cores",
+        "1 KiB, 64 connections, all cores",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .on_all_cores(),
+    Workload::idle(
+        "idle",
+        "10 000 idle connections",
+        KIB,
+        10_000,
+        (512.0, false),
+    ),
     Workload::small(
         "proxy-1k-1",
         "proxy, 1 KiB, 1 connection",
@@ -314,18 +490,14 @@ pub const WORKLOADS: &[Workload] = &[
         Target::cpu(2.0).beside_haproxy(1.0),
     )
     .proxied(None),
-    Workload {
-        name: "proxy-ws",
-        title: "proxy, 8 000 idle WebSockets",
-        via: Via::Proxy { keepalive: None },
-        body_len: GREETING_LEN,
-        connections: 8_000,
-        depth: 1,
-        run: Run::Idle {
-            bytes_max: 2560.0,
-            upgrade: true,
-        },
-    },
+    Workload::idle(
+        "proxy-ws",
+        "proxy, 8 000 idle WebSockets",
+        GREETING_LEN,
+        8_000,
+        (2560.0, true),
+    )
+    .proxied(None),
 ];
 
 /// The workloads of these names and groups, in the programme's order; all when none is named.

@@ -30,6 +30,10 @@ pub const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// Longest time for one file that isn't in memory.
 pub const COLD_LIMIT: Duration = Duration::from_secs(60);
 
+/// Files longer than this are not got once on each connection before the warm-up: it would be most of the
+/// time, and what is wrong with them is seen when they end.
+const PROVEN_MAX: u64 = 64 << 20;
+
 /// What `versus generate` is told.
 #[derive(Args, Clone, Debug)]
 pub struct GenerateOptions {
@@ -257,7 +261,7 @@ fn measure(
         report.idle = Some(measure_idle(driver, options, deadline)?);
         return Ok(());
     }
-    if options.cold {
+    if options.cold || options.body > PROVEN_MAX {
         driver.connect()?;
     } else {
         driver.open(options.connections, deadline)?;

@@ -111,7 +111,7 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
             "serve".into(),
             site.root.into(),
             format!("--engine={engine}").into(),
-            "--workers=1".into(),
+            format!("--workers={}", site.workers).into(),
             "--no-access-log".into(),
             "-l".into(),
             format!("127.0.0.1:{port}").into(),
@@ -161,7 +161,7 @@ server.modules = ( \"mod_staticfile\" )
 server.event-handler = \"linux-sysepoll\"
 server.network-backend = \"{backend}\"
 server.stat-cache-engine = \"simple\"
-server.max-worker = 0
+server.max-worker = {workers}
 server.max-fds = {descriptors}
 server.max-connections = {connections}
 server.listen-backlog = 4096
@@ -173,6 +173,8 @@ mimetype.assign = ( \"\" => \"application/octet-stream\" )
         root = site.root.display(),
         work = site.work.display(),
         descriptors = site.descriptors,
-        connections = (site.descriptors - 64).min(16_384),
+        connections = super::clients_of(site),
+        // Any number starts a process that only watches over the workers.
+        workers = if site.workers > 1 { site.workers } else { 0 },
     )
 }

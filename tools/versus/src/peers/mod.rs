@@ -1,6 +1,7 @@
 //! The servers that are measured, each in its best settings.
 
 mod files;
+mod others;
 pub mod proxies;
 
 use std::ffi::OsString;
@@ -26,6 +27,14 @@ pub enum Family {
     Nginx,
     /// Beside it, with files.
     Lighttpd,
+    /// Apache httpd, with its event model.
+    Apache,
+    /// Written in Go.
+    Caddy,
+    /// Its evented model with files read into memory.
+    H2o,
+    /// Written in Rust, on tokio.
+    StaticWebServer,
     /// Beside it, as a proxy.
     Haproxy,
 }
@@ -37,6 +46,10 @@ impl Family {
             Family::Beltway => "beltway",
             Family::Nginx => "nginx",
             Family::Lighttpd => "lighttpd",
+            Family::Apache => "apache",
+            Family::Caddy => "caddy",
+            Family::H2o => "h2o",
+            Family::StaticWebServer => "static-web-server",
             Family::Haproxy => "haproxy",
         }
     }
@@ -60,6 +73,7 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 enum Configuration {
     Files(files::Kind),
+    Other(others::Kind),
     Proxy(proxies::Kind),
     /// A command line with `{root}`, `{port}`, `{engine}` and `{backend}` in it.
     Ours {
@@ -77,6 +91,8 @@ pub struct Site<'a> {
     pub work: &'a Path,
     /// Descriptors that it may have.
     pub descriptors: u64,
+    /// Cores that it may use, and so workers, at least 1.
+    pub workers: usize,
     /// What proxies stand in front of.
     pub backend: Option<Backend>,
 }
@@ -114,6 +130,10 @@ pub fn roster(
         Via::Files => &[
             (Family::Nginx, files::nginx),
             (Family::Lighttpd, files::lighttpd),
+            (Family::Apache, others::apache),
+            (Family::Caddy, others::caddy),
+            (Family::H2o, others::h2o),
+            (Family::StaticWebServer, others::static_web_server),
         ],
         Via::Proxy { .. } => &[
             (Family::Nginx, proxies::nginx),
@@ -174,6 +194,7 @@ impl Peer {
     pub fn command(&self, site: Site<'_>, port: u16) -> io::Result<Vec<OsString>> {
         let arguments = match &self.configuration {
             Configuration::Files(kind) => files::arguments(*kind, site, port)?,
+            Configuration::Other(kind) => others::arguments(kind, site, port)?,
             Configuration::Proxy(kind) => proxies::arguments(*kind, site, port)?,
             Configuration::Ours { command, engine } => {
                 return Ok(filled_in(command, engine, site, port));
@@ -219,6 +240,25 @@ impl Peer {
     }
 }
 
+/// Connections that a server of files is told to expect where it must be told.
+fn clients_of(site: Site<'_>) -> u64 {
+    site.descriptors.saturating_sub(64).clamp(1, 16_384)
+}
+
+#[cfg(test)]
+impl Site<'_> {
+    /// Nothing is there.
+    fn for_tests() -> Self {
+        Self {
+            root: Path::new("/srv/files"),
+            work: Path::new("/nowhere"),
+            descriptors: 20_000,
+            workers: 1,
+            backend: None,
+        }
+    }
+}
+
 /// The path of an installed program. Servers are often outside an ordinary user's PATH.
 fn find(name: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -258,7 +298,7 @@ fn nginx_conf(site: Site<'_>, http: &str) -> String {
     };
     format!(
         "daemon off; {user}
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile {descriptors};
 pid {work}/nginx.pid;
 error_log {work}/nginx.error crit;
@@ -281,6 +321,7 @@ http {{
     scgi_temp_path {work}/scgi;
 {http}}}
 ",
+        workers = site.workers,
         descriptors = site.descriptors,
         connections = site.descriptors.min(CONNECTIONS_MAX),
     )
@@ -292,14 +333,13 @@ mod tests {
 
     #[test]
     fn a_command_of_ours_is_filled_in() {
+        let backend = Backend {
+            address: ([127, 0, 0, 1], 82).into(),
+            keepalive: None,
+        };
         let site = Site {
-            root: Path::new("/srv/files"),
-            work: Path::new("/nowhere"),
-            descriptors: 1024,
-            backend: Some(Backend {
-                address: ([127, 0, 0, 1], 82).into(),
-                keepalive: None,
-            }),
+            backend: Some(backend),
+            ..Site::for_tests()
         };
         let command = "x --dir={root} {port} {engine} {backend}";
         let command = commands_of_ours(command)[1].command(site, 81);

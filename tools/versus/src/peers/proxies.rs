@@ -108,7 +108,7 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
     Ok(match kind {
         Kind::Beltway(engine) => {
             let file = site.work.join("beltway.toml");
-            fs::write(&file, beltway_toml(backend, port, engine))?;
+            fs::write(&file, beltway_toml(site, backend, port, engine))?;
             // Its own socket would be of one name for all.
             let control = site.work.join("control");
             vec![
@@ -132,7 +132,7 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
     })
 }
 
-fn beltway_toml(backend: Backend, port: u16, engine: &str) -> String {
+fn beltway_toml(site: Site<'_>, backend: Backend, port: u16, engine: &str) -> String {
     let keepalive = match backend.keepalive {
         Some(count) => format!("keepalive = {{ idle = {count}, total = {count} }}\n"),
         None => String::new(),
@@ -140,7 +140,7 @@ fn beltway_toml(backend: Backend, port: u16, engine: &str) -> String {
     format!(
         "[server]
 engine = \"{engine}\"
-workers = 1
+workers = {workers}
 pin = false
 access_log = false
 
@@ -150,6 +150,7 @@ servers = [\"{address}\"]
 [site.\"127.0.0.1:{port}\"]
 proxy = \"backend\"
 ",
+        workers = site.workers,
         address = backend.address,
     )
 }
@@ -198,7 +199,7 @@ fn nginx_conf(site: Site<'_>, backend: Backend, port: u16, buffering: &str) -> S
 fn haproxy_cfg(site: Site<'_>, backend: Backend, port: u16) -> String {
     format!(
         "global
-    nbthread 1
+    nbthread {workers}
     maxconn {clients}
     maxpipes {PIPES}
 defaults
@@ -217,6 +218,7 @@ frontend clients
 backend servers
     server one {address}
 ",
+        workers = site.workers,
         clients = clients_max(site.descriptors),
         address = backend.address,
     )
@@ -236,19 +238,20 @@ mod tests {
     #[test]
     fn a_proxy_keeps_what_the_workload_asks_for() {
         let address = ([127, 0, 0, 1], 80).into();
-        let of = |keepalive| beltway_toml(Backend { address, keepalive }, 81, "epoll");
+        let of = |keepalive| {
+            beltway_toml(
+                Site::for_tests(),
+                Backend { address, keepalive },
+                81,
+                "epoll",
+            )
+        };
         assert!(of(Some(7)).contains("keepalive = { idle = 7, total = 7 }"));
         assert!(!of(None).contains("keepalive"));
     }
 
     #[test]
     fn a_proxy_needs_a_backend() {
-        let site = Site {
-            root: Path::new("/"),
-            work: Path::new("/nowhere"),
-            descriptors: 1024,
-            backend: None,
-        };
-        assert!(arguments(Kind::Haproxy, site, 81).is_err());
+        assert!(arguments(Kind::Haproxy, Site::for_tests(), 81).is_err());
     }
 }
