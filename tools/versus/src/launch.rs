@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, getrlimit, kill_process,
-    set_parent_process_death_signal, setrlimit,
+    set_parent_process_death_signal, setpgid, setrlimit,
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -79,6 +79,10 @@ fn prepare(options: &LaunchOptions) -> io::Result<()> {
     set_parent_process_death_signal(Some(signal))?;
     if getppid().map(Pid::as_raw_pid) != Some(options.parent) {
         return Err(io::Error::other("the parent is gone"));
+    }
+    if matches!(options.orphaned, Orphaned::Term) {
+        // A server of a group of its own: Apache ends by a signal to its whole group.
+        setpgid(None, None)?;
     }
     bind_to(&options.cpus)?;
     raise_descriptors();

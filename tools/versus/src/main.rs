@@ -5,6 +5,7 @@
 
 mod backend;
 mod body;
+mod chart;
 mod generate;
 mod histogram;
 mod interrupt;
@@ -12,6 +13,7 @@ mod launch;
 mod measure;
 mod peers;
 mod procfs;
+mod report;
 mod table;
 mod verdict;
 mod workload;
@@ -29,7 +31,8 @@ use generate::GenerateOptions;
 use launch::LaunchOptions;
 use measure::{Bench, Plan};
 use peers::{Family, Roster};
-use table::Header;
+use report::Results;
+use table::{Grid, Header};
 use verdict::Summary;
 use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
 
@@ -63,6 +66,9 @@ struct Options {
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
+    /// Write results.md and its charts into this directory as well
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
     /// Ask wrk as well, where it is installed
     #[arg(long)]
     wrk: bool,
@@ -175,17 +181,34 @@ fn compare(options: &Options) -> io::Result<bool> {
                 verdict::judge_scaling(&roster.peers, &mut summaries, one.map(|(_, one)| &one[..]));
             }
             if !options.json {
-                print!("{}", table::workload_text(&workload, &summaries));
+                print!("{}", Grid::new(&workload, &summaries).text());
             }
             workloads.push(workload);
             all.push(summaries);
         }
+    }
+    if let Some(directory) = &options.write {
+        let results = Results {
+            header: &header,
+            workloads: &workloads,
+            summaries: &all,
+        };
+        report::write(directory, &own_command(), &results)?;
     }
     match options.json {
         true => println!("{:#}", as_json(&header, &workloads, &all)),
         false => print!("{}", table::conclusion(&all)),
     }
     Ok(all.iter().flatten().all(Summary::clean))
+}
+
+/// How this run was started, as one does it in the project's directory.
+fn own_command() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    format!(
+        "cargo build --release && cargo run --release -p versus -- {}",
+        arguments.join(" ")
+    )
 }
 
 /// What was asked for, with the peers that are there for it.

@@ -22,6 +22,8 @@ const FOREIGN_MAX: f64 = 0.10;
 pub struct Summary {
     /// The peer.
     pub peer: &'static str,
+    /// Whose it is.
+    pub family: &'static str,
     /// Requests or bytes in a second.
     pub throughput: Option<f64>,
     /// Half of the distance between the best and the worst round, as a share of the median.
@@ -276,10 +278,7 @@ impl Summary {
     /// The latency of the small client that counts; none where a ratio must be refused.
     fn bystander(&self, quantile: Quantile) -> Option<f64> {
         let latency = self.bystander_us.filter(|_| self.clean())?;
-        let value = match quantile {
-            Quantile::P99 => latency.p99,
-            Quantile::P999 => latency.p999,
-        };
+        let value = quantile.of(&latency);
         (value > 0.0).then_some(value)
     }
 
@@ -386,6 +385,7 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
     let reports = &measured.reports;
     let mut summary = Summary {
         peer: peer.name,
+        family: peer.family.name(),
         wrk: measured.wrk,
         first_error: measured.failure.clone(),
         ..Summary::default()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::GREETING_LEN;
-use crate::generate::{COLD_LIMIT, OPEN_LIMIT};
+use crate::generate::{COLD_LIMIT, Latency, OPEN_LIMIT};
 use crate::peers::Family;
 use crate::peers::proxies::KEEPALIVE;
 
@@ -84,6 +84,14 @@ pub enum Quantile {
 }
 
 impl Quantile {
+    /// That one of these latencies.
+    pub fn of(self, latency: &Latency) -> f64 {
+        match self {
+            Quantile::P99 => latency.p99,
+            Quantile::P999 => latency.p999,
+        }
+    }
+
     /// As the table writes it.
     pub fn name(self) -> &'static str {
         match self {

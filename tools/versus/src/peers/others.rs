@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::{Configuration, Family, Peer, Site, clients_of, find, version_of};
 
 /// Where Apache's modules are, by distribution.
@@ -14,8 +16,9 @@ const APACHE_MODULES: &[&str] = &[
     "/usr/lib/httpd/modules",
     "/usr/local/apache2/modules",
 ];
-/// Threads of an Apache process. Its listener holds the connections that idle, so they need none.
-const APACHE_THREADS: u64 = 64;
+/// Threads of an Apache process. Its listener holds the connections that idle, so they need none; but it
+/// closes those when it is short of threads for the others.
+const APACHE_THREADS: u64 = 256;
 
 /// Which of them.
 #[derive(Clone, Debug)]
@@ -64,7 +67,7 @@ pub fn apache() -> Result<Vec<Peer>, String> {
     peer(
         (program, "-v"),
         Family::Apache,
-        "mpm_event, 1 process of 64 threads, EnableSendfile on, no log",
+        "mpm_event, 1 process of 256 threads, EnableSendfile on, no log",
         Kind::Apache(modules.to_owned()),
     )
 }
@@ -116,11 +119,8 @@ pub fn arguments(kind: &Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStr
             vec!["-f".into(), file, "-DFOREGROUND".into()]
         }
         Kind::Caddy => {
-            let file = write("Caddyfile", caddyfile(site, port))?;
-            let adapter = ["--adapter".into(), "caddyfile".into()];
-            let mut arguments = vec!["run".into(), "--config".into(), file];
-            arguments.extend(adapter);
-            arguments
+            let file = write("caddy.json", caddy_json(site, port))?;
+            vec!["run".into(), "--config".into(), file]
         }
         Kind::H2o => vec!["-c".into(), write("h2o.conf", h2o_conf(site, port))?],
         Kind::StaticWebServer => vec![
@@ -184,26 +184,21 @@ DocumentRoot {root}
     )
 }
 
-fn caddyfile(site: Site<'_>, port: u16) -> String {
-    format!(
-        "{{
-    admin off
-    auto_https off
-    persist_config off
-    storage file_system {work}
-    log {{
-        level ERROR
-    }}
-}}
-http://127.0.0.1:{port} {{
-    bind 127.0.0.1
-    root * {root}
-    file_server
-}}
-",
-        work = site.work.display(),
-        root = site.root.display(),
-    )
+/// In its own format: the short one has other words in each version.
+fn caddy_json(site: Site<'_>, port: u16) -> String {
+    let server = json!({
+        "listen": [format!("127.0.0.1:{port}")],
+        "automatic_https": { "disable": true },
+        "idle_timeout": "1h",
+        "routes": [{ "handle": [{ "handler": "file_server", "root": site.root }] }],
+    });
+    let configuration = json!({
+        "admin": { "disabled": true, "config": { "persist": false } },
+        "storage": { "module": "file_system", "root": site.work },
+        "logging": { "logs": { "default": { "level": "ERROR" } } },
+        "apps": { "http": { "servers": { "files": server } } },
+    });
+    configuration.to_string()
 }
 
 fn h2o_conf(site: Site<'_>, port: u16) -> String {
@@ -243,6 +238,6 @@ mod tests {
     fn apache_takes_as_many_connections_as_there_are_descriptors_for() {
         // It takes threads × (1 + factor).
         let conf = apache_conf(Site::for_tests(), 81, Path::new("/modules"));
-        assert!(conf.contains("AsyncRequestWorkerFactor 256\n"));
+        assert!(conf.contains("AsyncRequestWorkerFactor 64\n"));
     }
 }
