@@ -11,12 +11,32 @@ pub struct Chart {
     pub title: String,
     /// In what unit, and whether more is better.
     pub subtitle: String,
+    /// Where values stand.
+    pub scale: Scale,
     /// What the colours mean; a bar names one by its place.
-    pub series: Vec<String>,
+    pub series: Vec<Series>,
     /// From above.
     pub groups: Vec<Group>,
     /// A line at this value, with a name.
     pub reference: Option<(f64, String)>,
+}
+
+/// Where values stand between the left and the right end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scale {
+    /// Lengths are as values are.
+    Linear,
+    /// Each power of ten is as wide as the next, from this value (above 0) on; smaller ones have no length.
+    Logarithmic(f64),
+}
+
+/// Bars of one colour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Series {
+    /// Whose they are.
+    pub name: String,
+    /// As `#rrggbb`.
+    pub colour: &'static str,
 }
 
 /// Bars under one name.
@@ -50,11 +70,6 @@ const GROUP_GAP: f64 = 14.0;
 const LEGEND_STEP: f64 = 18.0;
 const LEGENDS_IN_LINE: usize = 4;
 
-/// Told apart by those who see few colours (Okabe and Ito).
-const COLOURS: &[&str] = &[
-    "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#999999", "#f0e442",
-];
-
 impl Chart {
     /// The picture.
     pub fn svg(&self) -> String {
@@ -78,8 +93,8 @@ impl Chart {
         );
         self.legend(&mut svg, 62.0);
         let longest = self.longest();
-        let x = |value: f64| LABELS + (WIDTH - LABELS - VALUES) * value / longest;
-        for tick in ticks(longest) {
+        let x = |value: f64| LABELS + (WIDTH - LABELS - VALUES) * self.scale.share(value, longest);
+        for tick in self.scale.ticks(longest) {
             let at = x(tick);
             let _ = writeln!(
                 svg,
@@ -104,7 +119,7 @@ impl Chart {
                     "<rect x=\"{LABELS}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{}\"/>\
                      <text x=\"{:.1}\" y=\"{:.1}\" font-size=\"11\">{}</text>",
                     end - LABELS,
-                    COLOURS[bar.series % COLOURS.len()],
+                    self.series[bar.series].colour,
                     end + 4.0,
                     y + BAR - 2.5,
                     escaped(&bar.text),
@@ -130,17 +145,17 @@ impl Chart {
 
     fn legend(&self, svg: &mut String, top: f64) {
         let step = (WIDTH - 24.0) / LEGENDS_IN_LINE as f64;
-        for (place, name) in self.series.iter().enumerate() {
+        for (place, series) in self.series.iter().enumerate() {
             let x = 12.0 + step * (place % LEGENDS_IN_LINE) as f64;
             let y = top + LEGEND_STEP * (place / LEGENDS_IN_LINE) as f64;
             let _ = writeln!(
                 svg,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"12\" height=\"12\" fill=\"{}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                COLOURS[place % COLOURS.len()],
+                series.colour,
                 x + 17.0,
                 y + 10.5,
-                escaped(name),
+                escaped(&series.name),
             );
         }
     }
@@ -155,8 +170,34 @@ impl Chart {
     }
 }
 
-/// Round values from 0 to at most `longest`, about five of them.
-fn ticks(longest: f64) -> Vec<f64> {
+impl Scale {
+    /// Where a value stands (0 to 1) when `longest` is at the right end.
+    fn share(self, value: f64, longest: f64) -> f64 {
+        match self {
+            Scale::Linear => value / longest,
+            Scale::Logarithmic(from) => {
+                let decades = (longest.max(from * 10.0) / from).log10();
+                ((value.max(from) / from).log10() / decades).min(1.0)
+            }
+        }
+    }
+
+    /// Round values up to `longest`.
+    fn ticks(self, longest: f64) -> Vec<f64> {
+        match self {
+            Scale::Linear => linear_ticks(longest),
+            Scale::Logarithmic(from) => {
+                let longest = longest.max(from * 10.0);
+                std::iter::successors(Some(from), |tick| Some(tick * 10.0))
+                    .take_while(|&tick| tick <= longest)
+                    .collect()
+            }
+        }
+    }
+}
+
+/// From 0, about five of them.
+fn linear_ticks(longest: f64) -> Vec<f64> {
     let power = 10f64.powf((longest / 5.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
         .map(|factor| factor * power)
@@ -186,8 +227,12 @@ mod tests {
             (2.3, &[0.0, 0.5, 1.0, 1.5, 2.0]),
             (19_000.0, &[0.0, 5000.0, 10_000.0, 15_000.0]),
         ] {
-            assert_eq!(ticks(longest), expected, "{longest}");
+            assert_eq!(Scale::Linear.ticks(longest), expected, "{longest}");
         }
+        let decades = Scale::Logarithmic(10.0);
+        assert_eq!(decades.ticks(5000.0), [10.0, 100.0, 1000.0]);
+        assert_eq!(decades.share(100.0, 1000.0), 0.5);
+        assert_eq!(decades.share(1.0, 1000.0), 0.0);
     }
 
     #[test]
@@ -200,7 +245,13 @@ mod tests {
         let chart = Chart {
             title: "a < b & c".to_owned(),
             subtitle: String::new(),
-            series: vec!["one".to_owned(), "two".to_owned()],
+            scale: Scale::Linear,
+            series: ["one", "two"]
+                .map(|name| Series {
+                    name: name.to_owned(),
+                    colour: "#123456",
+                })
+                .to_vec(),
             groups: vec![Group {
                 label: "group".to_owned(),
                 bars: vec![bar(0, 2.0), bar(1, 1.0)],

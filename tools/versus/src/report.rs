@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::chart::{Bar, Chart, Group};
+use crate::chart::{Bar, Chart, Group, Scale, Series};
 use crate::table::{self, Grid, Header};
 use crate::verdict::{Bound, Ratio, Summary};
 use crate::workload::{Cores, Pace, Run, Via, Workload};
@@ -103,8 +103,9 @@ impl Results<'_> {
     fn latency(&self) -> Chart {
         let mut chart = empty(
             "Latency at a fixed rate",
-            "µs from when a request was meant to be sent; less is better",
+            "µs from when a request was meant to be sent, on a logarithmic scale; less is better",
         );
+        chart.scale = Scale::Logarithmic(10.0);
         for (workload, summaries) in self.workloads.iter().zip(self.summaries) {
             let Pace::Rate(rate) = workload.pace else {
                 continue;
@@ -146,6 +147,7 @@ fn empty(title: &str, subtitle: &str) -> Chart {
     Chart {
         title: title.to_owned(),
         subtitle: subtitle.to_owned(),
+        scale: Scale::Linear,
         series: Vec::new(),
         groups: Vec::new(),
         reference: None,
@@ -207,11 +209,29 @@ impl Chart {
     }
 
     fn place_of(&mut self, name: &str) -> usize {
-        let place = self.series.iter().position(|one| one == name);
+        let place = self.series.iter().position(|one| one.name == name);
         place.unwrap_or_else(|| {
-            self.series.push(name.to_owned());
+            self.series.push(Series {
+                name: name.to_owned(),
+                colour: colour_of(name),
+            });
             self.series.len() - 1
         })
+    }
+}
+
+/// The same in each chart, and told apart by those who see few colours (Okabe and Ito).
+fn colour_of(name: &str) -> &'static str {
+    match name {
+        "beltway uring" => "#0072b2",
+        "beltway epoll" => "#56b4e9",
+        "nginx" => "#009e73",
+        "lighttpd" => "#e69f00",
+        "haproxy" => "#d55e00",
+        "apache" => "#cc79a7",
+        "caddy" => "#f0e442",
+        "h2o" => "#999999",
+        _ => "#444444",
     }
 }
 

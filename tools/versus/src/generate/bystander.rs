@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use super::driver::{Driver, Load, Pace, Tally};
+use super::driver::{Driver, Tally};
+use super::load::{Load, Pace};
 use super::{OPEN_LIMIT, sharpen_timers};
 use crate::body;
 

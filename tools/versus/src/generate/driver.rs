@@ -6,15 +6,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
-
+use super::load::{Load, Pace, connect};
 use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
 use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
-use crate::backend;
 use crate::histogram::Histogram;
 use crate::interrupt;
 
@@ -24,42 +22,10 @@ pub const COPIED_BODY_MAX: u64 = 8192;
 const OPENED_AT_ONCE: usize = 128;
 /// The end of a discarded body that the first response of a connection is compared by, in bytes.
 const COMPARED_TAIL: u64 = 512;
-/// Longest wait for a connection to be taken.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Requests on their way of one connection are at most this many bytes: less than any send buffer.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 10;
 
 const NANOSECONDS: u64 = 1_000_000_000;
-
-/// What the connections do.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// The server.
-    pub address: SocketAddr,
-    /// The request target, `/` first.
-    pub target: String,
-    /// Length of the file, at least 1.
-    pub body_len: u64,
-    /// Connections, at least 1.
-    pub connections: u32,
-    /// Requests on their way on each connection, at least 1; 1 where bodies are discarded.
-    pub depth: u32,
-    /// Each connection becomes a WebSocket tunnel, whose first bytes are the body.
-    pub upgrade: bool,
-    /// When the next request follows.
-    pub pace: Pace,
-}
-
-/// When the next request follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// At the response, on the same connection.
-    Closed,
-    /// At the response, on a new connection: the server is asked to close each.
-    Reconnect,
-    /// So many in a second (at least 1), whatever becomes of them.
-    Rate(u32),
-}
 
 /// What was counted since the last reset.
 #[derive(Debug)]
@@ -128,7 +94,7 @@ impl Driver {
     /// # Errors
     /// Of the ring; or when the load breaks a bound that [`Load`] names.
     pub fn new(load: Load) -> io::Result<Self> {
-        let request = request(&load);
+        let request = load.request();
         let discards = load.body_len > COPIED_BODY_MAX;
         let on_their_way = request.len() * load.depth as usize;
         if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
@@ -580,35 +546,6 @@ impl Tally {
             reconnects: 0,
         }
     }
-}
-
-/// The bytes of each request.
-fn request(load: &Load) -> String {
-    let fields = match load.upgrade {
-        false if load.pace == Pace::Reconnect => "Connection: close\r\n".to_owned(),
-        false => String::new(),
-        true => format!(
-            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {}\r\n",
-            backend::KEY,
-        ),
-    };
-    format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n",
-        load.target, load.address,
-    )
-}
-
-/// A connection that is reset when it is closed: thousands of them in TIME_WAIT would use up the
-/// client's ports.
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
-    stream.set_nodelay(true)?;
-    set_socket_linger(&stream, Some(Duration::ZERO))?;
-    // Requests are never congested; the system's choice may pace them with timers. What the server
-    // sends with is the system's choice.
-    set_tcp_congestion(&stream, "reno")?;
-    Ok(stream)
 }
 
 const _: () = assert!(HEAD_MAX >= SLOT_LEN && COMPARED_TAIL as usize <= SLOT_LEN);

@@ -6,6 +6,7 @@
 
 mod bystander;
 mod driver;
+mod load;
 mod reader;
 mod ring;
 
@@ -22,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::procfs::{self, CoreTime, CpuTime, Memory};
 use bystander::Bystander;
-use driver::{Driver, Load, Pace, Tally};
+use driver::{Driver, Tally};
+use load::{Load, Pace};
 
 /// Longest time for opening all connections.
 pub const OPEN_LIMIT: Duration = Duration::from_secs(30);
