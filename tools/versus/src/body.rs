@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use rustix::fs::{Advice, fadvise};
+
 /// Bytes written at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -43,6 +45,16 @@ pub fn write_file(directory: &Path, len: u64) -> io::Result<()> {
         file.write_all(&chunk)?;
     }
     file.sync_all()
+}
+
+/// Makes the next read of a file of [`write_file`] one of the disk's: nothing of it stays in memory that
+/// nobody holds (posix_fadvise(2)).
+///
+/// # Errors
+/// Those of the file system.
+pub fn drop_from_memory(directory: &Path, len: u64) -> io::Result<()> {
+    let file = File::open(directory.join(file_name(len)))?;
+    Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
 #[cfg(test)]

@@ -19,9 +19,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, getrlimit, kill_process,
-    set_parent_process_death_signal, setrlimit,
+    set_parent_process_death_signal, setpgid, setrlimit,
 };
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::interrupt;
 use crate::procfs::{self, ProcessId};
@@ -38,9 +38,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// What `versus launch` is told.
 #[derive(Args, Clone, Debug)]
 pub struct LaunchOptions {
-    /// The core to be bound to
-    #[arg(long)]
-    cpu: usize,
+    /// A core to be bound to
+    #[arg(long = "cpu", required = true)]
+    cpus: Vec<usize>,
     /// The process to die with
     #[arg(long)]
     parent: i32,
@@ -80,24 +80,40 @@ fn prepare(options: &LaunchOptions) -> io::Result<()> {
     if getppid().map(Pid::as_raw_pid) != Some(options.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
-    bind_to(options.cpu)?;
+    if matches!(options.orphaned, Orphaned::Term) {
+        // A server of a group of its own: Apache ends by a signal to its whole group.
+        setpgid(None, None)?;
+    }
+    bind_to(&options.cpus)?;
     raise_descriptors();
     Ok(())
 }
 
-/// Binds this thread, and what it starts, to one core.
+/// Binds this thread, and what it starts, to these cores.
 ///
 /// # Errors
-/// When this process may not use that core, in words.
-pub fn bind_to(cpu: usize) -> io::Result<()> {
+/// When this process may not use them, in words.
+fn bind_to(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(io::Error::other(format!("no CPU {cpu}")));
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU {
+            return Err(io::Error::other(format!("no CPU {cpu}")));
+        }
+        set.set(cpu);
     }
-    set.set(cpu);
-    sched_setaffinity(None, &set).map_err(|error| {
-        io::Error::other(format!("this process may not run on CPU {cpu}: {error}"))
-    })
+    sched_setaffinity(None, &set)
+        .map_err(|error| io::Error::other(format!("this process may not run on {cpus:?}: {error}")))
+}
+
+/// The cores that this process may use.
+///
+/// # Errors
+/// Those of sched_getaffinity(2).
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU)
+        .filter(|&cpu| set.is_set(cpu))
+        .collect())
 }
 
 /// Raises the limit of descriptors as far as this user may, and says how many there may be.
@@ -117,11 +133,11 @@ pub fn raise_descriptors() -> u64 {
 }
 
 /// A command that runs `command` through `versus launch`.
-fn launcher(cpu: usize, orphaned: Orphaned, command: &[OsString]) -> Command {
+fn launcher(cpus: &[usize], orphaned: Orphaned, command: &[OsString]) -> Command {
     let mut launcher = Command::new("/proc/self/exe");
     launcher
         .arg("launch")
-        .arg(format!("--cpu={cpu}"))
+        .args(cpus.iter().map(|cpu| format!("--cpu={cpu}")))
         .arg(format!("--parent={}", std::process::id()))
         .arg(match orphaned {
             Orphaned::Term => "--orphaned=term",
@@ -145,19 +161,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `command` on `cpu` and waits until it takes connections at `address`. Its output goes to
+    /// Starts `command` on `cpus` and waits until it takes connections at `address`. Its output goes to
     /// the file `log`.
     ///
     /// # Errors
     /// When it can't be started, ends, or isn't ready in time; with the end of its output.
     pub fn start(
         command: &[OsString],
-        cpu: usize,
+        cpus: &[usize],
         address: SocketAddr,
         log: PathBuf,
     ) -> io::Result<Self> {
         let output = File::create(&log)?;
-        let child = launcher(cpu, Orphaned::Term, command)
+        let child = launcher(cpus, Orphaned::Term, command)
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()?;
@@ -249,7 +265,7 @@ fn signal(pid: u32, signal: Signal) {
 /// # Errors
 /// When it can't be started, fails or isn't done in time.
 pub fn run(command: &[OsString], cpu: usize, limit: Duration) -> io::Result<Vec<u8>> {
-    let mut child = launcher(cpu, Orphaned::Kill, command)
+    let mut child = launcher(&[cpu], Orphaned::Kill, command)
         .stdout(Stdio::piped())
         .spawn()?;
     let output = match child.stdout.take() {

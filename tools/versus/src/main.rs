@@ -3,7 +3,9 @@
 //! `versus` starts each server on one core and its own generator on another, peer after peer in every
 //! round, so that what disturbs the machine disturbs all of them alike.
 
+mod backend;
 mod body;
+mod chart;
 mod generate;
 mod histogram;
 mod interrupt;
@@ -11,25 +13,28 @@ mod launch;
 mod measure;
 mod peers;
 mod procfs;
+mod report;
 mod table;
 mod verdict;
 mod workload;
 mod wrk;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+use backend::BackendOptions;
 use generate::GenerateOptions;
 use launch::LaunchOptions;
 use measure::{Bench, Plan};
-use peers::{Family, Peer};
-use table::Header;
+use peers::{Family, Roster};
+use report::Results;
+use table::{Grid, Header};
 use verdict::Summary;
-use workload::Workload;
+use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
 
 /// Measures Beltway beside its peers in one interleaved run.
 ///
@@ -40,7 +45,7 @@ use workload::Workload;
 struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Measure only these workloads
+    /// Measure only these workloads, or groups of them: files, proxy
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Measure only these servers
@@ -61,19 +66,25 @@ struct Options {
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
+    /// Write results.md and its charts into this directory as well
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
     /// Ask wrk as well, where it is installed
     #[arg(long)]
     wrk: bool,
     /// The Beltway to measure
     #[arg(long, value_name = "PATH", default_value = "target/release/beltway")]
     beltway: PathBuf,
+    /// The directory in which the files are made; on a disk, or the cold ones are left out
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    files: PathBuf,
     /// Core of the servers
     #[arg(long, value_name = "CPU", default_value_t = 0)]
     server_cpu: usize,
     /// Core of the generator
     #[arg(long, value_name = "CPU", default_value_t = 1)]
     client_cpu: usize,
-    /// A command to measure in Beltway's place, with {root}, {port} and {engine} in it
+    /// A command to measure in Beltway's place, with {root}, {port}, {engine} and {backend} in it
     #[arg(long, value_name = "COMMAND", hide = true)]
     ours: Option<String>,
 }
@@ -82,6 +93,9 @@ struct Options {
 enum Part {
     /// Measure one server that runs already, on this core; prints JSON
     Generate(GenerateOptions),
+    /// Be what the proxies stand in front of
+    #[command(hide = true)]
+    Backend(BackendOptions),
     /// Become a program, bound to a core
     #[command(hide = true)]
     Launch(LaunchOptions),
@@ -90,6 +104,7 @@ enum Part {
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match &options.part {
+        Some(Part::Backend(options)) => backend::run(options).map(|never| match never {}),
         Some(Part::Launch(options)) => Err(launch::launch(options)),
         Some(Part::Generate(options)) => generate(options),
         None => compare(&options),
@@ -121,27 +136,64 @@ fn generate(options: &GenerateOptions) -> io::Result<bool> {
     Ok(true)
 }
 
+/// The workloads of one kind, and the servers that can do them.
+struct Half {
+    workloads: Vec<Workload>,
+    roster: Roster,
+}
+
 /// The whole programme. False when there were errors.
 fn compare(options: &Options) -> io::Result<bool> {
     interrupt::install();
-    let workloads = workload::select(&options.only).map_err(io::Error::other)?;
-    let (peers, absent) = peers(options)?;
+    let halves = halves(options)?;
     let plan = plan(options)?;
-    let mut bench = Bench::new(plan.clone(), peers.clone(), &workloads)?;
-    let header = header(&plan, &peers, absent, &bench)?;
+    let header = header(&plan, &halves)?;
     if cfg!(debug_assertions) {
         eprintln!("versus: built without optimisation, so the generator costs more than it should");
     }
     if !options.json {
         print!("{}", header.text());
     }
-    let mut all = Vec::new();
-    for workload in &workloads {
-        let summaries = verdict::summarise(workload, &peers, &bench.measure(workload)?);
-        if !options.json {
-            print!("{}", table::workload_text(workload, &summaries));
+    let estimate: f64 = halves
+        .iter()
+        .map(|half| plan.estimate(&half.workloads, half.roster.peers.len()))
+        .sum();
+    eprintln!(
+        "versus: this takes about {:.0} minutes",
+        (estimate / 60.0).ceil()
+    );
+    let mut workloads: Vec<Workload> = Vec::new();
+    let mut all: Vec<Vec<Summary>> = Vec::new();
+    for Half {
+        workloads: some,
+        roster,
+    } in halves
+    {
+        let mut bench = Bench::new(plan.clone(), roster.peers.clone(), &some)?;
+        for workload in some {
+            let measured = bench.measure(&workload)?;
+            let mut summaries = verdict::summarise(&workload, &roster.peers, &measured);
+            if workload.cores == Cores::All {
+                let one = workloads
+                    .iter()
+                    .zip(&all)
+                    .find(|(one, _)| one.name == ON_ONE_CORE);
+                verdict::judge_scaling(&roster.peers, &mut summaries, one.map(|(_, one)| &one[..]));
+            }
+            if !options.json {
+                print!("{}", Grid::new(&workload, &summaries).text());
+            }
+            workloads.push(workload);
+            all.push(summaries);
         }
-        all.push(summaries);
+    }
+    if let Some(directory) = &options.write {
+        let results = Results {
+            header: &header,
+            workloads: &workloads,
+            summaries: &all,
+        };
+        report::write(directory, &own_command(), &results)?;
     }
     match options.json {
         true => println!("{:#}", as_json(&header, &workloads, &all)),
@@ -150,34 +202,47 @@ fn compare(options: &Options) -> io::Result<bool> {
     Ok(all.iter().flatten().all(Summary::clean))
 }
 
-/// The peers that were asked for and are there, and what is said about the others.
-fn peers(options: &Options) -> io::Result<(Vec<Peer>, Vec<String>)> {
+/// How this run was started, as one does it in the project's directory.
+fn own_command() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    format!(
+        "cargo build --release && cargo run --release -p versus -- {}",
+        arguments.join(" ")
+    )
+}
+
+/// What was asked for, with the peers that are there for it.
+fn halves(options: &Options) -> io::Result<Vec<Half>> {
     let asked = |family| options.peers.is_empty() || options.peers.contains(&family);
-    let (mut found, mut absent) = (Vec::new(), Vec::new());
-    if asked(Family::Beltway) {
-        let ours = peers::beltway(&options.beltway, options.ours.as_deref());
-        found.extend(ours.map_err(io::Error::other)?);
-    }
-    for (family, peers) in [
-        (
-            Family::Nginx,
-            peers::nginx as fn() -> Result<Vec<Peer>, String>,
-        ),
-        (Family::Lighttpd, peers::lighttpd),
-    ] {
-        match asked(family).then(peers) {
-            Some(Ok(peers)) => found.extend(peers),
-            Some(Err(why)) => absent.push(why),
-            None => {}
+    let chosen = workload::select(&options.only).map_err(io::Error::other)?;
+    let memory = is_memory(&options.files)?;
+    let mut halves = Vec::new();
+    for via in [Via::Files, Via::Proxy { keepalive: None }] {
+        let mut workloads = chosen.clone();
+        workloads.retain(|workload| workload.via.group() == via.group());
+        if memory {
+            workloads.retain(|workload| workload.pace != Pace::Cold);
+        }
+        if workloads.is_empty() {
+            continue;
+        }
+        let ours = options.ours.as_deref();
+        let roster = peers::roster(via, asked, &options.beltway, ours).map_err(io::Error::other)?;
+        if roster.peers.is_empty() && !options.only.is_empty() {
+            return Err(io::Error::other(format!(
+                "nothing to measure with {}: {}",
+                via.group(),
+                roster.absent.join(", ")
+            )));
+        }
+        if !roster.peers.is_empty() {
+            halves.push(Half { workloads, roster });
         }
     }
-    if found.is_empty() {
-        return Err(io::Error::other(format!(
-            "nothing to measure: {}",
-            absent.join(", ")
-        )));
+    match halves.is_empty() {
+        true => Err(io::Error::other("nothing to measure")),
+        false => Ok(halves),
     }
-    Ok((found, absent))
 }
 
 fn plan(options: &Options) -> io::Result<Plan> {
@@ -199,17 +264,27 @@ fn plan(options: &Options) -> io::Result<Plan> {
         seconds,
         warm_up: options.warm_up,
         server_cpu: options.server_cpu,
+        all_cpus: launch::allowed_cpus()?,
         client_cpu: options.client_cpu,
+        directory: options.files.clone(),
         descriptors: launch::raise_descriptors(),
         wrk: wrk.filter(|_| options.wrk),
     })
 }
 
-fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io::Result<Header> {
+/// Whether the directory is in memory: nothing is cold there.
+fn is_memory(directory: &Path) -> io::Result<bool> {
     /// `f_type` of a tmpfs (statfs(2)).
     const TMPFS: u64 = 0x0102_1994;
-    let root = bench.root();
-    let memory = rustix::fs::statfs(&root)?.f_type as u64 == TMPFS;
+    Ok(rustix::fs::statfs(directory)?.f_type as u64 == TMPFS)
+}
+
+fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
+    let files = &plan.directory;
+    let memory = is_memory(files)?;
+    let rosters = || halves.iter().map(|half| &half.roster);
+    let mut absent: Vec<String> = rosters().flat_map(|one| one.absent.clone()).collect();
+    absent.dedup();
     Ok(Header {
         congestion: procfs::congestion_control(),
         kernel: rustix::system::uname()
@@ -225,14 +300,19 @@ fn header(plan: &Plan, peers: &[Peer], absent: Vec<String>, bench: &Bench) -> io
         warm_up: plan.warm_up,
         files: match memory {
             true => format!(
-                "{}, a tmpfs: sendfile is not what it is on a disk",
-                root.display()
+                "{}, a tmpfs: sendfile is not what it is on a disk, and no file is cold",
+                files.display()
             ),
-            false => root.display().to_string(),
+            false => files.display().to_string(),
         },
-        peers: peers
+        peers: halves
             .iter()
-            .map(|peer| [peer.name, &peer.version, peer.settings].map(str::to_owned))
+            .flat_map(|half| {
+                let group = half.workloads[0].via.group();
+                half.roster.peers.iter().map(move |peer| {
+                    [group, peer.name, &peer.version, peer.settings].map(str::to_owned)
+                })
+            })
             .collect(),
         absent,
     })
@@ -246,9 +326,10 @@ fn as_json(header: &Header, workloads: &[Workload], all: &[Vec<Summary>]) -> ser
             json!({
                 "name": workload.name,
                 "title": workload.title,
+                "via": workload.via.group(),
                 "body_len": workload.body_len,
                 "connections": workload.connections,
-                "depth": workload.depth,
+                "pace": format!("{:?}", workload.pace),
                 "unit": workload.unit_name(),
                 "peers": summaries,
             })

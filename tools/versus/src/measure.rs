@@ -2,22 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::backend;
 use crate::body;
 use crate::generate::Report;
 use crate::interrupt;
 use crate::launch::{self, Server};
-use crate::peers::{Peer, Site};
-use crate::workload::{Run, Workload};
+use crate::peers::proxies::clients_max;
+use crate::peers::{Backend, Peer, Site};
+use crate::workload::{Cores, Pace, Run, Via, Workload};
 use crate::wrk;
 
-/// Descriptors of the generator and of a server that are not connections, at most.
+/// Descriptors of the generator, the backend and a server of files that are not connections, at most.
 const OTHER_DESCRIPTORS: u64 = 64;
 /// Memory hardly differs from round to round.
 const IDLE_ROUNDS_MAX: usize = 3;
@@ -33,10 +37,14 @@ pub struct Plan {
     pub warm_up: f64,
     /// The servers' core.
     pub server_cpu: usize,
+    /// The cores of a server that has all.
+    pub all_cpus: Vec<usize>,
     /// The generator's.
     pub client_cpu: usize,
     /// Descriptors that this user's processes may have.
     pub descriptors: u64,
+    /// The directory in which the files are made.
+    pub directory: PathBuf,
     /// The program wrk, where it is asked for a second opinion.
     pub wrk: Option<PathBuf>,
 }
@@ -52,12 +60,17 @@ pub struct Measured {
     pub wrk: Option<f64>,
 }
 
-/// Files to serve, and servers on them.
+/// Files to serve, and servers of them or proxies before them.
 pub struct Bench {
     plan: Plan,
     peers: Vec<Peer>,
     files: TempDir,
+    /// What proxies stand in front of; runs from the first workload of theirs on.
+    backend: Option<Server>,
+    /// How the servers that run were set up.
+    setup: Option<(Via, Cores)>,
     servers: Vec<Result<Server, String>>,
+    lengths: BTreeSet<u64>,
 }
 
 impl Bench {
@@ -66,12 +79,16 @@ impl Bench {
     /// # Errors
     /// Those of the file system.
     pub fn new(plan: Plan, peers: Vec<Peer>, workloads: &[Workload]) -> io::Result<Self> {
-        let files = tempfile::Builder::new().prefix("versus-").tempdir()?;
+        let files = tempfile::Builder::new()
+            .prefix("versus-")
+            // Servers that run as another user than root's must be able to read.
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(&plan.directory)?;
         let root = files.path().join("root");
         std::fs::create_dir(&root)?;
-        let lengths: BTreeSet<u64> = workloads.iter().map(|one| one.body_len).collect();
-        for len in lengths {
-            body::write_file(&root, len)?;
+        let lengths: BTreeSet<u64> = workloads.iter().flat_map(Workload::lengths).collect();
+        for len in &lengths {
+            body::write_file(&root, *len)?;
         }
         for place in 0..peers.len() {
             std::fs::create_dir(files.path().join(place.to_string()))?;
@@ -80,7 +97,10 @@ impl Bench {
             plan,
             peers,
             files,
+            backend: None,
+            setup: None,
             servers: Vec::new(),
+            lengths,
         })
     }
 
@@ -92,7 +112,7 @@ impl Bench {
     /// Measures one workload, peers interleaved, and returns what was found in the peers' order.
     ///
     /// # Errors
-    /// Only when the run was interrupted: a peer that fails has that in its place.
+    /// When the run was interrupted, or the backend didn't start: a peer that fails has that in its place.
     pub fn measure(&mut self, workload: &Workload) -> io::Result<Vec<Measured>> {
         let mut measured = vec![Measured::default(); self.peers.len()];
         let idle = matches!(workload.run, Run::Idle { .. });
@@ -100,12 +120,7 @@ impl Bench {
             true => self.plan.rounds.min(IDLE_ROUNDS_MAX),
             false => self.plan.rounds,
         };
-        if !idle && self.servers.is_empty() {
-            self.servers = (0..self.peers.len())
-                .map(|place| self.start(place).map_err(|error| error.to_string()))
-                .collect();
-            interrupt::check()?;
-        }
+        self.set_up(workload, idle)?;
         for round in 0..rounds {
             for (place, found) in measured.iter_mut().enumerate() {
                 if found.failure.is_some() {
@@ -124,11 +139,34 @@ impl Bench {
                 interrupt::check()?;
             }
         }
-        if let (Some(wrk), false) = (self.plan.wrk.clone(), idle || workload.depth > 1) {
+        if let (Some(wrk), false) = (
+            self.plan.wrk.clone(),
+            idle || workload.pace != Pace::Closed { depth: 1 },
+        ) {
             self.ask_wrk(&wrk, workload, &mut measured)?;
         }
         progress("");
         Ok(measured)
+    }
+
+    /// Starts what this workload needs and ends what is set up otherwise. A measurement of idle
+    /// connections starts its server itself, in the directory of the one that ran.
+    fn set_up(&mut self, workload: &Workload, idle: bool) -> io::Result<()> {
+        let setup = Some((workload.via, workload.cores));
+        if idle || self.setup != setup {
+            self.servers.clear();
+            self.setup = setup;
+        }
+        if matches!(workload.via, Via::Proxy { .. }) && self.backend.is_none() {
+            self.backend = Some(self.start_backend()?);
+        }
+        if !idle && self.servers.is_empty() {
+            self.servers = (0..self.peers.len())
+                .map(|place| self.start(place).map_err(|error| error.to_string()))
+                .collect();
+            interrupt::check()?;
+        }
+        Ok(())
     }
 
     /// One measurement of one peer. A server for idle connections is a fresh one: memory that earlier
@@ -138,6 +176,7 @@ impl Bench {
             true => Some(self.start(place)?),
             false => None,
         };
+        let root = self.root();
         let server = match &mut fresh {
             Some(server) => server,
             None => match &mut self.servers[place] {
@@ -145,7 +184,14 @@ impl Bench {
                 Err(error) => return Err(io::Error::other(error.clone())),
             },
         };
-        let command = generator(&self.plan, workload, server);
+        if workload.pace == Pace::Cold {
+            body::drop_from_memory(&root, workload.body_len)?;
+        }
+        let backend = self
+            .backend
+            .as_mut()
+            .and_then(|one| one.pids().first().copied());
+        let command = generator(&self.plan, workload, server, backend);
         let length = Duration::from_secs_f64(2.0 * self.plan.warm_up + self.plan.seconds);
         let output = launch::run(&command, self.plan.client_cpu, length + workload.slack())?;
         serde_json::from_slice(&output).map_err(io::Error::other)
@@ -168,14 +214,50 @@ impl Bench {
 
     fn start(&self, place: usize) -> io::Result<Server> {
         let (root, work) = (self.root(), self.files.path().join(place.to_string()));
+        let cpus = match self.setup {
+            Some((_, Cores::All)) => &self.plan.all_cpus[..],
+            _ => std::slice::from_ref(&self.plan.server_cpu),
+        };
         let site = Site {
             root: &root,
             work: &work,
             descriptors: self.plan.descriptors,
+            workers: cpus.len(),
+            backend: self.behind(),
         };
         let address = free_address()?;
         let command = self.peers[place].command(site, address.port())?;
-        Server::start(&command, self.plan.server_cpu, address, work.join("output"))
+        Server::start(&command, cpus, address, work.join("output"))
+    }
+
+    /// What the proxies of the present workload are told of the backend.
+    fn behind(&self) -> Option<Backend> {
+        match (self.setup, &self.backend) {
+            (Some((Via::Proxy { keepalive }, _)), Some(server)) => Some(Backend {
+                address: server.address,
+                keepalive,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The backend shares the generator's core.
+    fn start_backend(&self) -> io::Result<Server> {
+        let address = free_address()?;
+        let mut command: Vec<OsString> = vec![
+            "/proc/self/exe".into(),
+            "backend".into(),
+            format!("--listen={address}").into(),
+            "--root".into(),
+            self.root().into(),
+        ];
+        let bodies = self
+            .lengths
+            .iter()
+            .map(|len| format!("--body={len}").into());
+        command.extend(bodies);
+        let log = self.files.path().join("backend");
+        Server::start(&command, &[self.plan.client_cpu], address, log)
     }
 }
 
@@ -191,33 +273,75 @@ fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
+/// Connections of this workload for which there are descriptors.
+fn connections(plan: &Plan, workload: &Workload) -> u64 {
+    let affordable = match workload.via {
+        Via::Files => plan.descriptors.saturating_sub(OTHER_DESCRIPTORS),
+        Via::Proxy { .. } => clients_max(plan.descriptors),
+    };
+    u64::from(workload.connections).min(affordable)
+}
+
 /// The command line of the generator for one measurement.
-fn generator(plan: &Plan, workload: &Workload, server: &mut Server) -> Vec<OsString> {
-    let connections = u64::from(workload.connections);
-    let connections = connections.min(plan.descriptors.saturating_sub(OTHER_DESCRIPTORS));
+fn generator(
+    plan: &Plan,
+    workload: &Workload,
+    server: &mut Server,
+    backend: Option<u32>,
+) -> Vec<OsString> {
     let mut command: Vec<OsString> = vec!["/proc/self/exe".into(), "generate".into()];
+    let target = match workload.run {
+        Run::Idle { upgrade: true, .. } => backend::TUNNEL.to_owned(),
+        _ => format!("/{}", body::file_name(workload.body_len)),
+    };
     command.extend(
         [
             format!("--address={}", server.address),
-            format!("--target=/{}", body::file_name(workload.body_len)),
+            format!("--target={target}"),
             format!("--body={}", workload.body_len),
-            format!("--connections={connections}"),
-            format!("--depth={}", workload.depth),
+            format!("--connections={}", connections(plan, workload)),
             format!("--warm-up={}", plan.warm_up),
             format!("--seconds={}", plan.seconds),
-            format!("--server-cpu={}", plan.server_cpu),
-            format!("--client-cpu={}", plan.client_cpu),
         ]
         .map(OsString::from),
     );
-    command.extend(
-        server
-            .pids()
-            .iter()
-            .map(|pid| format!("--watch={pid}").into()),
-    );
-    if matches!(workload.run, Run::Idle { .. }) {
+    let watched = server.pids();
+    command.extend(watched.iter().map(|pid| format!("--watch={pid}").into()));
+    command.extend(backend.map(|pid| format!("--backend={pid}").into()));
+    match workload.pace {
+        Pace::Closed { depth } => command.push(format!("--depth={depth}").into()),
+        Pace::Reconnect => command.push("--reconnect".into()),
+        Pace::Rate(rate) => command.push(format!("--rate={rate}").into()),
+        Pace::Cold => command.push("--cold".into()),
+    }
+    if let Some(bystander) = workload.bystander {
+        command.push(format!("--bystander={}", bystander.body_len).into());
+    }
+    // Where they are the same cores, how busy each is tells nothing.
+    if workload.cores == Cores::One {
+        command.push(format!("--server-cpu={}", plan.server_cpu).into());
+        command.push(format!("--client-cpu={}", plan.client_cpu).into());
+    }
+    if let Run::Idle { upgrade, .. } = workload.run {
         command.push("--idle".into());
+        command.extend(upgrade.then(|| "--upgrade".into()));
     }
     command
+}
+
+impl Plan {
+    /// Seconds that these workloads take with so many peers, roughly.
+    pub fn estimate(&self, workloads: &[Workload], peers: usize) -> f64 {
+        /// Starting a generator and opening connections.
+        const EACH: f64 = 0.3;
+        let of = |workload: &Workload| match (workload.run, workload.pace) {
+            (Run::Idle { .. }, _) => {
+                let rounds = self.rounds.min(IDLE_ROUNDS_MAX) as f64;
+                rounds * (2.0 * self.warm_up + 2.0)
+            }
+            (_, Pace::Cold) => self.rounds as f64 * (EACH + 2.0),
+            _ => self.rounds as f64 * (EACH + self.warm_up + self.seconds),
+        };
+        workloads.iter().map(of).sum::<f64>() * peers as f64
+    }
 }

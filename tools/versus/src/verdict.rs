@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::generate::{IdleMemory, Latency, Report};
 use crate::measure::Measured;
 use crate::peers::{Family, Peer};
-use crate::workload::{Run, Target, Unit, Workload};
+use crate::workload::{Quantile, Run, SCALING_MAX, Unit, Workload};
 
 /// A generator that is busier than this share of the time was the limit.
 const SATURATED: f64 = 0.97;
@@ -22,6 +22,8 @@ const FOREIGN_MAX: f64 = 0.10;
 pub struct Summary {
     /// The peer.
     pub peer: &'static str,
+    /// Whose it is.
+    pub family: &'static str,
     /// Requests or bytes in a second.
     pub throughput: Option<f64>,
     /// Half of the distance between the best and the worst round, as a share of the median.
@@ -30,6 +32,12 @@ pub struct Summary {
     pub cpu_per_unit: Option<f64>,
     /// Latencies; the maximum is of all rounds.
     pub latency_us: Latency,
+    /// The same of the small client beside the load.
+    pub bystander_us: Option<Latency>,
+    /// Of its latency that counts, this peer's over the least of nginx's.
+    pub bystander_ratio: Option<f64>,
+    /// Processor time per unit on all cores over that on one.
+    pub scaling: Option<f64>,
     /// Share of the time in which the generator was busy.
     pub client_busy: f64,
     /// The generator was the limit.
@@ -52,10 +60,23 @@ pub struct Summary {
     pub throughput_ratio: Option<Ratio>,
     /// The least processor time per unit of nginx's configurations over this peer's.
     pub cpu_ratio: Option<f64>,
+    /// The same two ratios against the family that the workload names beside nginx.
+    pub beside: Option<Against>,
     /// The best of nginx's configurations here.
     pub reference: bool,
     /// For Beltway only: what was to be reached.
     pub verdicts: Vec<Verdict>,
+}
+
+/// How a peer compares with the best of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Against {
+    /// The family's name.
+    pub family: &'static str,
+    /// Throughput over that of its best.
+    pub throughput: Option<Ratio>,
+    /// Its least processor time per unit over this peer's.
+    pub cpu: Option<f64>,
 }
 
 /// A ratio and what it says about the true one.
@@ -84,7 +105,8 @@ pub enum Bound {
 /// One figure to reach.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// `throughput`, `cpu`, `above lighttpd` or `memory`.
+    /// `throughput`, `cpu` and `latency` against nginx; `throughput beside` and `cpu beside` against the
+    /// family that the workload names beside it; `bystander`, `scaling`, `memory`.
     pub figure: &'static str,
     /// The target, where it is a number.
     pub target: Option<f64>,
@@ -160,35 +182,104 @@ pub fn summarise(workload: &Workload, peers: &[Peer], measured: &[Measured]) -> 
         .map(|(peer, measured)| summary(workload, peer, measured))
         .collect();
     let families: Vec<Family> = peers.iter().map(|peer| peer.family).collect();
-    let nginx = best(&families, &summaries, Family::Nginx);
-    let lighttpd = best(&families, &summaries, Family::Lighttpd);
-    let sides = |place: usize| summaries[place].side();
-    let (nginx_side, lighttpd_side) = (nginx.and_then(sides), lighttpd.and_then(sides));
-    let nginx_cpu = clean_of(&families, &summaries, Family::Nginx)
-        .filter_map(|place| summaries[place].cpu_per_unit)
-        .min_by(f64::total_cmp);
+    let nginx = Best::of(&families, &summaries, Family::Nginx);
+    let second = match workload.run {
+        Run::Load { target, .. } => target.beside.map(|beside| beside.family),
+        Run::Idle { .. } => None,
+    };
+    let second = second.map(|family| Best::of(&families, &summaries, family));
+    let nginx_beside = workload.bystander.and_then(|bystander| {
+        let of = summaries.iter().zip(&families);
+        of.filter(|&(_, &family)| family == Family::Nginx)
+            .filter_map(|(summary, _)| summary.bystander(bystander.quantile))
+            .min_by(f64::total_cmp)
+    });
     for (place, summary) in summaries.iter_mut().enumerate() {
-        summary.reference = nginx == Some(place);
-        let side = summary.side();
-        summary.throughput_ratio = side
-            .zip(nginx_side)
-            .map(|(one, other)| Ratio::of(one, other));
-        let cpu = summary.cpu_per_unit.filter(|_| side.is_some());
-        summary.cpu_ratio = nginx_cpu.zip(cpu).map(|(theirs, ours)| theirs / ours);
+        summary.reference = nginx.place == Some(place);
+        (summary.throughput_ratio, summary.cpu_ratio) = nginx.against(summary);
+        summary.beside = second.as_ref().map(|best| {
+            let (throughput, cpu) = best.against(summary);
+            Against {
+                family: best.family.name(),
+                throughput,
+                cpu,
+            }
+        });
+        if let Some(bystander) = workload.bystander {
+            let ours = summary.bystander(bystander.quantile);
+            summary.bystander_ratio = ours.zip(nginx_beside).map(|(ours, theirs)| ours / theirs);
+        }
         if families[place] == Family::Beltway {
-            let above = side
-                .zip(lighttpd_side)
-                .map(|(one, other)| Ratio::of(one, other));
-            summary.verdicts = verdicts(workload, summary, above, lighttpd.is_some());
+            summary.verdicts = verdicts(workload, summary, &nginx, second.as_ref());
         }
     }
     summaries
+}
+
+/// The best that a family's clean configurations reach, each figure for itself.
+struct Best {
+    family: Family,
+    /// The configuration with the highest throughput.
+    place: Option<usize>,
+    /// Its throughput, and whether the generator was its limit.
+    side: Option<(f64, bool)>,
+    /// Seconds of processor time per unit.
+    cpu: Option<f64>,
+    /// The median in microseconds.
+    latency_us: Option<f64>,
+    /// Whether any of it was measured, cleanly or not.
+    measured: bool,
+}
+
+impl Best {
+    fn of(families: &[Family], summaries: &[Summary], family: Family) -> Self {
+        let clean = || {
+            (0..summaries.len())
+                .filter(|&place| families[place] == family && summaries[place].side().is_some())
+        };
+        let place = clean().max_by(|&one, &other| {
+            let throughput = |place: usize| summaries[place].throughput.unwrap_or(0.0);
+            throughput(one).total_cmp(&throughput(other))
+        });
+        Self {
+            family,
+            place,
+            side: place.and_then(|place| summaries[place].side()),
+            cpu: clean()
+                .filter_map(|place| summaries[place].cpu_per_unit)
+                .min_by(f64::total_cmp),
+            latency_us: clean()
+                .map(|place| summaries[place].latency_us.p50)
+                .min_by(f64::total_cmp),
+            measured: families.contains(&family),
+        }
+    }
+
+    /// Throughput over its, and its processor time over that of `summary`.
+    fn against(&self, summary: &Summary) -> (Option<Ratio>, Option<f64>) {
+        let side = summary.side();
+        let throughput = side
+            .zip(self.side)
+            .map(|(one, other)| Ratio::of(one, other));
+        let cpu = summary.cpu_per_unit.filter(|_| side.is_some());
+        (
+            throughput,
+            self.cpu.zip(cpu).map(|(theirs, ours)| theirs / ours),
+        )
+    }
 }
 
 impl Summary {
     /// Whether every round succeeded without a fault.
     pub fn clean(&self) -> bool {
         self.errors.is_empty() && self.first_error.is_none()
+    }
+
+    /// The latency of the small client that counts; none where a ratio must be refused.
+    fn bystander(&self, quantile: Quantile) -> Option<f64> {
+        let latency = self.bystander_us.filter(|_| self.clean())?;
+        let value = quantile.of(&latency);
+        (value > 0.0).then_some(value)
     }
 
     /// Throughput and whether the generator was its limit; none where a ratio must be refused.
@@ -198,64 +289,94 @@ impl Summary {
     }
 }
 
-/// Places of this family's configurations that may be compared with.
-fn clean_of<'a>(
-    families: &'a [Family],
-    summaries: &'a [Summary],
-    family: Family,
-) -> impl Iterator<Item = usize> + 'a {
-    (0..summaries.len())
-        .filter(move |&place| families[place] == family && summaries[place].side().is_some())
-}
-
-/// The configuration of this family with the highest throughput.
-fn best(families: &[Family], summaries: &[Summary], family: Family) -> Option<usize> {
-    clean_of(families, summaries, family).max_by(|&one, &other| {
-        let throughput = |place: usize| summaries[place].throughput.unwrap_or(0.0);
-        throughput(one).total_cmp(&throughput(other))
-    })
-}
-
 fn verdicts(
     workload: &Workload,
     summary: &Summary,
-    above_lighttpd: Option<Ratio>,
-    lighttpd_measured: bool,
+    nginx: &Best,
+    second: Option<&Best>,
 ) -> Vec<Verdict> {
-    let verdict = |figure, target, outcome: Option<Outcome>| Verdict {
-        figure,
-        target,
-        outcome: outcome.unwrap_or(Outcome::Refused),
-    };
-    match workload.run {
-        Run::Idle { bytes_max } => {
+    let target = match workload.run {
+        Run::Idle { bytes_max, .. } => {
             let memory = summary.memory_per_connection.filter(|_| summary.clean());
             let outcome = memory.map(|bytes| Outcome::of(bytes <= bytes_max));
-            vec![verdict("memory", Some(bytes_max), outcome)]
+            return vec![Verdict::new("memory", Some(bytes_max), outcome)];
         }
-        Run::Load { target: None, .. } => Vec::new(),
-        Run::Load {
-            target:
-                Some(Target {
-                    throughput,
-                    cpu,
-                    above_lighttpd: above,
-                }),
-            ..
-        } => {
-            let ratio = summary
-                .throughput_ratio
-                .map(|ratio| ratio.reaches(throughput));
-            let cpu_outcome = summary.cpu_ratio.map(|ratio| Outcome::of(ratio >= cpu));
-            let mut verdicts = vec![
-                verdict("throughput", Some(throughput), ratio),
-                verdict("cpu", Some(cpu), cpu_outcome),
-            ];
-            if above && lighttpd_measured {
-                let outcome = above_lighttpd.map(|ratio| ratio.reaches(1.0));
-                verdicts.push(verdict("above lighttpd", None, outcome));
-            }
-            verdicts
+        Run::Load { target, .. } => target,
+    };
+    let throughput = |figure, target: Option<f64>, ratio: Option<Ratio>| {
+        target.map(|target| {
+            let outcome = ratio.map(|ratio| ratio.reaches(target));
+            Verdict::new(figure, Some(target), outcome)
+        })
+    };
+    let cpu = |figure, target: Option<f64>, ratio: Option<f64>| {
+        target.map(|target| {
+            let outcome = ratio.map(|ratio| Outcome::of(ratio >= target));
+            Verdict::new(figure, Some(target), outcome)
+        })
+    };
+    let latency = target.latency.then(|| {
+        let ours = summary.side().map(|_| summary.latency_us.p50);
+        let outcome = ours.zip(nginx.latency_us);
+        let outcome = outcome.map(|(ours, theirs)| Outcome::of(ours < theirs));
+        Verdict::new("latency", None, outcome)
+    });
+    let mut verdicts: Vec<Verdict> = [
+        throughput("throughput", target.throughput, summary.throughput_ratio),
+        cpu("cpu", target.cpu, summary.cpu_ratio),
+        latency,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // A second family that isn't installed is no miss.
+    if let (Some(beside), true) = (target.beside, second.is_some_and(|best| best.measured)) {
+        let against = summary.beside;
+        let ratio = against.and_then(|against| against.throughput);
+        verdicts.extend(throughput("throughput beside", beside.throughput, ratio));
+        let ratio = against.and_then(|against| against.cpu);
+        verdicts.extend(cpu("cpu beside", beside.cpu, ratio));
+    }
+    if let Some(bystander) = workload.bystander {
+        let outcome = summary
+            .bystander_ratio
+            .map(|ratio| Outcome::of(ratio <= bystander.ratio_max));
+        verdicts.push(Verdict::new(
+            "bystander",
+            Some(bystander.ratio_max),
+            outcome,
+        ));
+    }
+    verdicts
+}
+
+/// Compares what a request costs on all cores with what it costs on one: `one`, of the same peers. Judged
+/// for Beltway, and only where that was measured.
+pub fn judge_scaling(peers: &[Peer], summaries: &mut [Summary], one: Option<&[Summary]>) {
+    let Some(one) = one else {
+        return;
+    };
+    for ((peer, summary), one) in peers.iter().zip(summaries).zip(one) {
+        let all = summary.side().and(summary.cpu_per_unit);
+        let one = one.side().and(one.cpu_per_unit);
+        summary.scaling = all.zip(one).map(|(all, one)| all / one);
+        if peer.family == Family::Beltway {
+            let outcome = summary
+                .scaling
+                .map(|ratio| Outcome::of(ratio <= SCALING_MAX));
+            let verdict = Verdict::new("scaling", Some(SCALING_MAX), outcome);
+            summary.verdicts.push(verdict);
+        }
+    }
+}
+
+impl Verdict {
+    /// Refused where there is no outcome.
+    fn new(figure: &'static str, target: Option<f64>, outcome: Option<Outcome>) -> Self {
+        Self {
+            figure,
+            target,
+            outcome: outcome.unwrap_or(Outcome::Refused),
         }
     }
 }
@@ -264,6 +385,7 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
     let reports = &measured.reports;
     let mut summary = Summary {
         peer: peer.name,
+        family: peer.family.name(),
         wrk: measured.wrk,
         first_error: measured.failure.clone(),
         ..Summary::default()
@@ -299,15 +421,9 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
             summary.cpu_per_unit = cpu.filter(|&cpu| cpu > 0.0);
         }
     }
-    summary.latency_us = Latency {
-        p50: of(&|report| report.latency_us.p50).unwrap_or(0.0),
-        p99: of(&|report| report.latency_us.p99).unwrap_or(0.0),
-        p999: of(&|report| report.latency_us.p999).unwrap_or(0.0),
-        max: reports
-            .iter()
-            .map(|report| report.latency_us.max)
-            .fold(0.0, f64::max),
-    };
+    summary.latency_us = latency(reports.iter().map(|report| report.latency_us));
+    let beside = || reports.iter().filter_map(|report| report.bystander_us);
+    summary.bystander_us = beside().next().map(|_| latency(beside()));
     summary.client_busy = of(&client_busy).unwrap_or(0.0);
     summary.saturated = summary.client_busy > SATURATED;
     summary.foreign = of(&foreign).unwrap_or(0.0);
@@ -330,14 +446,28 @@ fn client_busy(report: &Report) -> f64 {
         .max(report.client_busy)
 }
 
-/// The larger share of the two cores that neither the server nor the generator used.
+/// The larger share of the two cores that neither the server, nor the generator, nor what is behind a
+/// proxy used.
 fn foreign(report: &Report) -> f64 {
     let server = report.server.total() / report.seconds.max(1e-9);
     let on_server = report.server_core_busy.map_or(0.0, |busy| busy - server);
+    let backend = report.backend.total() / report.seconds.max(1e-9);
     let on_client = report
         .client_core_busy
-        .map_or(0.0, |busy| busy - report.client_busy);
+        .map_or(0.0, |busy| busy - report.client_busy - backend);
     on_server.max(on_client).max(0.0)
+}
+
+/// Medians over the rounds; the maximum is of all.
+fn latency(rounds: impl Iterator<Item = Latency>) -> Latency {
+    let rounds: Vec<Latency> = rounds.collect();
+    let of = |value: fn(&Latency) -> f64| median(rounds.iter().map(value).collect()).unwrap_or(0.0);
+    Latency {
+        p50: of(|latency| latency.p50),
+        p99: of(|latency| latency.p99),
+        p999: of(|latency| latency.p999),
+        max: rounds.iter().map(|latency| latency.max).fold(0.0, f64::max),
+    }
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -362,7 +492,7 @@ fn spread(values: Vec<f64>) -> f64 {
 mod tests {
     use super::*;
     use crate::procfs::{CpuTime, Memory};
-    use crate::workload::select;
+    use crate::workload::{Via, select};
 
     fn workload(name: &str) -> Workload {
         select(&[name.to_owned()]).expect("a known name")[0]
@@ -388,11 +518,15 @@ mod tests {
         }
     }
 
-    /// Beltway on both engines, nginx A and B, lighttpd A and B.
+    /// Beltway on both engines, nginx A and B, and two of the family beside it.
     fn judge(name: &str, reports: [Report; 6]) -> Vec<Summary> {
-        let peers = Peer::all_for_tests();
+        let workload = workload(name);
+        let peers = Peer::all_for_tests(match workload.via {
+            Via::Files => Family::Lighttpd,
+            Via::Proxy { .. } => Family::Haproxy,
+        });
         summarise(
-            &workload(name),
+            &workload,
             &peers,
             &reports.map(|report| measured(&[report])),
         )
@@ -506,6 +640,88 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_judged_beside_haproxy_as_well() {
+        // Its CPU per request is 1.5 and 1.0 times ours.
+        let summaries = judge(
+            "proxy-1k-64",
+            [
+                report(200, 0.5, 0.5),
+                report(200, 0.75, 0.5),
+                report(100, 1.0, 0.5),
+                report(90, 0.8, 0.5),
+                report(200, 0.75, 0.5),
+                report(180, 1.0, 0.5),
+            ],
+        );
+        let against = summaries[0].beside.expect("a second family");
+        assert_eq!(against.family, "haproxy");
+        assert!((against.cpu.expect("no errors") - 1.5).abs() < 1e-9);
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass; 3]);
+        let figures: Vec<_> = summaries[1].verdicts.iter().map(|one| one.figure).collect();
+        assert_eq!(figures, ["throughput", "cpu", "cpu beside"]);
+        assert_eq!(outcomes(&summaries[1])[2], Outcome::Miss);
+    }
+
+    #[test]
+    fn latency_is_judged_by_the_medians_alone() {
+        let slow = |p50| Report {
+            latency_us: Latency {
+                p50,
+                ..Latency::default()
+            },
+            ..report(100, 1.0, 0.5)
+        };
+        let p50s = [19.0, 20.0, 25.0, 20.0, 1.0, 1.0];
+        let summaries = judge("proxy-1k-1", p50s.map(slow));
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Miss]);
+    }
+
+    #[test]
+    fn a_small_client_is_compared_with_nginxs_least_wait() {
+        let waits = |p999| Report {
+            bytes: 100,
+            bystander_us: Some(Latency {
+                p99: 1.0,
+                p999,
+                ..Latency::default()
+            }),
+            ..report(1, 1.0, 0.5)
+        };
+        let summaries = judge("1g-cold", [10.0, 11.0, 100.0, 105.0, 1.0, 1.0].map(waits));
+        assert_eq!(summaries[0].bystander_ratio, Some(0.1));
+        assert_eq!(outcomes(&summaries[0]), [Outcome::Pass; 2]);
+        assert_eq!(outcomes(&summaries[1]), [Outcome::Pass, Outcome::Miss]);
+    }
+
+    #[test]
+    fn all_cores_are_compared_with_one_of_the_same_peer() {
+        let peers = Peer::all_for_tests(Family::Lighttpd);
+        let of = |cpu: f64| {
+            let reports = [0.0, 0.1, 0.0, 0.0, 0.0, 0.0].map(|more| report(100, cpu + more, 0.5));
+            let measured = reports.map(|report| measured(&[report]));
+            summarise(&workload("1k-cores"), &peers, &measured)
+        };
+        let (one, mut all) = (of(1.0), of(1.05));
+        all[1].cpu_per_unit = Some(0.0125);
+        judge_scaling(&peers, &mut all, None);
+        assert!(all[0].verdicts.is_empty());
+        judge_scaling(&peers, &mut all, Some(&one));
+        assert_eq!(outcomes(&all[0]), [Outcome::Pass]);
+        assert_eq!(outcomes(&all[1]), [Outcome::Miss]);
+        assert!(all[2].verdicts.is_empty() && all[2].scaling.is_some());
+    }
+
+    #[test]
+    fn what_is_behind_a_proxy_is_nothing_foreign() {
+        let mut one = report(100, 0.5, 0.4);
+        one.client_core_busy = Some(0.9);
+        assert!((foreign(&one) - 0.5).abs() < 1e-9);
+        one.backend.system = 0.45;
+        assert!((foreign(&one) - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
     fn memory_of_idle_connections_is_judged_alone() {
         let idle = |allocated| Report {
             idle: Some(IdleMemory {
@@ -521,16 +737,16 @@ mod tests {
             }),
             ..Report::default()
         };
-        let sizes = [101_000, 104_000, 0, 0, 0, 0];
+        let sizes = [51_000, 54_000, 0, 0, 0, 0];
         let summaries = judge("idle", sizes.map(idle));
-        assert_eq!(summaries[0].memory_per_connection, Some(1000.0));
+        assert_eq!(summaries[0].memory_per_connection, Some(500.0));
         assert_eq!(outcomes(&summaries[0]), [Outcome::Pass]);
         assert_eq!(outcomes(&summaries[1]), [Outcome::Miss]);
     }
 
     #[test]
     fn medians_and_spread_over_rounds() {
-        let peers = &Peer::all_for_tests()[..1];
+        let peers = &Peer::all_for_tests(Family::Lighttpd)[..1];
         let rounds = measured(&[
             report(100, 1.0, 0.1),
             report(90, 1.0, 0.1),

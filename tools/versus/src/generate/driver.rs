@@ -1,16 +1,20 @@
-//! Keeps every connection busy: a closed loop of requests, counted and timed.
+//! Asks as the load's pace says, and counts and times what comes back.
+//!
+//! In a closed loop every connection is kept busy. At a fixed rate each request has a time at which it
+//! is meant to be sent, and its latency counts from then, whether or not a connection was free: what a
+//! slow server holds back is part of what it takes (no coordinated omission).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
-
+use super::load::{Load, Pace, connect};
 use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
 use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
 use crate::histogram::Histogram;
+use crate::interrupt;
 
 /// Bodies up to this many bytes are copied out of the kernel, longer ones discarded in it.
 pub const COPIED_BODY_MAX: u64 = 8192;
@@ -18,25 +22,10 @@ pub const COPIED_BODY_MAX: u64 = 8192;
 const OPENED_AT_ONCE: usize = 128;
 /// The end of a discarded body that the first response of a connection is compared by, in bytes.
 const COMPARED_TAIL: u64 = 512;
-/// Longest wait for a connection to be taken.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Requests on their way of one connection are at most this many bytes: less than any send buffer.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 10;
 
-/// What the connections do.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// The server.
-    pub address: SocketAddr,
-    /// The request target, `/` first.
-    pub target: String,
-    /// Length of the file, at least 1.
-    pub body_len: u64,
-    /// Connections, at least 1.
-    pub connections: u32,
-    /// Requests on their way on each connection, at least 1; 1 where bodies are discarded.
-    pub depth: u32,
-}
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// What was counted since the last reset.
 #[derive(Debug)]
@@ -45,7 +34,8 @@ pub struct Tally {
     pub requests: u64,
     /// Bytes that came, of heads and bodies.
     pub bytes: u64,
-    /// Nanoseconds from queueing a request to the end of its response.
+    /// Nanoseconds from when a request was queued, or at a fixed rate meant to be, to the end of its
+    /// response.
     pub latency: Histogram,
     /// Connections given up, by kind of fault.
     pub errors: BTreeMap<String, u64>,
@@ -70,6 +60,17 @@ struct Connection {
     lost: bool,
 }
 
+/// When requests are meant to be sent. Those that are late are not kept anywhere: their times follow
+/// from the one that is due next.
+struct Schedule {
+    /// Nanoseconds since the driver's epoch.
+    due: u64,
+    /// Nanoseconds between two.
+    interval: u64,
+    /// Connections without a request, the longest idle one first.
+    free: VecDeque<u32>,
+}
+
 /// The connections and their ring.
 pub struct Driver {
     load: Load,
@@ -80,6 +81,8 @@ pub struct Driver {
     pub tally: Tally,
     /// Completed responses are followed by new requests.
     issuing: bool,
+    /// At a fixed rate.
+    schedule: Option<Schedule>,
     epoch: Instant,
     now: u64,
     completions: Vec<Completion>,
@@ -91,14 +94,17 @@ impl Driver {
     /// # Errors
     /// Of the ring; or when the load breaks a bound that [`Load`] names.
     pub fn new(load: Load) -> io::Result<Self> {
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
-            load.target, load.address
-        );
+        let request = load.request();
         let discards = load.body_len > COPIED_BODY_MAX;
         let on_their_way = request.len() * load.depth as usize;
         if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
             return Err(io::Error::other("connections, depth and body begin at 1"));
+        }
+        if load.depth > 1 && load.pace != Pace::Closed {
+            return Err(io::Error::other("pipelining is for a closed loop"));
+        }
+        if load.pace == Pace::Rate(0) {
+            return Err(io::Error::other("a rate begins at 1"));
         }
         if (discards && load.depth > 1) || on_their_way > IN_FLIGHT_BYTES_MAX {
             return Err(io::Error::other(format!(
@@ -116,9 +122,14 @@ impl Driver {
         Ok(Self {
             ring: Ring::new(dimensions, request.as_bytes())?,
             connections: Vec::with_capacity(load.connections as usize),
-            expected: Expectation::new(load.body_len),
+            expected: match (load.upgrade, load.pace) {
+                (true, _) => Expectation::tunnel(load.body_len),
+                (false, Pace::Reconnect) => Expectation::last(load.body_len),
+                (false, _) => Expectation::new(load.body_len),
+            },
             tally: Tally::new(),
             issuing: false,
+            schedule: None,
             epoch: Instant::now(),
             now: 0,
             completions: Vec::new(),
@@ -140,12 +151,8 @@ impl Driver {
                 let stream = connect(self.load.address)?;
                 self.connections
                     .push(Connection::new(stream, 0, self.load.depth));
-                if !self.discards() {
-                    let connection = &self.connections[index];
-                    self.ring
-                        .receive_many(connection.stream.as_fd(), connection.owner(index))?;
-                }
-                self.issue(index, 1)?;
+                self.listen(index)?;
+                self.issue(index, 1, self.now)?;
             }
             while self.connections[first..].iter().any(Connection::waits) {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -160,24 +167,70 @@ impl Driver {
         Ok(())
     }
 
-    /// Begins the closed loop: as many requests as the depth on each connection.
+    /// Opens all connections and asks for nothing.
+    ///
+    /// # Errors
+    /// When a connection is refused, and those of the ring.
+    pub fn connect(&mut self) -> io::Result<()> {
+        for index in self.connections.len()..self.load.connections as usize {
+            let stream = connect(self.load.address)?;
+            let connection = Connection::new(stream, 0, self.load.depth);
+            self.connections.push(connection);
+            self.listen(index)?;
+        }
+        Ok(())
+    }
+
+    /// Asks once on each connection and waits for the answers, at most until `deadline`.
+    ///
+    /// # Errors
+    /// See [`Self::run_until`]; and when they are not there in time.
+    pub fn ask_once(&mut self, deadline: Instant) -> io::Result<()> {
+        self.now = self.elapsed();
+        for index in 0..self.connections.len() {
+            self.issue(index, 1, self.now)?;
+        }
+        while self.connections.iter().any(Connection::waits) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::other("no whole response in time"));
+            }
+            interrupt::check()?;
+            self.turn(left)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to ask: as many requests as the depth on each connection, or the first of the schedule.
     ///
     /// # Errors
     /// Of the ring.
     pub fn start(&mut self) -> io::Result<()> {
         self.issuing = true;
         self.now = self.elapsed();
-        for index in 0..self.connections.len() {
-            let connection = &self.connections[index];
-            // One that is closing begins when it was opened anew.
-            if !connection.lost && !connection.reader.closing() {
-                self.issue(index, self.load.depth)?;
+        let count = self.connections.len();
+        // One that is closing begins when it was opened anew.
+        let ready = |one: &Connection| !one.lost && !one.reader.closing();
+        if let Pace::Rate(rate) = self.load.pace {
+            self.schedule = Some(Schedule {
+                due: self.now,
+                interval: NANOSECONDS / u64::from(rate),
+                free: (0..count as u32)
+                    .filter(|&index| ready(&self.connections[index as usize]))
+                    .collect(),
+            });
+            return self.keep_up();
+        }
+        for index in 0..count {
+            if ready(&self.connections[index]) {
+                self.issue(index, self.load.depth, self.now)?;
             }
         }
         Ok(())
     }
 
-    /// Lets the loop run until `deadline`, or until no connection is left.
+    /// Lets the load run until `deadline`, until no connection is left, or until this process is told
+    /// to end.
     ///
     /// # Errors
     /// Of the ring, or of a connection that could not be opened anew.
@@ -186,10 +239,54 @@ impl Driver {
             let left = deadline.saturating_duration_since(Instant::now());
             let lost: u64 = self.tally.errors.values().sum();
             let all_lost = lost > 0 && self.connections.iter().all(|connection| connection.lost);
-            if left.is_zero() || all_lost {
+            if left.is_zero() || all_lost || interrupt::check().is_err() {
                 return Ok(());
             }
-            self.turn(left)?;
+            self.turn(self.until_due().map_or(left, |due| left.min(due)))?;
+            self.keep_up()?;
+        }
+    }
+
+    /// Time until the next request is meant to be sent, where there is a connection for it.
+    fn until_due(&self) -> Option<Duration> {
+        let schedule = self.schedule.as_ref()?;
+        let due = schedule.due.saturating_sub(self.elapsed());
+        (!schedule.free.is_empty()).then(|| Duration::from_nanos(due))
+    }
+
+    /// Sends what is due on the connections that are free.
+    fn keep_up(&mut self) -> io::Result<()> {
+        if self.schedule.is_none() {
+            return Ok(());
+        }
+        self.now = self.elapsed();
+        while let Some(schedule) = &mut self.schedule
+            && schedule.due <= self.now
+            && let Some(index) = schedule.free.pop_front()
+        {
+            if self.connections[index as usize].lost {
+                continue;
+            }
+            let due = schedule.due;
+            schedule.due += schedule.interval;
+            self.issue(index as usize, 1, due)?;
+        }
+        Ok(())
+    }
+
+    /// Counts requests at a fixed rate that are due and have no response yet as if it came now: they
+    /// took at least this long, and leaving them out would hide the slowest.
+    pub fn note_overdue(&mut self) {
+        let Some(schedule) = &self.schedule else {
+            return;
+        };
+        let now = self.epoch.elapsed().as_nanos() as u64;
+        for connection in self.connections.iter().filter(|one| one.waits()) {
+            let stamp = connection.stamps[connection.oldest];
+            self.tally.latency.record(now.saturating_sub(stamp));
+        }
+        for due in (schedule.due..now).step_by(schedule.interval as usize) {
+            self.tally.latency.record(now - due);
         }
     }
 
@@ -203,8 +300,12 @@ impl Driver {
         }
     }
 
-    /// Gives up connections that wait for a response of which nothing came since the reset.
+    /// Gives up connections that wait for a response of which nothing came since the reset. At a fixed
+    /// rate that is no fault: what waits is in the latencies.
     pub fn note_stalled(&mut self) {
+        if self.schedule.is_some() {
+            return;
+        }
         for index in 0..self.connections.len() {
             if self.connections[index].waits() && !self.connections[index].progress {
                 self.lose(index, Fault::Stalled);
@@ -285,25 +386,39 @@ impl Driver {
     fn completed(&mut self, index: usize, completed: u32) -> io::Result<()> {
         let connection = &mut self.connections[index];
         for _ in 0..completed {
-            self.tally
-                .latency
-                .record(self.now - connection.stamps[connection.oldest]);
+            self.tally.latency.record(
+                self.now
+                    .saturating_sub(connection.stamps[connection.oldest]),
+            );
             connection.oldest = (connection.oldest + 1) % connection.stamps.len();
         }
         connection.outstanding -= completed;
         self.tally.requests += u64::from(completed);
         if completed > 0 && self.issuing && !connection.reader.closing() {
-            return self.issue(index, completed);
+            match &mut self.schedule {
+                None => return self.issue(index, completed, self.now),
+                Some(schedule) => schedule.free.push_back(index as u32),
+            }
         }
         self.receive(index, false)
     }
 
-    /// Queues requests, and the receive of what they bring.
-    fn issue(&mut self, index: usize, requests: u32) -> io::Result<()> {
+    /// Where bodies are copied, arms the receive that stands for the connection's life.
+    fn listen(&mut self, index: usize) -> io::Result<()> {
+        if self.discards() {
+            return Ok(());
+        }
+        let connection = &self.connections[index];
+        self.ring
+            .receive_many(connection.stream.as_fd(), connection.owner(index))
+    }
+
+    /// Queues requests that count from `stamp`, and the receive of what they bring.
+    fn issue(&mut self, index: usize, requests: u32, stamp: u64) -> io::Result<()> {
         let connection = &mut self.connections[index];
         for _ in 0..requests {
             let newest = connection.oldest + connection.outstanding as usize;
-            connection.stamps[newest % connection.stamps.len()] = self.now;
+            connection.stamps[newest % connection.stamps.len()] = stamp;
             connection.outstanding += 1;
         }
         self.ring
@@ -358,19 +473,23 @@ impl Driver {
         // Earlier completions of this turn may have queued requests on the old descriptor.
         self.ring.flush()?;
         let connection = &mut self.connections[index];
-        let unanswered = connection.outstanding;
+        let (unanswered, since) = (connection.outstanding, connection.stamps[connection.oldest]);
         let generation = (connection.generation + 1) & 0x00FF_FFFF;
         *connection = Connection::new(connect(self.load.address)?, generation, depth);
         connection.progress = true;
         self.tally.reconnects += 1;
-        if !self.discards() {
-            let connection = &self.connections[index];
-            self.ring
-                .receive_many(connection.stream.as_fd(), connection.owner(index))?;
+        self.listen(index)?;
+        match self.schedule.as_mut() {
+            Some(schedule) if unanswered == 0 => {
+                schedule.free.push_back(index as u32);
+                return Ok(());
+            }
+            Some(_) => return self.issue(index, unanswered, since),
+            None => {}
         }
         match if self.issuing { depth } else { unanswered } {
             0 => Ok(()),
-            requests => self.issue(index, requests),
+            requests => self.issue(index, requests, self.now),
         }
     }
 
@@ -427,18 +546,6 @@ impl Tally {
             reconnects: 0,
         }
     }
-}
-
-/// A connection that is reset when it is closed: thousands of them in TIME_WAIT would use up the
-/// client's ports.
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
-    stream.set_nodelay(true)?;
-    set_socket_linger(&stream, Some(Duration::ZERO))?;
-    // Requests are never congested; the system's choice may pace them with timers. What the server
-    // sends with is the system's choice.
-    set_tcp_congestion(&stream, "reno")?;
-    Ok(stream)
 }
 
 const _: () = assert!(HEAD_MAX >= SLOT_LEN && COMPARED_TAIL as usize <= SLOT_LEN);

@@ -13,6 +13,10 @@ pub const HEAD_MAX: usize = 8192;
 /// What every response must be, shared by all connections.
 #[derive(Debug)]
 pub struct Expectation {
+    /// 101 and what the server says first in the tunnel, instead of 200 and a file.
+    upgrade: bool,
+    /// The server was asked to close after each.
+    last: bool,
     body_len: u64,
     body_first: u8,
     body_last: u8,
@@ -21,10 +25,28 @@ pub struct Expectation {
 }
 
 impl Expectation {
+    /// Status 101, and then `body_len` bytes as those of a file, the first in a tunnel.
+    pub fn tunnel(body_len: u64) -> Self {
+        Self {
+            upgrade: true,
+            ..Self::new(body_len)
+        }
+    }
+
+    /// As [`Self::new`], and then the end of the connection.
+    pub fn last(body_len: u64) -> Self {
+        Self {
+            last: true,
+            ..Self::new(body_len)
+        }
+    }
+
     /// Status 200 and the file of `body_len` bytes, which must not be 0.
     pub fn new(body_len: u64) -> Self {
         assert!(body_len > 0, "a response without a body ends unseen");
         Self {
+            upgrade: false,
+            last: false,
             body_len,
             body_first: body::byte_at(body_len, 0),
             body_last: body::byte_at(body_len, body_len - 1),
@@ -36,7 +58,7 @@ impl Expectation {
 /// Why a connection was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A status other than 200.
+    /// A status other than 200, or 101 where that is asked for.
     Status(String),
     /// A head that isn't one, is longer than [`HEAD_MAX`] or names no length.
     Head(String),
@@ -168,6 +190,7 @@ impl Reader {
         let template = &expected.template;
         if self.carry.is_empty() && !template.is_empty() && bytes.starts_with(template) {
             self.left = expected.body_len;
+            self.closing |= expected.last;
             return Ok(template.len());
         }
         let carried = self.carry.len();
@@ -181,8 +204,8 @@ impl Reader {
             return Ok(bytes.len());
         };
         let end = end + 4;
-        self.closing |= parse_head(&self.carry[..end], expected.body_len)?;
-        if !self.closing {
+        self.closing |= parse_head(&self.carry[..end], expected)? || expected.last;
+        if self.closing == expected.last {
             expected.template.clear();
             expected.template.extend_from_slice(&self.carry[..end]);
         }
@@ -211,12 +234,20 @@ impl Reader {
 }
 
 /// Judges a whole head and says whether the server is going to close (RFC 9112 §9.6).
-fn parse_head(head: &[u8], body_len: u64) -> Result<bool, Fault> {
+fn parse_head(head: &[u8], expected: &Expectation) -> Result<bool, Fault> {
+    let body_len = expected.body_len;
     let text = String::from_utf8_lossy(head);
     let mut lines = text.split("\r\n");
     let status = lines.next().unwrap_or_default();
-    if !status.starts_with("HTTP/1.1 200 ") {
+    let wanted = match expected.upgrade {
+        true => "HTTP/1.1 101 ",
+        false => "HTTP/1.1 200 ",
+    };
+    if !status.starts_with(wanted) {
         return Err(Fault::Status(status.to_owned()));
+    }
+    if expected.upgrade {
+        return Ok(false);
     }
     let (mut length, mut closing) = (None, false);
     for line in lines.filter(|line| !line.is_empty()) {
@@ -336,6 +367,18 @@ mod tests {
         let last = response("Content-Length: 100\r\nConnection: close\r\n");
         assert_eq!(reader.receive(&mut expected, &last), Ok(1));
         assert!(reader.closing());
+    }
+
+    #[test]
+    fn an_upgrade_is_complete_with_the_first_bytes_of_the_tunnel() {
+        let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n".to_vec();
+        bytes.extend((0..LEN).map(|offset| body::byte_at(LEN, offset)));
+        let (mut reader, mut expected) = (Reader::new(), Expectation::tunnel(LEN));
+        let (most, last) = bytes.split_at(bytes.len() - 1);
+        assert_eq!(reader.receive(&mut expected, most), Ok(0));
+        assert_eq!(reader.receive(&mut expected, last), Ok(1));
+        let refused = Reader::new().receive(&mut expected, &response("Content-Length: 100\r\n"));
+        assert_eq!(refused.map_err(|fault| fault.kind()), Err("status"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ enum Manner {
     Right,
     /// Announces a close with every tenth response of a connection, and closes.
     ClosesAnnounced,
+    /// Announces a close with every response, and closes.
+    ClosesEach,
     /// Closes without a word after ten responses.
     ClosesSuddenly,
     /// The body's last byte is another one.
@@ -69,7 +71,7 @@ fn serve(
         };
         received.drain(..end + 4);
         answered += 1;
-        let last = answered % 10 == 0;
+        let last = answered % 10 == 0 || matches!(manner, Manner::ClosesEach);
         if matches!(manner, Manner::FallsSilent) && answered > 1 {
             continue;
         }
@@ -77,7 +79,7 @@ fn serve(
         stream.write_all(&response(len, manner, last))?;
         match manner {
             Manner::ClosesSuddenly if last => return Ok(()),
-            Manner::ClosesAnnounced if last => {
+            Manner::ClosesAnnounced | Manner::ClosesEach if last => {
                 // Closing over unread requests would reset what is on its way (RFC 9112 §9.6).
                 stream.shutdown(Shutdown::Write)?;
                 while stream.read(&mut chunk)? > 0 {}
@@ -94,7 +96,7 @@ fn response(len: u64, manner: Manner, last: bool) -> Vec<u8> {
         _ => "200 OK",
     };
     let close = match manner {
-        Manner::ClosesAnnounced if last => "Connection: close\r\n",
+        Manner::ClosesAnnounced | Manner::ClosesEach if last => "Connection: close\r\n",
         _ => "",
     };
     let said = match manner {
@@ -117,6 +119,8 @@ fn load(server: &TestServer, body_len: u64, connections: u32, depth: u32) -> Loa
         body_len,
         connections,
         depth,
+        upgrade: false,
+        pace: Pace::Closed,
     }
 }
 
@@ -188,6 +192,78 @@ fn an_announced_close_is_followed_by_a_new_connection() {
 }
 
 #[test]
+fn each_request_may_have_a_connection_of_its_own() {
+    for len in [1024, 20_000] {
+        let server = TestServer::start(len, Manner::ClosesEach);
+        let mut load = load(&server, len, 4, 1);
+        load.pace = Pace::Reconnect;
+        let driver = driven(load, 100);
+        let tally = &driver.tally;
+        assert!(tally.errors.is_empty(), "{:?}", tally.first_error);
+        // Those of the last four requests may not have been opened anew yet.
+        assert!(
+            tally.reconnects + 4 >= tally.requests,
+            "{} of {}",
+            tally.reconnects,
+            tally.requests
+        );
+    }
+}
+
+#[test]
+fn a_fixed_rate_is_kept_and_what_is_held_back_counts_from_when_it_was_due() {
+    let server = TestServer::start(1024, Manner::Right);
+    let mut kept = options(&server, 1024, 4);
+    kept.rate = Some(1000);
+    let began = Instant::now();
+    let report = run(&kept).expect("a measurement");
+    assert!(report.errors.is_empty(), "{:?}", report.first_error);
+    // However late some were, no more were due than in all of that time.
+    let due_max = began.elapsed().as_millis() as u64 + 1;
+    assert!(report.requests > 0 && report.requests <= due_max);
+
+    let silent = TestServer::start(1024, Manner::FallsSilent);
+    let mut load = load(&silent, 1024, 2, 1);
+    load.pace = Pace::Rate(1000);
+    let mut driver = Driver::new(load).expect("a ring");
+    driver.open(2, soon()).expect("connections");
+    driver.start().expect("a ring");
+    driver.reset();
+    driver
+        .run_until(Instant::now() + Duration::from_millis(100))
+        .expect("a ring");
+    driver.note_overdue();
+    // Two were sent, a hundred were due: the median one had waited half of the time.
+    assert_eq!(driver.tally.requests, 0);
+    let median_ms = driver.tally.latency.quantile(0.5) / 1_000_000;
+    assert!((40..10_000).contains(&median_ms), "{median_ms} ms");
+}
+
+#[test]
+fn a_cold_file_is_measured_from_the_first_request() {
+    let server = TestServer::start(3_000_000, Manner::Right);
+    let mut cold = options(&server, 3_000_000, 1);
+    cold.cold = true;
+    let report = run(&cold).expect("a measurement");
+    assert_eq!(
+        (report.requests, server.served.load(Ordering::SeqCst)),
+        (1, 1)
+    );
+    assert!(report.bytes > 3_000_000 && report.seconds > 0.0);
+}
+
+#[test]
+fn a_client_beside_the_load_is_counted_for_itself() {
+    let server = TestServer::start(1024, Manner::Right);
+    let mut large = options(&server, 1024, 2);
+    large.bystander = Some(1024);
+    let report = run(&large).expect("a measurement");
+    assert!(report.errors.is_empty(), "{:?}", report.first_error);
+    let beside = report.bystander_us.expect("latencies");
+    assert!(beside.p50 > 0.0 && beside.p50 <= beside.max);
+}
+
+#[test]
 fn faults_are_counted_by_kind() {
     for (manner, len, kinds) in [
         (Manner::NotFound, 1024, &["status"][..]),
@@ -219,6 +295,12 @@ fn options(server: &TestServer, len: u64, connections: u32) -> GenerateOptions {
         warm_up: 0.02,
         seconds: 0.1,
         idle: false,
+        upgrade: false,
+        reconnect: false,
+        rate: None,
+        cold: false,
+        bystander: None,
+        backend: None,
         watch: vec![std::process::id()],
         server_cpu: None,
         client_cpu: None,

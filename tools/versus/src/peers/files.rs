@@ -1,0 +1,180 @@
+//! The servers of files, each with the settings that suit small files and those that suit large ones.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::{Configuration, Family, Peer, Site, find, version_of};
+
+/// One way of serving files.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// With this engine.
+    Beltway(&'static str),
+    /// With these directives for sending.
+    Nginx(&'static str),
+    /// With this network backend.
+    Lighttpd(&'static str),
+}
+
+/// Beltway on each engine.
+pub fn beltway(program: &Path) -> Vec<Peer> {
+    let version = version_of(program, "--version");
+    let peer = |name, settings, engine| Peer {
+        name,
+        family: Family::Beltway,
+        version: version.clone(),
+        settings,
+        program: program.to_owned(),
+        configuration: Configuration::Files(Kind::Beltway(engine)),
+    };
+    vec![
+        peer(
+            "beltway uring",
+            "serve --no-access-log --engine=uring",
+            "uring",
+        ),
+        peer(
+            "beltway epoll",
+            "serve --no-access-log --engine=epoll",
+            "epoll",
+        ),
+    ]
+}
+
+/// nginx, with the settings that win for small files and those that win for large ones.
+///
+/// # Errors
+/// When it isn't installed; so for all below.
+pub fn nginx() -> Result<Vec<Peer>, String> {
+    let program = find("nginx")?;
+    let version = version_of(&program, "-v");
+    let peer = |name, settings, sending| Peer {
+        name,
+        family: Family::Nginx,
+        version: version.clone(),
+        settings,
+        program: program.clone(),
+        configuration: Configuration::Files(Kind::Nginx(sending)),
+    };
+    Ok(vec![
+        peer(
+            "nginx A",
+            "sendfile off, open_file_cache on, access_log off",
+            "sendfile off; output_buffers 2 512k;",
+        ),
+        peer(
+            "nginx B",
+            "sendfile on, tcp_nopush on, open_file_cache on, access_log off",
+            "sendfile on; tcp_nopush on;",
+        ),
+    ])
+}
+
+/// lighttpd with its two ways of sending a file.
+///
+/// # Errors
+/// See [`nginx`].
+pub fn lighttpd() -> Result<Vec<Peer>, String> {
+    let program = find("lighttpd")?;
+    let version = version_of(&program, "-v");
+    let peer = |name, settings, backend| Peer {
+        name,
+        family: Family::Lighttpd,
+        version: version.clone(),
+        settings,
+        program: program.clone(),
+        configuration: Configuration::Files(Kind::Lighttpd(backend)),
+    };
+    Ok(vec![
+        peer(
+            "lighttpd A",
+            "network-backend writev, no access log",
+            "writev",
+        ),
+        peer(
+            "lighttpd B",
+            "network-backend sendfile, no access log",
+            "sendfile",
+        ),
+    ])
+}
+
+/// Writes the configuration, if it needs one, and says with what arguments to run.
+///
+/// # Errors
+/// Those of the file system.
+pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsString>> {
+    Ok(match kind {
+        Kind::Beltway(engine) => vec![
+            "serve".into(),
+            site.root.into(),
+            format!("--engine={engine}").into(),
+            format!("--workers={}", site.workers).into(),
+            "--no-access-log".into(),
+            "-l".into(),
+            format!("127.0.0.1:{port}").into(),
+        ],
+        Kind::Nginx(sending) => {
+            let file = site.work.join("nginx.conf");
+            fs::write(&file, nginx_conf(site, port, sending))?;
+            vec!["-p".into(), site.work.into(), "-c".into(), file.into()]
+        }
+        Kind::Lighttpd(backend) => {
+            let file = site.work.join("lighttpd.conf");
+            fs::write(&file, lighttpd_conf(site, port, backend))?;
+            vec!["-D".into(), "-f".into(), file.into()]
+        }
+    })
+}
+
+/// What differs from the settings for all of nginx's workloads is that there are files.
+fn nginx_conf(site: Site<'_>, port: u16, sending: &str) -> String {
+    let http = format!(
+        "    {sending}
+    open_file_cache max=1000 inactive=1h;
+    open_file_cache_valid 60s;
+    default_type application/octet-stream;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        root {root};
+    }}
+",
+        root = site.root.display(),
+    );
+    super::nginx_conf(site, &http)
+}
+
+/// 65535 is the most requests that lighttpd 1.4 takes on one connection; the generator follows the
+/// announced close.
+fn lighttpd_conf(site: Site<'_>, port: u16, backend: &str) -> String {
+    format!(
+        "server.document-root = \"{root}\"
+server.bind = \"127.0.0.1\"
+server.port = {port}
+server.errorlog = \"{work}/lighttpd.error\"
+server.pid-file = \"{work}/lighttpd.pid\"
+server.upload-dirs = ( \"{work}\" )
+server.compat-module-load = \"disable\"
+server.modules = ( \"mod_staticfile\" )
+server.event-handler = \"linux-sysepoll\"
+server.network-backend = \"{backend}\"
+server.stat-cache-engine = \"simple\"
+server.max-worker = {workers}
+server.max-fds = {descriptors}
+server.max-connections = {connections}
+server.listen-backlog = 4096
+server.max-keep-alive-requests = 65535
+server.max-keep-alive-idle = 3600
+server.max-write-idle = 3600
+mimetype.assign = ( \"\" => \"application/octet-stream\" )
+",
+        root = site.root.display(),
+        work = site.work.display(),
+        descriptors = site.descriptors,
+        connections = super::clients_of(site),
+        // Any number starts a process that only watches over the workers.
+        workers = if site.workers > 1 { site.workers } else { 0 },
+    )
+}
