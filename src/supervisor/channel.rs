@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";
@@ -337,12 +337,12 @@ mod tests {
         let (master, worker) = Channel::pair().unwrap();
         for packet in [
             &b"x"[..],
-            b"BW\x02\x00\x00\"text\"",
-            b"XX\x01\x00\x00\"text\"",
-            b"BW\x01\x00\x00{",
-            b"BW\x01\x00\x00\xff",
-            b"BW\x01\x00\x01",
-            b"BW\x01\x00\x07\"text\"",
+            b"BW\x01\x00\x00\"text\"",
+            b"XX\x02\x00\x00\"text\"",
+            b"BW\x02\x00\x00{",
+            b"BW\x02\x00\x00\xff",
+            b"BW\x02\x00\x01",
+            b"BW\x02\x00\x07\"text\"",
         ] {
             rustix::net::send(&master, packet, SendFlags::empty()).unwrap();
         }

@@ -44,6 +44,9 @@ pub(super) enum ToWorker {
         /// Comes back with the answer.
         id: u64,
     },
+    /// Another worker has let go of the listening sockets: look at the accept queues, since what has
+    /// woken that one wakes nobody else.
+    AcceptAgain,
 }
 
 /// A configuration, with the blob that has it as the first descriptor.

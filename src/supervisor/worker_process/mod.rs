@@ -393,6 +393,10 @@ impl Process {
             ToWorker::Status { id } => {
                 self.ask(id, Question::Status(Box::default()), &Message::Status(id))
             }
+            ToWorker::AcceptAgain => {
+                // A core that takes no message is stalled, and told of when that is certain.
+                let _ = self.worker.tell(&Message::AcceptAgain);
+            }
             ToWorker::Probe { id } => {
                 let attempts = sandbox::probe();
                 self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
