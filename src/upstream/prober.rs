@@ -5,6 +5,7 @@
 //! closed after it. Each server is asked by one core, which is told by what the server is called and not
 //! by its place in the list: servers that come and go don't move the others to another core.
 
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -23,7 +24,7 @@ use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
 use crate::http::h1::response::{Asked, HeadKind, ResponseReader};
 use crate::http::types::Method;
-use crate::net::connect::{ConnectError, connect};
+use crate::net::connect::{ConnectError, connect_from};
 use crate::net::recv::Receiver;
 use crate::net::send::{ProgressRule, Sender};
 use crate::runtime::address::Address;
@@ -244,6 +245,7 @@ impl Rounds {
                 (patient.number, patient.server, patient.address.clone());
             let question = Question {
                 core: self.core.clone(),
+                from: self.roster.settings().source.towards(&address),
                 deadline: now + self.plan.timeout,
                 expects: self.plan.expects.clone(),
                 request: self.request(server, &address),
@@ -366,6 +368,8 @@ fn plan(check: &HealthCheck) -> ProbePlan {
 struct Question {
     core: Core,
     address: Address,
+    /// The local address; `None` where the kernel takes one.
+    from: Option<IpAddr>,
     deadline: Instant,
     expects: Expectation,
     /// `None`: a connection is enough.
@@ -376,7 +380,7 @@ impl Question {
     async fn ask(mut self) -> Result<(), Trouble> {
         let core = self.core.clone();
         let left = self.deadline.saturating_duration_since(core.now());
-        let socket = connect(&core, &self.address, left).await;
+        let socket = connect_from(&core, &self.address, self.from, left).await;
         let socket = socket.map_err(|error| match FailureKind::of_connect(error) {
             Some(kind) => Trouble::Server(kind),
             None => Trouble::Ours(error),

@@ -38,12 +38,18 @@ impl Attempt {
 
 /// Tries, as this process, to open the password hashes, to write a file, to make packet and netlink
 /// sockets, to bind and to listen, to exec, and to set up a ring. What succeeds is undone at once.
-pub fn probe() -> Vec<Attempt> {
+///
+/// `bind_granted`: a local address may be bound, but no port.
+pub fn probe(bind_granted: bool) -> Vec<Attempt> {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let write = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
     let make = |family, kind| socket_with(family, kind, SocketFlags::CLOEXEC, None);
     let stream = || make(AddressFamily::INET, SocketType::STREAM);
-    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let (to_bind, port) = match bind_granted {
+        false => ("bind", 0),
+        true => ("bind a port", u16::MAX),
+    };
+    let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
     vec![
         Attempt::new("open /etc/shadow", open("/etc/shadow", read, Mode::empty())),
         Attempt::new("write beneath /tmp", open("/tmp", write, Mode::RUSR)),
@@ -55,7 +61,7 @@ pub fn probe() -> Vec<Attempt> {
             "make a netlink socket",
             make(AddressFamily::NETLINK, SocketType::RAW),
         ),
-        Attempt::new("bind", stream().and_then(|socket| bind(&socket, &any))),
+        Attempt::new(to_bind, stream().and_then(|socket| bind(&socket, &local))),
         Attempt::new("listen", stream().and_then(|socket| listen(&socket, 1))),
         Attempt::new("exec", Err::<(), _>(errno(&try_exec()))),
         Attempt::new(
@@ -81,19 +87,19 @@ mod tests {
     #[test]
     fn everything_is_refused_inside() {
         alone(module_path!(), "everything_is_refused_inside", |_| {
-            let outside = probe();
+            let outside = probe(false);
             let allowed = |what: &str| outside.iter().any(|one| one.what == what && !one.refused);
             assert!(allowed("bind") && allowed("exec"), "{outside:?}");
             let identity = privileges::resolve(None, None, is_root()).unwrap();
             privileges::drop_to(identity.as_ref()).unwrap();
             let files = restrict_files(&Grants::default());
-            let (calls, notifier) = restrict_calls();
+            let (calls, notifier) = restrict_calls(false);
             for state in [&files, &calls] {
                 if let State::Missing(why) = state {
                     return skip(why);
                 }
             }
-            let inside = probe();
+            let inside = probe(false);
             let held: Vec<_> = inside.iter().filter(|one| !one.refused).collect();
             assert!(held.is_empty(), "{held:?}");
             assert_eq!(inside.len(), 8);

@@ -20,6 +20,7 @@ mod queues;
 mod real;
 mod retries;
 mod smuggling;
+mod source;
 mod tunnels;
 mod volume;
 
