@@ -456,7 +456,8 @@ fn text(bytes: &[u8]) -> Result<&str, Fault> {
         .map_err(|_| Fault::Unsendable(500, "Host for the backend is not text"))
 }
 
-fn proxy_version(version: ProxyProtocol) -> ProxyVersion {
+/// The version of the header that a route sends.
+pub(in crate::handlers) fn proxy_version(version: ProxyProtocol) -> ProxyVersion {
     match version {
         ProxyProtocol::V1 => ProxyVersion::V1,
         ProxyProtocol::V2 => ProxyVersion::V2,

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+pub(super) use self::exchange::proxy_version;
 use self::exchange::{Exchange, Reply};
 use self::fault::Fault;
 use super::app::App;
