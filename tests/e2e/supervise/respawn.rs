@@ -26,7 +26,7 @@ fn is_stopped(pid: u32) -> bool {
 }
 
 /// Kills a process and waits for its end, so that nobody is accepted by it any more.
-pub(super) fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     send(pid, Signal::KILL);
     wait_until("it is dead", PATIENCE, || {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()

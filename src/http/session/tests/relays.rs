@@ -21,14 +21,6 @@ fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
-/// Whether the backend's connections have got nothing but this from its beginning on. Not all of it: the
-/// handler closes with bytes of the backend unread, and that reset overtakes what is on its way.
-fn got_only(bench: &Bench, content: &[u8]) -> bool {
-    let peers = bench.world.peers(&backend_address());
-    let mut received = (peers.iter()).map(|peer| bench.world.seen(*peer).received);
-    received.all(|received| content.starts_with(&received))
-}
-
 /// The received bytes behind the first head.
 fn content(bench: &Bench, client: ClientId) -> Vec<u8> {
     let received = bench.world.seen(client).received;
@@ -265,7 +257,11 @@ fn relays_lose_nothing_on_any_machine() {
         assert!(with_head("\r\n\r\nbegin.", LENGTH, b"HTTP/"), "seed {seed}");
         let chunked = "\r\n\r\n6\r\nbegin.\r\n15f90\r\n";
         assert!(with_head(chunked, 90_000, b"\r\n0\r\n\r\n"), "seed {seed}");
-        assert!(got_only(&bench, &bytes(LENGTH)), "seed {seed}");
+        // One connection has the whole upload; the others were only received from.
+        let peers = bench.world.peers(&backend_address());
+        let uploads = peers.iter().map(|peer| bench.world.seen(*peer).received);
+        let uploads: Vec<Vec<u8>> = uploads.filter(|received| !received.is_empty()).collect();
+        assert!(uploads == [bytes(LENGTH)], "seed {seed}");
         bench.end();
     }
 }
