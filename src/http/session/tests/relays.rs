@@ -1,5 +1,6 @@
 //! Large bodies that are relayed, in virtual time and with faults.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::relaying::{SILENCE, backend_address};
@@ -224,9 +225,15 @@ fn relays_lose_nothing_on_any_machine() {
         let bench = Bench::new(seed, faults, Config::seeded(seed), 0);
         let mut random = bench.world.random(7);
         let first = random.between(0, LENGTH as u64) as usize;
+        // The one that is uploaded to says nothing: what it had said would be unread when it is closed,
+        // and that reset overtakes what is on its way to it.
+        let connections = Cell::new(0);
         backend(&bench, move || {
             let all = bytes(LENGTH);
-            vec![at(0, send(&all[..first])), at(7, send(&all[first..]))]
+            match connections.replace(connections.get() + 1) {
+                0 => Vec::new(),
+                _ => vec![at(0, send(&all[..first])), at(7, send(&all[first..]))],
+            }
         });
         let fields = format!("Content-Length: {LENGTH}\r\n");
         let mut all = request("POST", "/pass/1000", &fields, "");
