@@ -25,7 +25,7 @@ pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
-    RetryBudget, Secret, ServerAddr, ServerState, Spread, Sticky, Upstream, UpstreamServer,
+    RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
 };
 
 /// One snapshot of the whole configuration.

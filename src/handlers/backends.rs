@@ -8,9 +8,11 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::app::Place;
+use super::proxy::proxy_version;
 use crate::config::model::{Action, HeaderOp, Model, Proxy};
 use crate::http::semantics::forwarding::{FieldOp, FieldOpError};
 use crate::http::types::StatusSet;
+use crate::net::proxy_protocol::ProxyVersion;
 use crate::upstream::group::Group;
 use crate::upstream::prober::Prober;
 use crate::upstream::retry::RetryPolicy;
@@ -62,10 +64,11 @@ impl Backends {
             .collect();
         let mut running = before.probers.take();
         let probers = rosters.list().iter().filter_map(|roster| {
-            let same = |prober: &Prober| Arc::ptr_eq(prober.roster(), roster);
+            let header = header_of(model, &roster.settings().name);
+            let same = |prober: &Prober| prober.is_for(roster, header);
             match running.iter().position(same) {
                 Some(at) => Some(running.swap_remove(at)),
-                None => Prober::start(&place.core, roster, place.share, place.seed()),
+                None => Prober::start(&place.core, roster, header, (place.share, place.seed())),
             }
         });
         let probers = RefCell::new(probers.collect());
@@ -103,6 +106,18 @@ impl Backends {
         self.probers.take();
         self.groups.iter().for_each(|group| group.pool().close());
     }
+}
+
+/// The PROXY header that the servers of an upstream are sent: that of the first route that sends one.
+/// A server awaits it on each of its connections, or on none.
+fn header_of(model: &Model, upstream: &str) -> Option<ProxyVersion> {
+    let mut routes = model.sites.iter().flat_map(|site| site.each_route());
+    routes.find_map(|route| match &route.action {
+        Action::Proxy(proxy) if *proxy.upstream.name == *upstream => {
+            proxy.send_proxy_protocol.map(proxy_version)
+        }
+        _ => None,
+    })
 }
 
 fn named<'g>(groups: &'g [Rc<Group>], name: &str) -> Option<&'g Rc<Group>> {

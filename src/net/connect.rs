@@ -41,8 +41,10 @@ pub enum ConnectError {
     NoDescriptors,
     /// This system has no memory, or this core no slot, for another connection.
     NoResources,
-    /// Every local port is in use for this peer, or the local address isn't ours (`EADDRNOTAVAIL`).
+    /// Every local port is in use for this peer (`EADDRNOTAVAIL`).
     NoLocalAddress,
+    /// The local address to connect from is none of this host's (`EADDRNOTAVAIL` from bind(2)).
+    ForeignSource(IpAddr),
     /// Not an address that this system can connect to from there.
     BadAddress(Errno),
 }
@@ -70,6 +72,7 @@ impl ConnectError {
             | Self::NoDescriptors
             | Self::NoResources
             | Self::NoLocalAddress
+            | Self::ForeignSource(_)
             | Self::BadAddress(_) => Fault::Ours,
         }
     }
@@ -121,6 +124,10 @@ impl fmt::Display for ConnectError {
             Self::NoLocalAddress => f.write_str(
                 "no local address or port: widen net.ipv4.ip_local_port_range, or keep connections alive",
             ),
+            Self::ForeignSource(source) => write!(
+                f,
+                "{source} is not an address of this host: check `source` of the upstream, or add it to an interface"
+            ),
             Self::BadAddress(errno) => write!(f, "not an address to connect to: {errno}"),
         }
     }
@@ -154,7 +161,10 @@ pub async fn connect_from(
     timeout: Duration,
 ) -> Result<Fd, ConnectError> {
     let encoded = Box::new(to.encode()?);
-    let socket = core.socket(to, from)?;
+    let socket = core.socket(to, from).map_err(|errno| match (errno, from) {
+        (Errno::ADDRNOTAVAIL, Some(from)) => ConnectError::ForeignSource(from),
+        _ => errno.into(),
+    })?;
     let deadline = core.now() + timeout;
     let mut timer = Timer::new(core);
     let mut pause = BACKLOG_PAUSE;

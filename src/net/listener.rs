@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -48,6 +48,8 @@ pub struct Population {
     open: Cell<usize>,
     stage: Cell<Stage>,
     rest: Cell<Rest>,
+    /// How often another holder of the listening sockets has let go of them.
+    let_go: Cell<u64>,
     waiting: Cell<Vec<TaskId>>,
 }
 
@@ -76,6 +78,12 @@ impl Population {
     /// Ends idle connections now, and the others with their answer.
     pub fn expire(&self) {
         self.advance(Stage::Expired);
+    }
+
+    /// Has the listeners look at their accept queues, now and a few times after: another process, or
+    /// another core, has let go of the same sockets.
+    pub fn accept_again(&self) {
+        self.let_go.set(self.let_go.get() + 1);
     }
 
     fn advance(&self, stage: Stage) {
@@ -261,6 +269,62 @@ const LAST_ACCEPTS: usize = 4096;
 /// one that was busy may idle by now.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
 
+/// When a listener looks at the accept queue again after another holder of the socket is gone.
+///
+/// A connection wakes one of those that wait on its socket, and no other. If that one is gone before it
+/// has accepted, the connection stays in the queue, and whoever else waits sleeps on, until the next
+/// connection wakes it. A process that was killed takes such wake-ups beyond its end: the kernel ends
+/// the accepts of its rings on a work queue of its own, and nothing tells when that is done. It takes
+/// milliseconds, on a machine with much else to do more; the looks spread accordingly.
+const LOOKS: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+];
+
+/// Looks at the accept queue that are due, by [`LOOKS`].
+struct Looks {
+    timer: Timer,
+    /// [`Population::accept_again`] so many times was seen.
+    seen: u64,
+    /// When the row of looks began.
+    since: Instant,
+    /// Which look comes next.
+    next: usize,
+}
+
+impl Looks {
+    /// For a listener that begins now, maybe in place of one that was killed: its first accept is its
+    /// first look.
+    fn new(core: &Core, seen: u64) -> Self {
+        let mut looks = Self {
+            timer: Timer::new(core),
+            seen,
+            since: core.now(),
+            next: 0,
+        };
+        looks.looked();
+        looks
+    }
+
+    /// Whether the next look is due.
+    fn poll_due(&mut self, told: u64, now: Instant) -> Poll<()> {
+        if self.seen != told {
+            (self.seen, self.since, self.next) = (told, now, 0);
+        }
+        let Some(after) = LOOKS.get(self.next) else {
+            return Poll::Pending;
+        };
+        self.timer.set(self.since + *after);
+        self.timer.poll_expired()
+    }
+
+    fn looked(&mut self) {
+        self.next += 1;
+    }
+}
+
 /// Accepts on one listening socket until it, or the whole core, takes no more; then what waits in the
 /// accept queue is taken as far as there is room, unless it is left to another process. `serve` starts
 /// the task of a connection, which counts from then on until its membership is dropped; `make_room` is
@@ -280,6 +344,7 @@ pub async fn accept_loop(
     };
     let mut gate = AcceptGate::new(limits);
     let mut timer = Timer::new(&core);
+    let mut looks = Looks::new(&core, groups.population.let_go.get());
     while !groups.closed() {
         match gate.next(groups.population.open(), core.now()) {
             Decision::WaitForClose => {
@@ -291,7 +356,9 @@ pub async fn accept_loop(
                 timer.set(until);
                 timer.bound(|| groups.poll_closed()).await;
             }
-            Decision::Accept => accept(&core, &listener, &groups, &mut gate, &mut serve).await,
+            Decision::Accept => {
+                accept(&core, &listener, &groups, &mut gate, &mut looks, &mut serve).await;
+            }
         }
     }
     let room = match groups.rest() {
@@ -315,6 +382,7 @@ async fn accept(
     listener: &Fd,
     groups: &Groups,
     gate: &mut AcceptGate,
+    looks: &mut Looks,
     serve: &mut impl FnMut(Fd, Member),
 ) {
     let scope = Scope::new(core);
@@ -328,6 +396,12 @@ async fn accept(
     loop {
         let accepted = std::future::poll_fn(|_| {
             if !cancelled && groups.closed() {
+                cancelled = true;
+                accepts.cancel();
+            }
+            let told = groups.population.let_go.get();
+            if !cancelled && looks.poll_due(told, core.now()).is_ready() {
+                looks.looked();
                 cancelled = true;
                 accepts.cancel();
             }
@@ -379,7 +453,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
-    use std::time::Instant;
 
     type End = fn(&Population, &Listening);
 

@@ -97,6 +97,35 @@ impl Receiver {
         }
     }
 
+    /// Whether a connection on which nothing is due has anything to say: ready with bytes that nobody
+    /// asked for, of which one may be lost, or with the end. Where no receive is armed (after a stop, or
+    /// for want of buffers), what has come would be told later than the next request is sent; so the
+    /// socket itself is asked.
+    pub fn poll_unasked(&mut self) -> Poll<Result<(), End>> {
+        if self.ask_socket() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = self.poll_next().map_ok(drop);
+        match polled.is_pending() && self.ask_socket() {
+            true => Poll::Ready(Ok(())),
+            false => polled,
+        }
+    }
+
+    /// Whether bytes lie in a socket that no receive is armed on; an end is noted.
+    fn ask_socket(&mut self) -> bool {
+        if self.receives.is_some() || self.end.is_some() {
+            return false;
+        }
+        match self.core.receive_now(&self.socket, &mut [0]) {
+            Ok(0) => self.end = Some(End::Closed),
+            Ok(_) => return true,
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => self.end = Some(End::Broken(errno)),
+        }
+        false
+    }
+
     /// Ends the receive, so that the socket may be read by other means, and gives what had come by then.
     /// An end of the stream that had come is in [`Self::end`]; it isn't told a second time to others
     /// when it was an error. The next poll begins to receive again. When the future is dropped bytes are

@@ -56,6 +56,8 @@ pub(super) enum Message {
         /// idle connections stay until they ask again, or until the deadline.
         handover: bool,
     },
+    /// Another holder of the listening sockets has let go of them: look at the accept queues.
+    AcceptAgain,
     /// End now.
     Stop,
     /// Serve another configuration from now on.
@@ -420,6 +422,10 @@ impl<S: Serves> Life<S> {
                         self.begin_drain(deadline, handover);
                     }
                     Some(Message::Swap(swap)) => self.swap(&swap),
+                    Some(Message::AcceptAgain) => {
+                        self.registry.population().accept_again();
+                        self.core.wake_all();
+                    }
                     Some(Message::Status(id)) => {
                         let account = Box::new(self.account());
                         self.reporter.report(Event::Status(id, account));

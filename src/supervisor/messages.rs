@@ -53,6 +53,9 @@ pub(super) enum ToWorker {
         /// The word.
         word: Word,
     },
+    /// Another worker has let go of the listening sockets: look at the accept queues, since what has
+    /// woken that one wakes nobody else.
+    AcceptAgain,
 }
 
 /// The administrator's word on a server.

@@ -25,6 +25,7 @@ use crate::observability::sink::Sink;
 use crate::runtime::mailbox::Wake;
 use crate::upstream::resolve::{Resolver, wait_for_answers};
 use crate::upstream::roster::Rosters;
+use crate::upstream::source::warn_of_foreign;
 
 /// Serves until a signal ends it and the drain is over.
 ///
@@ -91,6 +92,7 @@ fn run_logged(
         addresses,
         files,
     } = open(listeners);
+    warn_of_foreign(&model.upstreams);
     let rosters = Rosters::new(&model.upstreams, Instant::now());
     let resolver = Resolver::start(&rosters).map_err(|error| failed("the resolver", &error))?;
     wait_for_answers(&resolver);

@@ -42,7 +42,8 @@ use crate::upstream::group;
 /// Jobs that may wait for the helpers.
 const HELPER_QUEUE: usize = 256;
 
-/// Messages that may wait for a core: one drain, one stop, one configuration, and some questions.
+/// Messages that may wait for a core: one drain, one stop, one configuration, some questions, and
+/// hints, which may be lost.
 const MAILBOX: usize = 16;
 
 /// How long a core may take to end beyond its deadline before it is left behind.
@@ -508,6 +509,9 @@ impl Worker {
         if let Some(thread) = self.cores[core].thread.take() {
             // Its body catches panics, and reported its end already.
             let _ = thread.join();
+        }
+        if matches!(told, Told::Lost(_)) {
+            self.tell(&Message::AcceptAgain);
         }
         told
     }

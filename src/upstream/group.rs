@@ -106,7 +106,14 @@ impl Group {
         let settings = roster.settings();
         let limits = pool_limits(settings);
         let pool = match before {
-            Some(before) => before.pool.clone(),
+            Some(before) if before.roster.settings().source == settings.source => {
+                before.pool.clone()
+            }
+            // From another address: requests of before end on the connections that they have.
+            Some(before) => {
+                before.pool.close();
+                Pool::new(core, limits)
+            }
             None => Pool::new(core, limits),
         };
         pool.set_limits(limits);

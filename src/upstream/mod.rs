@@ -26,3 +26,4 @@ pub mod resolve;
 pub mod retry;
 pub mod roster;
 pub mod shared;
+pub mod source;

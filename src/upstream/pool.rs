@@ -262,7 +262,7 @@ impl Pool {
 
     /// Whether an idle connection can be used; counts why not.
     fn is_usable(&self, idle: &mut Idle, now: Instant, timeout: Duration) -> bool {
-        match idle.receiver.poll_next() {
+        match idle.receiver.poll_unasked() {
             Poll::Pending if now.saturating_duration_since(idle.since) < timeout => return true,
             Poll::Pending => self.count(|counters| counters.expired += 1),
             Poll::Ready(Ok(_)) => self.count(|counters| counters.unasked += 1),

@@ -5,6 +5,7 @@
 //! closed after it. Each server is asked by one core, which is told by what the server is called and not
 //! by its place in the list: servers that come and go don't move the others to another core.
 
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -23,7 +24,8 @@ use crate::http::h1::body::BodyDecoder;
 use crate::http::h1::encode::ResponseFraming;
 use crate::http::h1::response::{Asked, HeadKind, ResponseReader};
 use crate::http::types::Method;
-use crate::net::connect::{ConnectError, connect};
+use crate::net::connect::{ConnectError, connect_from};
+use crate::net::proxy_protocol::{self, Origin, ProxyVersion};
 use crate::net::recv::Receiver;
 use crate::net::send::{ProgressRule, Sender};
 use crate::runtime::address::Address;
@@ -49,13 +51,22 @@ const NO_RULE: ProgressRule = ProgressRule {
 pub struct Prober {
     core: Core,
     roster: Arc<Roster>,
+    header: Option<ProxyVersion>,
     task: TaskId,
 }
 
 impl Prober {
     /// Begins to probe. `None` where the upstream has no health check: what one of before a reload has
     /// found is taken back then, because nobody would ever do so.
-    pub fn start(core: &Core, roster: &Arc<Roster>, share: Share, seed: u64) -> Option<Self> {
+    ///
+    /// `header`: each connection begins with a PROXY header of this version, which says that it is our
+    /// own. A server that awaits one from every client takes a probe without it for broken.
+    pub fn start(
+        core: &Core,
+        roster: &Arc<Roster>,
+        header: Option<ProxyVersion>,
+        (share, seed): (Share, u64),
+    ) -> Option<Self> {
         let Some(check) = &roster.settings().health else {
             let members = roster.members();
             for at in 0..members.list.len() {
@@ -67,6 +78,7 @@ impl Prober {
             core: core.clone(),
             roster: Arc::clone(roster),
             share,
+            header,
             check: check.clone(),
             plan: plan(check),
             random: Random::new(seed),
@@ -78,13 +90,14 @@ impl Prober {
         Some(Self {
             core: core.clone(),
             roster: Arc::clone(roster),
+            header,
             task: core.spawn(rounds.run()),
         })
     }
 
-    /// The upstream.
-    pub fn roster(&self) -> &Arc<Roster> {
-        &self.roster
+    /// Whether it is the one that [`Self::start`] would make of these.
+    pub fn is_for(&self, roster: &Arc<Roster>, header: Option<ProxyVersion>) -> bool {
+        Arc::ptr_eq(&self.roster, roster) && self.header == header
     }
 }
 
@@ -100,6 +113,7 @@ struct Rounds {
     core: Core,
     roster: Arc<Roster>,
     share: Share,
+    header: Option<ProxyVersion>,
     check: HealthCheck,
     plan: ProbePlan,
     random: Random,
@@ -244,6 +258,7 @@ impl Rounds {
                 (patient.number, patient.server, patient.address.clone());
             let question = Question {
                 core: self.core.clone(),
+                from: self.roster.settings().source.towards(&address),
                 deadline: now + self.plan.timeout,
                 expects: self.plan.expects.clone(),
                 request: self.request(server, &address),
@@ -306,15 +321,23 @@ impl Rounds {
 
     /// What is sent to this server; `None` where a connection says it all.
     fn request(&self, server: usize, address: &Address) -> Option<Vec<u8>> {
+        let mut request = match self.header {
+            Some(version) => {
+                let mut header = self.core.send_buffer();
+                proxy_protocol::write(&mut header, version, Origin::Unspecified);
+                Some(header)
+            }
+            None => None,
+        };
         let model::Probe::Http { path, host, .. } = &self.check.probe else {
-            return None;
+            return request;
         };
         let configured = &self.roster.settings().servers[server].address;
         let host = match host {
             Some(host) => host.to_string(),
             None => configured.authority(address),
         };
-        let mut request = self.core.send_buffer();
+        let request = request.get_or_insert_with(|| self.core.send_buffer());
         for part in [
             "GET ",
             path,
@@ -324,7 +347,7 @@ impl Rounds {
         ] {
             request.extend_from_slice(part.as_bytes());
         }
-        Some(request)
+        Some(std::mem::take(request))
     }
 }
 
@@ -366,9 +389,11 @@ fn plan(check: &HealthCheck) -> ProbePlan {
 struct Question {
     core: Core,
     address: Address,
+    /// The local address; `None` where the kernel takes one.
+    from: Option<IpAddr>,
     deadline: Instant,
     expects: Expectation,
-    /// `None`: a connection is enough.
+    /// `None`: nothing, a connection is enough.
     request: Option<Vec<u8>>,
 }
 
@@ -376,7 +401,7 @@ impl Question {
     async fn ask(mut self) -> Result<(), Trouble> {
         let core = self.core.clone();
         let left = self.deadline.saturating_duration_since(core.now());
-        let socket = connect(&core, &self.address, left).await;
+        let socket = connect_from(&core, &self.address, self.from, left).await;
         let socket = socket.map_err(|error| match FailureKind::of_connect(error) {
             Some(kind) => Trouble::Server(kind),
             None => Trouble::Ours(error),
@@ -400,6 +425,9 @@ impl Question {
         let mut unbound = Timer::new(&self.core);
         // A server that doesn't take it may have answered before.
         let _ = sender.buffer(&mut unbound, request, false).await;
+        if matches!(self.expects, Expectation::Connection) {
+            return Ok(());
+        }
         let mut incoming = Incoming {
             receiver: Receiver::new(&self.core, socket),
             bytes: Vec::new(),

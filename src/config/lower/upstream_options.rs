@@ -1,5 +1,6 @@
 //! What an upstream says besides its servers: balance, connections, health.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use super::read::{Reader, Toggle};
 use crate::config::diagnostics::Diagnostic;
 use crate::config::model::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
-    RetryBudget, Secret, Spread, StatusSet, Sticky, Upstream,
+    RetryBudget, Secret, Source, Spread, StatusSet, Sticky, Upstream,
 };
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
@@ -55,6 +56,9 @@ impl Reader<'_> {
         {
             upstream.balance = balance;
         }
+        if let Some(entry) = table.get("source") {
+            upstream.source = self.source(entry);
+        }
         if let Some(time) = self.duration(table, AT, "slow_start", Duration::ZERO) {
             upstream.slow_start = time;
         }
@@ -92,6 +96,46 @@ impl Reader<'_> {
         if let Some(table) = self.table(table, AT, "resolve") {
             upstream.resolve = self.resolve(table);
         }
+    }
+
+    fn source(&mut self, entry: &Entry) -> Source {
+        let mut source = Source::default();
+        let items: &[Item] = match &entry.item.value {
+            Value::Array(items) => items,
+            _ => std::slice::from_ref(&entry.item),
+        };
+        if items.is_empty() {
+            self.wrong(Section::Upstream, entry, &entry.item);
+        }
+        for item in items {
+            let Some(text) = self.string_of(Section::Upstream, entry, item) else {
+                continue;
+            };
+            let taken = match text.parse::<IpAddr>() {
+                Ok(address) if address.is_unspecified() || address.is_multicast() => {
+                    self.no_source(item, format!("`{address}` is the address of no interface"));
+                    continue;
+                }
+                Ok(IpAddr::V4(address)) => source.v4.replace(address).is_some(),
+                Ok(IpAddr::V6(address)) => source.v6.replace(address).is_some(),
+                Err(_) => {
+                    self.no_source(item, format!("`{text}` is not an IP address"));
+                    continue;
+                }
+            };
+            if taken {
+                let message = format!("`{text}` is the second address of its family");
+                self.no_source(item, message);
+            }
+        }
+        source
+    }
+
+    fn no_source(&mut self, item: &Item, message: String) {
+        let help = "write an address of this machine, such as source = \"192.0.2.10\", or one of each \
+                    family, source = [\"192.0.2.10\", \"2001:db8::10\"]";
+        self.diagnostics
+            .push(Diagnostic::new(item.at, message, "").help(help));
     }
 
     fn balance(&mut self, entry: &Entry) -> Option<Balance> {

@@ -4,7 +4,7 @@
 //! flight) is nowhere here: a reload compares these values to know which pools it may keep.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,12 +33,41 @@ pub struct Upstream {
     pub health: Option<HealthCheck>,
     /// When the whole upstream is left alone for a while; `None` for never.
     pub breaker: Option<Breaker>,
+    /// Local addresses that servers are connected to from.
+    pub source: Source,
     /// Over which time the share of a server grows after it has recovered. Zero gives it all at once.
     pub slow_start: Duration,
     /// How many tries may be repetitions.
     pub retry_budget: RetryBudget,
     /// How names are resolved.
     pub resolve: Resolve,
+}
+
+/// Local addresses to connect from, at most one of each family; where there is none, the kernel takes one
+/// by its routes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// For servers with an IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// For servers with an IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Source {
+    /// What to connect from to this address; a path has no such thing.
+    pub fn towards(&self, address: &Address) -> Option<IpAddr> {
+        match address {
+            Address::Tcp(SocketAddr::V4(_)) => self.v4.map(IpAddr::V4),
+            Address::Tcp(SocketAddr::V6(_)) => self.v6.map(IpAddr::V6),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// Both, as far as there are any.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.map(IpAddr::V4);
+        v4.into_iter().chain(self.v6.map(IpAddr::V6))
+    }
 }
 
 /// One server of an upstream; a name that resolves to several addresses is several servers.
@@ -389,6 +418,7 @@ impl Upstream {
             passive: Some(Passive::default()),
             health: None,
             breaker: None,
+            source: Source::default(),
             slow_start: Duration::ZERO,
             retry_budget: RetryBudget::default(),
             resolve: Resolve::default(),

@@ -84,7 +84,7 @@ pub(super) const PROXY: &[Key] = &[
         "\"v2\"",
         "false",
         "Whether connections to a backend begin with a PROXY header that names the client. Then no\n\
-         two clients share one.",
+         two clients share one. Health checks send one that names nobody.",
     ),
 ];
 

@@ -27,6 +27,14 @@ pub(super) const UPSTREAM: &[Key] = &[
          server says otherwise.",
     ),
     key(
+        "source",
+        "an IP address, or a list of one IPv4 and one IPv6 address",
+        "\"192.0.2.10\"",
+        "",
+        "The local address that servers of its family are connected to from. Without it, the kernel\n\
+         takes one by its routes.",
+    ),
+    key(
         "slow_start",
         DURATION,
         "\"30s\"",

@@ -1,5 +1,6 @@
 //! What a configuration of backends means, and what is said when it is wrong.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::{case, routes};
 use crate::config::load;
 use crate::config::model::*;
 use crate::http::types::Status;
+use crate::runtime::address::Address;
 
 fn proxy(route: &Route) -> &Proxy {
     match &route.action {
@@ -68,6 +70,7 @@ servers = [
 ]
 max_conns = 100
 balance = { algorithm = "hash", by = "header X-User", load = 125 }
+source = ["192.0.2.10", "2001:db8::10"]
 slow_start = "30s"
 keepalive = { idle = 4, total = 8, timeout = "5s" }
 queue = { size = 9, timeout = "1s" }
@@ -102,6 +105,19 @@ proxy = "app"
         }
     );
     assert_eq!(upstream.slow_start, Duration::from_secs(30));
+    let towards = |text: &str| {
+        upstream
+            .source
+            .towards(&Address::Tcp(text.parse().unwrap()))
+    };
+    assert_eq!(towards("10.0.0.1:1"), Some("192.0.2.10".parse().unwrap()));
+    assert_eq!(towards("[::1]:1"), Some("2001:db8::10".parse().unwrap()));
+    assert_eq!(
+        upstream
+            .source
+            .towards(&Address::Unix(PathBuf::from("/a").into())),
+        None
+    );
     assert_eq!((upstream.keepalive.idle, upstream.keepalive.total), (4, 8));
     assert_eq!(upstream.queue.size, 9);
     let passive = upstream.passive.as_ref().unwrap();
@@ -403,6 +419,24 @@ fn options_of_upstreams_that_are_wrong() {
         (
             "keepalive = true",
             "3: `keepalive` needs a table or false: write it such as keepalive = { idle = 64 }",
+        ),
+        (
+            "source = \"10.0.0.1:80\"",
+            "3: `10.0.0.1:80` is not an IP address: write an address of this machine, such as \
+             source = \"192.0.2.10\", or one of each family, source = [\"192.0.2.10\", \
+             \"2001:db8::10\"]",
+        ),
+        (
+            "source = [\"10.0.0.1\", \"10.0.0.2\"]",
+            "3: `10.0.0.2` is the second address of its family: write an address of this machine, \
+             such as source = \"192.0.2.10\", or one of each family, source = [\"192.0.2.10\", \
+             \"2001:db8::10\"]",
+        ),
+        (
+            "source = \"0.0.0.0\"",
+            "3: `0.0.0.0` is the address of no interface: write an address of this machine, such as \
+             source = \"192.0.2.10\", or one of each family, source = [\"192.0.2.10\", \
+             \"2001:db8::10\"]",
         ),
         (
             "max_conns = 0",

@@ -20,7 +20,7 @@ use crate::http::semantics::forwarding::{
 use crate::http::session::{Upload, UploadError, Upstreamed};
 use crate::http::types::{Framing, Method, ResponseHead};
 use crate::http::uri::{canonical_path, split_query};
-use crate::net::connect::{ConnectError, connect};
+use crate::net::connect::{ConnectError, connect_from};
 use crate::net::proxy_protocol::{self, Origin, ProxyVersion};
 use crate::net::recv::End;
 use crate::runtime::buf::RecvBuf;
@@ -236,8 +236,10 @@ impl Exchange<'_, '_> {
         if let Some(total) = total {
             timeout = timeout.min(total.saturating_duration_since(core.now()));
         }
-        let open = async || connect(core, claim.address(), timeout).await;
-        let connection = pool.take_new(claim.address(), open).await;
+        let to = claim.address();
+        let from = claim.group().roster().settings().source.towards(to);
+        let open = async || connect_from(core, to, from, timeout).await;
+        let connection = pool.take_new(to, open).await;
         connection.map_err(|error| match error {
             ConnectError::TimedOut if total.is_some_and(|total| total <= core.now()) => {
                 Fault::TotalTimeout
@@ -459,7 +461,8 @@ fn text(bytes: &[u8]) -> Result<&str, Fault> {
         .map_err(|_| Fault::Unsendable(500, "Host for the backend is not text"))
 }
 
-fn proxy_version(version: ProxyProtocol) -> ProxyVersion {
+/// The version of the header that a route sends.
+pub(in crate::handlers) fn proxy_version(version: ProxyProtocol) -> ProxyVersion {
     match version {
         ProxyProtocol::V1 => ProxyVersion::V1,
         ProxyProtocol::V2 => ProxyVersion::V2,

@@ -117,9 +117,10 @@ impl Fault {
     pub(super) fn log(&self, claim: &Claim, tries: u8) {
         let upstream = &*claim.group().roster().settings().name;
         let server = &**claim.label();
-        match self.of_server() {
-            Some(_) => tracing::warn!(upstream, server, tries, fault = %self, "a try failed"),
-            None => tracing::debug!(upstream, server, tries, fault = %self, "a try failed"),
+        // A connection that can't be had from here is nobody else's to mend.
+        match self.of_server().is_some() || matches!(self, Self::Connect(_)) {
+            true => tracing::warn!(upstream, server, tries, fault = %self, "a try failed"),
+            false => tracing::debug!(upstream, server, tries, fault = %self, "a try failed"),
         }
     }
 }

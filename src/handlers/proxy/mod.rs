@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+pub(super) use self::exchange::proxy_version;
 use self::exchange::{Exchange, Reply};
 use self::fault::Fault;
 use self::replay::Replay;
@@ -187,13 +188,13 @@ impl Attempts<'_, '_> {
             if let Some(kind) = fault.of_server() {
                 claim.record(Outcome::Failure(kind), elapsed);
             }
+            fault.log(&claim, self.tries.made());
             let verdict = match fault.failure() {
                 Some(failure) if !fault.is_status() => self.judge_elsewhere(failure, &replay),
                 // It was judged, and paid for, before the response was let go.
                 Some(_) => Verdict::Elsewhere,
                 None => return self.give_up(fault, upload, admitted),
             };
-            fault.log(&claim, self.tries.made());
             match verdict {
                 Verdict::Afresh => again = Some(claim),
                 Verdict::Elsewhere => {}

@@ -56,7 +56,7 @@ fn connects_from_the_local_address_that_is_asked_for() {
         assert_eq!(listener.accept().unwrap().1.ip(), from);
         let foreign = IpAddr::from([192, 0, 2, 1]);
         let refused = connected(core, &address, Some(foreign)).unwrap_err();
-        assert_eq!(refused, ConnectError::NoLocalAddress);
+        assert_eq!(refused, ConnectError::ForeignSource(foreign));
         assert_eq!(refused.fault(), Fault::Ours);
     });
 }

@@ -32,6 +32,18 @@ impl Master {
             }
         }
         self.children.retain(|child| !gone.contains(&child.worker));
+        if !gone.is_empty() {
+            self.accept_again();
+        }
+    }
+
+    /// Has the workers look at their accept queues: one of them has let go of sockets that others
+    /// accept from, too.
+    fn accept_again(&self) {
+        for child in &self.children {
+            // To one that is gone, or takes nothing, it makes no difference.
+            let _ = child.channel.send(&ToWorker::AcceptAgain, &[]);
+        }
     }
 
     fn hear_child(&mut self, index: usize) {
@@ -86,6 +98,7 @@ impl Master {
             },
             FromWorker::Draining => {
                 self.accepting.remove(&worker);
+                self.accept_again();
                 return;
             }
             FromWorker::Drained { cut } => {

@@ -77,7 +77,7 @@ fn a_confined_worker_finds_its_backends() {
             let cores: Vec<Core> = selections
                 .map(|it| it.core(Wake::new().unwrap(), None).unwrap())
                 .collect();
-            let (State::Enforced(_), Some(notifier)) = restrict_calls() else {
+            let (State::Enforced(_), Some(notifier)) = restrict_calls(false) else {
                 return skip("refusals are not counted here");
             };
             let rosters = Rosters::new(&model.upstreams, Instant::now());

@@ -155,15 +155,18 @@ const NAMES: usize = REFUSED.len() + PARTLY.len() + 1;
 ///
 /// Gives the counters too, where the kernel can ask (5.7) and nobody else is being asked already, as
 /// in some containers. Without them the calls are refused all the same.
-pub fn restrict_calls() -> (State, Option<Notifier>) {
+///
+/// `bind`: bind(2) stays, for sockets that connect from a local address. It alone opens no door: listen(2)
+/// is refused, and Landlock leaves to TCP no port but one that the kernel takes (it knows nothing of UDP).
+pub fn restrict_calls(bind: bool) -> (State, Option<Notifier>) {
     let Some(arch) = ARCH else {
         return (
             State::Missing("there is no filter for this architecture".to_owned()),
             None,
         );
     };
-    let refused = NAMES - 1;
-    let why = match Notifier::start(arch) {
+    let refused = NAMES - 1 - usize::from(bind);
+    let why = match Notifier::start(arch, bind) {
         Ok(notifier) => {
             let detail = format!("seccomp: {refused} system calls refused and counted");
             return (State::Enforced(detail), Some(notifier));
@@ -171,7 +174,7 @@ pub fn restrict_calls() -> (State, Option<Notifier>) {
         Err(error) => error,
     };
     let answer = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
-    let state = match install(&filter(arch, answer), Listen::No) {
+    let state = match install(&filter(arch, answer, bind), Listen::No) {
         Ok(_) => State::Enforced(format!(
             "seccomp: {refused} system calls refused, but not counted ({why})"
         )),
@@ -195,7 +198,7 @@ pub struct Notifier {
 impl Notifier {
     /// Installs the filter that asks, with a thread that answers: the thread first, because a call that
     /// is refused waits for it.
-    fn start(arch: u32) -> io::Result<Self> {
+    fn start(arch: u32, bind: bool) -> io::Result<Self> {
         let storage = Storage::new()?;
         let refusals = Arc::new(Refusals::default());
         let (sender, receiver) = sync_channel(1);
@@ -203,7 +206,10 @@ impl Notifier {
         thread::Builder::new()
             .name("beltway-refused".to_owned())
             .spawn(move || answer(&receiver, storage, arch, &counted))?;
-        let listener = install(&filter(arch, libc::SECCOMP_RET_USER_NOTIF), Listen::Yes)?;
+        let listener = install(
+            &filter(arch, libc::SECCOMP_RET_USER_NOTIF, bind),
+            Listen::Yes,
+        )?;
         let listener = listener.ok_or(io::ErrorKind::InvalidData)?;
         // The thread is there until it is given something, and this is the one thing.
         sender
@@ -306,14 +312,17 @@ fn name(index: usize) -> &'static str {
 
 /// The filter: `refusal` for what is refused. Tests of the number come one after the other; since kernel
 /// 5.11 it remembers which numbers are always allowed and runs the filter for none of those.
-fn filter(arch: u32, refusal: u32) -> Vec<Instruction> {
+fn filter(arch: u32, refusal: u32, bind: bool) -> Vec<Instruction> {
     let mut code = Code(Vec::with_capacity(2 * NAMES + 32));
     code.load(ARCH_AT);
     code.skip_if_equal(arch, 1);
     code.answer(refusal);
     code.load(NUMBER_AT);
     code.answer_if(libc::BPF_JGE, X32, refusal);
-    for (_, call) in REFUSED {
+    for (_, call) in REFUSED
+        .iter()
+        .filter(|(_, it)| !bind || *it != libc::SYS_bind)
+    {
         code.answer_if(libc::BPF_JEQ, number(*call), refusal);
     }
     // Its flags are in memory, where a filter can't look. Every libc takes clone(2) instead.
@@ -418,7 +427,7 @@ impl Code {
 mod tests {
     use std::fs;
     use std::io::Read as _;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
     use std::path::Path;
     use std::sync::Barrier;
@@ -431,6 +440,7 @@ mod tests {
     use crate::runtime::mailbox::Wake;
     use crate::runtime::op::{Op, Output};
     use crate::supervisor::alone::{alone, skip};
+    use crate::supervisor::sandbox::files::{Grants, restrict_files};
     use crate::supervisor::sys::filter::raw;
 
     const REFUSE: u32 = libc::SECCOMP_RET_USER_NOTIF;
@@ -469,7 +479,7 @@ mod tests {
         let Some(arch) = ARCH else {
             return skip("no filter for this architecture");
         };
-        let code = filter(arch, REFUSE);
+        let code = filter(arch, REFUSE, false);
         assert!(code.len() < 4096, "BPF_MAXINSNS");
         let answer = |call, arguments| run(&code, arch, number(call), arguments);
         for (name, call) in REFUSED {
@@ -538,7 +548,7 @@ mod tests {
 
     /// Puts up the wall; `None`, said aloud, where the kernel can't.
     fn restrict() -> Option<Notifier> {
-        let (state, notifier) = restrict_calls();
+        let (state, notifier) = restrict_calls(false);
         eprintln!("{state}");
         if notifier.is_none() {
             skip("refusals are not counted here");
@@ -581,13 +591,42 @@ mod tests {
     }
 
     #[test]
+    fn where_bind_stays_nothing_can_listen() {
+        alone(
+            module_path!(),
+            "where_bind_stays_nothing_can_listen",
+            |_| {
+                let grants = Grants {
+                    bind: true,
+                    ..Grants::default()
+                };
+                let files = restrict_files(&grants);
+                if let (State::Missing(why), _) = restrict_calls(true) {
+                    return skip(&why);
+                }
+                let stream = || socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                let bind = |socket: &OwnedFd, port: u16| {
+                    let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+                    rustix::net::bind(socket, &local)
+                };
+                let bound = stream();
+                assert_eq!(bind(&bound, 0), Ok(()));
+                assert_eq!(rustix::net::listen(&bound, 1), Err(Errno::PERM));
+                if matches!(files, State::Enforced(_)) {
+                    assert_eq!(bind(&stream(), u16::MAX), Err(Errno::ACCESS));
+                }
+            },
+        );
+    }
+
+    #[test]
     fn where_somebody_else_is_asked_calls_are_refused_uncounted() {
         alone(
             module_path!(),
             "where_somebody_else_is_asked_calls_are_refused_uncounted",
             |_| {
                 let Some(first) = restrict() else { return };
-                let (state, second) = restrict_calls();
+                let (state, second) = restrict_calls(false);
                 assert!(second.is_none());
                 assert!(
                     matches!(&state, State::Enforced(detail) if detail.contains("not counted")),
@@ -634,7 +673,7 @@ mod tests {
             let socket = TcpListener::bind("127.0.0.1:0").unwrap();
             socket.set_nonblocking(true).unwrap();
             let address = socket.local_addr().unwrap();
-            if let (State::Missing(why), _) = restrict_calls() {
+            if let (State::Missing(why), _) = restrict_calls(false) {
                 return skip(&why);
             }
             let (doing, listener) = (core.clone(), core.own(OwnedFd::from(socket)));

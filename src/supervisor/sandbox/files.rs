@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort,
     PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, Scope,
 };
@@ -40,6 +40,9 @@ pub struct Grants {
     pub read: Vec<Grant>,
     /// Directories to read and change, with all beneath.
     pub write: Vec<Grant>,
+    /// To give a socket a local address, with a port that the kernel takes: upstreams that are connected
+    /// to from an address of their own need it.
+    pub bind: bool,
 }
 
 /// A file, or a directory with all beneath it.
@@ -99,6 +102,7 @@ pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
     Grants {
         read: once_each(read),
         write: once_each(write.collect()),
+        bind: has_sources(model),
     }
 }
 
@@ -106,6 +110,12 @@ pub fn grants(model: &Model, extra: &[PathBuf], write: &[PathBuf]) -> Grants {
 fn has_names(model: &Model) -> bool {
     let mut servers = model.upstreams.iter().flat_map(|it| &it.servers);
     servers.any(|server| server.address.is_name())
+}
+
+/// Whether an upstream is connected to from a local address.
+fn has_sources(model: &Model) -> bool {
+    let mut sources = model.upstreams.iter().map(|it| it.source);
+    sources.any(|source| source.addresses().next().is_some())
 }
 
 /// What getaddrinfo(3) reads: its files, and the modules that nsswitch.conf names, which it loads when it
@@ -153,8 +163,14 @@ fn library_directory(maps: &str) -> Option<&Path> {
 /// now.
 ///
 /// # Errors
-/// The first path that is needed and not granted, or that another inode has taken since.
+/// The first path that is needed and not granted, or that another inode has taken since; or what else
+/// is needed.
 pub fn covers(have: &Grants, need: &Grants) -> Result<(), String> {
+    if need.bind && !have.bind {
+        return Err(
+            "`source` of an upstream takes bind(2), which the worker has given up".to_owned(),
+        );
+    }
     let read: Vec<&Grant> = have.read.iter().chain(&have.write).collect();
     let write: Vec<&Grant> = have.write.iter().collect();
     for (needed, had) in [(&need.read, read), (&need.write, write)] {
@@ -221,6 +237,10 @@ fn enforce(grants: &Grants) -> Result<RestrictionStatus, RulesetError> {
             };
             ruleset = ruleset.add_rule(PathBeneath::new(place, access))?;
         }
+    }
+    if grants.bind {
+        // The port that the kernel takes: no other can be bound.
+        ruleset = ruleset.add_rule(NetPort::new(0, AccessNet::BindTcp))?;
     }
     ruleset.restrict_self()
 }
@@ -358,6 +378,7 @@ mod tests {
         Grants {
             read: vec![Grant::new(path.to_owned(), "a test".to_owned())],
             write: Vec::new(),
+            bind: false,
         }
     }
 

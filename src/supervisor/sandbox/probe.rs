@@ -42,8 +42,8 @@ impl Attempt {
 const PLACES: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 
 /// Tries, as this process, to open the password hashes, to write a file where `grants` has no place for
-/// it, to make packet and netlink sockets, to bind and to listen, to exec, and to set up a ring. What
-/// succeeds is undone at once.
+/// it, to make packet and netlink sockets, to bind (only a port where a local address may be bound) and
+/// to listen, to exec, and to set up a ring. What succeeds is undone at once.
 pub fn probe(grants: &Grants) -> Vec<Attempt> {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let write = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -56,7 +56,11 @@ pub fn probe(grants: &Grants) -> Vec<Attempt> {
             .any(|it| Path::new(place).starts_with(&it.path))
     };
     let place = PLACES.iter().find(|place| !granted(place)).unwrap_or(&"/");
-    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let (to_bind, port) = match grants.bind {
+        false => ("bind", 0),
+        true => ("bind a port", u16::MAX),
+    };
+    let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
     vec![
         Attempt::new("open /etc/shadow", open("/etc/shadow", read, Mode::empty())),
         Attempt::new(
@@ -71,7 +75,7 @@ pub fn probe(grants: &Grants) -> Vec<Attempt> {
             "make a netlink socket",
             make(AddressFamily::NETLINK, SocketType::RAW),
         ),
-        Attempt::new("bind", stream().and_then(|socket| bind(&socket, &any))),
+        Attempt::new(to_bind, stream().and_then(|socket| bind(&socket, &local))),
         Attempt::new("listen", stream().and_then(|socket| listen(&socket, 1))),
         Attempt::new("exec", Err::<(), _>(errno(&try_exec()))),
         Attempt::new(
@@ -103,7 +107,7 @@ mod tests {
             let identity = privileges::resolve(None, None, is_root()).unwrap();
             privileges::drop_to(identity.as_ref()).unwrap();
             let files = restrict_files(&Grants::default());
-            let (calls, notifier) = restrict_calls();
+            let (calls, notifier) = restrict_calls(false);
             for state in [&files, &calls] {
                 if let State::Missing(why) = state {
                     return skip(why);

@@ -38,6 +38,7 @@ use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::upstream::resolve::{Resolver, wait_for_answers};
 use crate::upstream::roster::Rosters;
+use crate::upstream::source::warn_of_foreign;
 
 /// Serves as the worker of the master at the other end of the standard input, until it says so or is
 /// gone. Gives the exit code.
@@ -241,6 +242,7 @@ impl Process {
         let serving = listening(&start.next, sockets)
             .ok_or_else(|| broken("a listening socket is missing"))?;
         let engine = model.server.engine;
+        warn_of_foreign(&model.upstreams);
         let rosters = Rosters::new(&model.upstreams, Instant::now());
         servers::heed(&rosters, &start.next.words);
         let resolver =
@@ -258,7 +260,7 @@ impl Process {
         let mut notifier = None;
         if start.sandbox != SandboxMode::Off {
             report.rings = State::from(worker.restriction());
-            (report.calls, notifier) = sandbox::restrict_calls();
+            (report.calls, notifier) = sandbox::restrict_calls(start.grants.bind);
         }
         if start.sandbox == SandboxMode::Strict {
             let missing = sandbox::missing(&report);
@@ -397,6 +399,10 @@ impl Process {
                 let report = Box::new(servers::report(&self.rosters));
                 self.ask(id, Question::Status(report), &Message::Status(id));
             }
+            ToWorker::AcceptAgain => {
+                // A core that takes no message is stalled, and told of when that is certain.
+                let _ = self.worker.tell(&Message::AcceptAgain);
+            }
             ToWorker::Probe { id } => {
                 let attempts = sandbox::probe(&self.start.grants);
                 self.ask(id, Question::Probe(attempts), &Message::TryForbidden(id));
@@ -431,6 +437,7 @@ impl Process {
         let model = bundle::unpack(&content)?.model;
         usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
+        warn_of_foreign(&model.upstreams);
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
         servers::heed(&rosters, &next.words);
         let updated = self.resolver.update(&rosters);

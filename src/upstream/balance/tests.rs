@@ -519,6 +519,77 @@ proptest! {
     }
 
     #[test]
+    fn least_connections_leaves_nobody_with_less_load(
+        views in views(10),
+        seed: u64,
+    ) {
+        let mut picker = Picker::new(Policy::LeastConnections, S, seed);
+        let now = Instant::now() + 2 * S;
+        let Some(picked) = picker.pick(&views, None, now, &Tried::default()) else {
+            return Ok(());
+        };
+        let load = |view: &ServerView| f64::from(view.in_flight) / f64::from(view.weight);
+        for (index, view) in views.iter().enumerate() {
+            let is_usable = view.standing == Standing::Up && view.weight > 0 && !view.is_full()
+                && view.is_backup == views[picked].is_backup;
+            prop_assert!(
+                !is_usable || load(&views[picked]) <= load(view) + 1e-9,
+                "{} has less load than {}", index, picked
+            );
+        }
+    }
+
+    #[test]
+    fn drawn_servers_have_shares_by_weight(
+        weights in prop::collection::vec(1..10_u16, 2..8),
+        seed: u64,
+    ) {
+        const PICKS: u32 = 4_000;
+        let (servers, now) = (servers(&weights), Instant::now());
+        let all: u32 = weights.iter().map(|weight| u32::from(*weight)).sum();
+        for policy in [Policy::Random, POLICIES[4]] {
+            let mut picker = Picker::new(policy, S, seed);
+            let mut tally = vec![0_u32; weights.len()];
+            for key in 0..PICKS {
+                // To a hash each one is another client.
+                let key = (u64::from(key) ^ seed).to_be_bytes();
+                tally[picker.pick(&servers, Some(&key), now, &Tried::default()).unwrap()] += 1;
+            }
+            for (got, weight) in tally.iter().zip(&weights) {
+                let expected = f64::from(PICKS) * f64::from(*weight) / f64::from(all);
+                let off = (f64::from(*got) - expected).abs();
+                prop_assert!(off < 6.0 * expected.sqrt() + 3.0, "{:?}: {:?}", policy, tally);
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_is_bound_by_a_cookie_stays_while_his_server_does(
+        weights in prop::collection::vec(1..5_u16, 2..8),
+        leaving in any::<prop::sample::Index>(),
+        policy in prop::sample::select(&POLICIES[..4]),
+        seed: u64,
+    ) {
+        let mut servers = servers(&weights);
+        let (leaving, now) = (leaving.index(weights.len()), Instant::now());
+        let ids: Vec<u64> = servers.iter().map(|server| server.id).collect();
+        let sticky = Sticky::new(SECRET, "app", ids.iter().copied()).unwrap();
+        let cookies: Vec<_> = ids.iter().map(|id| sticky.value(*id)).collect();
+        let mut picker = Picker::new(policy, S, seed).with_sticky(sticky);
+        servers[leaving].standing = Standing::Down;
+        for (bound_to, cookie) in cookies.iter().enumerate() {
+            let key = Some(cookie.as_str().as_bytes());
+            for _ in 0..5 {
+                let picked = picker.pick(&servers, key, now, &Tried::default()).unwrap();
+                match bound_to == leaving {
+                    true => prop_assert_ne!(picked, leaving, "it is gone"),
+                    false => prop_assert_eq!(picked, bound_to, "his server is still there"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn bounded_load_holds_for_any_keys(
         weights in prop::collection::vec(1..5_u16, 1..8),
         keys in prop::collection::vec(0..4_u8, 1..200),

@@ -131,6 +131,27 @@ fn behind_a_large_response_the_next_ones_are_received_piece_by_piece() {
 }
 
 #[test]
+fn what_lies_behind_bytes_that_were_read_by_other_means_is_found_at_once() {
+    for (bytes, expected) in [(&b"HTTP/1.1 200 OK\r\n\r\n"[..], (1, 0)), (b"", (0, 1))] {
+        pooled(limits(8, 8), async move |core, world, pool| {
+            let to = address(1);
+            // A relay leaves no receive armed: what has come is in the socket alone.
+            let connection = take(&pool, &to).await.unwrap();
+            let act = match bytes.is_empty() {
+                true => Act::HalfClose,
+                false => Act::Send(bytes.to_vec()),
+            };
+            world.act(world.peers(&to)[0], Duration::ZERO, act);
+            pause(&core, Duration::from_millis(100)).await;
+            connection.give_back();
+            assert!(pool.take_idle(&to).is_none(), "within the same turn");
+            let counters = pool.counters();
+            assert_eq!((counters.unasked, counters.ended), expected);
+        });
+    }
+}
+
+#[test]
 fn bytes_that_nobody_asked_for_spoil_a_connection() {
     pooled(limits(8, 8), async |core, world, pool| {
         let to = address(1);

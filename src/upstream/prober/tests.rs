@@ -1,6 +1,6 @@
 //! Probers over real sockets, on both engines.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
@@ -214,7 +214,7 @@ fn a_server_is_out_after_bad_answers_in_a_row_and_back_after_good_ones() {
         };
         let roster = roster(&[backend.server()], Some(check));
         let log = logged(|| {
-            let prober = Prober::start(core, &roster, ALONE, 1).unwrap();
+            let prober = Prober::start(core, &roster, None, (ALONE, 1)).unwrap();
             until(core, "it is out", || is_out(&roster, 0));
             assert!(backend.asked() >= 7, "{}", backend.asked());
             assert_eq!(kind(&roster, 0), Some(FailureKind::Status(503)));
@@ -274,7 +274,7 @@ fn answers_that_are_not_as_expected_say_why() {
             let backend = Backend::start(move |_| Some(of_script.clone()));
             let check = http("/", None, Some("all is well"));
             let roster = roster(&[backend.server()], Some(check));
-            let _prober = Prober::start(core, &roster, ALONE, 2).unwrap();
+            let _prober = Prober::start(core, &roster, None, (ALONE, 2)).unwrap();
             until(core, "it is out", || is_out(&roster, 0));
             let said = String::from_utf8_lossy(&said[..said.len().min(80)]);
             assert_eq!(kind(&roster, 0), Some(*expected), "{said}");
@@ -304,7 +304,7 @@ fn answers_that_are_as_expected_bring_a_server_back() {
             let backend = Backend::saying(said);
             let roster = roster(&[backend.server()], Some(http("/", None, text)));
             condemn(&roster, 0);
-            let _prober = Prober::start(core, &roster, ALONE, 3).unwrap();
+            let _prober = Prober::start(core, &roster, None, (ALONE, 3)).unwrap();
             until(core, &String::from_utf8_lossy(said), || !is_out(&roster, 0));
         }
     });
@@ -321,7 +321,7 @@ fn a_probe_says_what_it_is() {
             let check = http("/healthz?deep=1", host, None);
             let roster = roster(&[backend.server()], Some(check));
             let before = backend.asked();
-            let _prober = Prober::start(core, &roster, ALONE, 4).unwrap();
+            let _prober = Prober::start(core, &roster, None, (ALONE, 4)).unwrap();
             until(core, "it is asked", || backend.asked() > before);
             let request = backend.seen.requests.lock().unwrap()[before].clone();
             assert_eq!(
@@ -345,7 +345,7 @@ fn unix_sockets_are_asked_as_localhost() {
         let missing = directory.path().join("missing");
         let servers = [path, missing].map(ServerAddr::Unix);
         let roster = roster(&servers, Some(http("/", None, None)));
-        let prober = Prober::start(core, &roster, ALONE, 5).unwrap();
+        let prober = Prober::start(core, &roster, None, (ALONE, 5)).unwrap();
         let accepted = Cell::new(None);
         until(core, "it is asked", || {
             accepted.set(accepted.take().or_else(|| listener.accept().ok()));
@@ -382,7 +382,7 @@ fn silence_is_bounded_by_the_timeout() {
             ..http("/", None, None)
         };
         let roster = roster(&[backend.server()], Some(check));
-        let _prober = Prober::start(core, &roster, ALONE, 6).unwrap();
+        let _prober = Prober::start(core, &roster, None, (ALONE, 6)).unwrap();
         until(core, "it is out", || is_out(&roster, 0));
         assert_eq!(kind(&roster, 0), Some(FailureKind::Timeout));
         let given_up = || backend.seen.given_up.load(Ordering::SeqCst) >= 1;
@@ -398,7 +398,7 @@ fn a_connection_is_enough_where_nothing_else_is_asked() {
         let server = ServerAddr::Ip(listener.local_addr().unwrap());
         let roster = roster(&[server], Some(tcp()));
         condemn(&roster, 0);
-        let _prober = Prober::start(core, &roster, ALONE, 7).unwrap();
+        let _prober = Prober::start(core, &roster, None, (ALONE, 7)).unwrap();
         until(core, "it is back", || !is_out(&roster, 0));
         drop(listener);
         until(core, "it is out", || is_out(&roster, 0));
@@ -413,7 +413,7 @@ fn a_server_that_cant_be_asked_by_our_own_fault_isnt_judged() {
         // Longer than the address of a socket can be.
         let unusable = ServerAddr::Unix(std::path::PathBuf::from("/x".repeat(200)));
         let roster = roster(&[unusable, backend.server()], Some(http("/", None, None)));
-        let _prober = Prober::start(core, &roster, ALONE, 8).unwrap();
+        let _prober = Prober::start(core, &roster, None, (ALONE, 8)).unwrap();
         until(core, "rounds", || backend.asked() > 5);
         assert!(!is_out(&roster, 0) && is_out(&roster, 1));
     });
@@ -429,7 +429,7 @@ fn what_was_found_before_is_known_to_the_next_prober() {
         };
         let with = roster(&[backend.server()], Some(check));
         condemn(&with, 0);
-        let prober = Prober::start(core, &with, ALONE, 9).unwrap();
+        let prober = Prober::start(core, &with, None, (ALONE, 9)).unwrap();
         until(core, "it is back", || !is_out(&with, 0));
         assert!(backend.asked() >= 4, "{}", backend.asked());
         drop(prober);
@@ -439,7 +439,7 @@ fn what_was_found_before_is_known_to_the_next_prober() {
         settings.health = None;
         let without = Roster::succeeding(&Arc::new(settings), &with, Instant::now());
         assert!(is_out(&without, 0));
-        assert!(Prober::start(core, &without, ALONE, 9).is_none());
+        assert!(Prober::start(core, &without, None, (ALONE, 9)).is_none());
         assert!(!is_out(&without, 0));
     });
 }
@@ -474,7 +474,7 @@ fn names_are_asked_where_they_lead_at_the_moment() {
                 })
                 .collect()
         };
-        let _prober = Prober::start(core, &roster, ALONE, 10).unwrap();
+        let _prober = Prober::start(core, &roster, None, (ALONE, 10)).unwrap();
         turn_for(core, Duration::from_millis(50));
         resolve(&[&silent]);
         until(core, "the address is asked", || silent.asked() == 1);
@@ -506,7 +506,7 @@ fn each_server_is_asked_by_one_core() {
         let asked = |index: usize| -> Vec<bool> {
             let before: Vec<usize> = backends.iter().map(Backend::asked).collect();
             let roster = roster(&servers, Some(http("/", None, None)));
-            let prober = Prober::start(core, &roster, Share { index, of: 2 }, 11).unwrap();
+            let prober = Prober::start(core, &roster, None, (Share { index, of: 2 }, 11)).unwrap();
             turn_for(core, Duration::from_millis(400));
             drop(prober);
             let after = backends.iter().map(Backend::asked);
@@ -532,7 +532,7 @@ fn whom_the_administrator_has_taken_out_is_left_alone() {
             upstream.servers.push(server);
         }
         let roster = Roster::new(&Arc::new(upstream), Instant::now());
-        let _prober = Prober::start(core, &roster, ALONE, 12).unwrap();
+        let _prober = Prober::start(core, &roster, None, (ALONE, 12)).unwrap();
         let [up, drain, down] = &backends;
         until(core, "rounds", || up.asked() > 4 && drain.asked() > 4);
         assert_eq!(down.asked(), 0);
@@ -561,7 +561,7 @@ fn so_many_are_asked_at_once_and_no_more() {
             ..http("/", None, None)
         };
         let roster = roster(&servers, Some(check));
-        let prober = Prober::start(core, &roster, ALONE, 13).unwrap();
+        let prober = Prober::start(core, &roster, None, (ALONE, 13)).unwrap();
         let slots = Cell::new(0);
         until(core, "all were asked", || {
             slots.set(slots.get().max(core.usage().slots));
@@ -580,11 +580,47 @@ fn so_many_are_asked_at_once_and_no_more() {
 }
 
 #[test]
+fn who_has_no_answer_yet_keeps_the_others_waiting() {
+    on_each_engine(|core| {
+        let listeners: Vec<TcpListener> = (0..PROBES_MAX + 4)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let servers: Vec<ServerAddr> = listeners
+            .iter()
+            .map(|listener| ServerAddr::Ip(listener.local_addr().unwrap()))
+            .collect();
+        // All are due within the first interval, and none is given up during the test.
+        let roster = roster(&servers, Some(http("/", None, None)));
+        let _prober = Prober::start(core, &roster, None, (ALONE, 17)).unwrap();
+        let asked = RefCell::new(Vec::new());
+        let accept = || {
+            let mut asked = asked.borrow_mut();
+            for listener in &listeners {
+                listener.set_nonblocking(true).unwrap();
+                asked.extend(std::iter::from_fn(|| listener.accept().ok()));
+            }
+            asked.len()
+        };
+        until(core, "as many are asked as may be", || {
+            accept() >= PROBES_MAX
+        });
+        turn_for(core, Duration::from_millis(200));
+        assert_eq!(accept(), PROBES_MAX, "the others wait");
+        drop(asked.borrow_mut().pop());
+        until(core, "one of the others is asked", || {
+            accept() == PROBES_MAX
+        });
+        turn_for(core, Duration::from_millis(100));
+        assert_eq!(accept(), PROBES_MAX, "one for one");
+    });
+}
+
+#[test]
 fn nothing_is_left_of_a_prober_that_ends_and_an_idle_one_ends_by_itself() {
     on_each_engine(|core| {
         let backend = Backend::start(|_| None);
         let asked = roster(&[backend.server()], Some(http("/", None, None)));
-        let prober = Prober::start(core, &asked, ALONE, 14).unwrap();
+        let prober = Prober::start(core, &asked, None, (ALONE, 14)).unwrap();
         until(core, "it is asked", || backend.asked() == 1);
         assert_eq!(core.usage().tasks, 1);
         drop(prober);
@@ -594,8 +630,8 @@ fn nothing_is_left_of_a_prober_that_ends_and_an_idle_one_ends_by_itself() {
 
         let empty = Share { index: 0, of: 0 };
         let nowhere = Share { index: 1, ..empty };
-        let idle = Prober::start(core, &asked, nowhere, 14).unwrap();
+        let idle = Prober::start(core, &asked, None, (nowhere, 14)).unwrap();
         run(core);
-        assert!(Arc::ptr_eq(idle.roster(), &asked));
+        assert!(idle.is_for(&asked, None));
     });
 }

@@ -144,6 +144,10 @@ fn interface_index(name: &str) -> Option<u32> {
 }
 
 /// The addresses of a host that are of this family; at least one.
+///
+/// Both families are asked for, whatever is wanted: the standard library gives getaddrinfo(3) no hint,
+/// and a call of our own would be `unsafe` for the sake of one question to a name server, which the
+/// library asks together with the other one.
 fn addresses(host: &str, port: u16, family: Family) -> Result<Vec<SocketAddr>, LookupError> {
     let all = (host, port)
         .to_socket_addrs()

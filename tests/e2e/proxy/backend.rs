@@ -5,7 +5,7 @@
 //! script that panics fails its test when the backend is dropped. Every wait ends within [`PATIENCE`].
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -297,6 +297,12 @@ impl Connection {
             self.send([*byte]);
             thread::yield_now();
         }
+    }
+
+    /// Where the proxy has connected from.
+    pub(super) fn peer(&self) -> IpAddr {
+        let peer = self.socket.peer_addr().expect("it is connected");
+        peer.as_socket().expect("TCP").ip()
     }
 
     /// Ends our direction.

@@ -317,6 +317,35 @@ fn bytes_behind_a_response_are_nobodys_answer() {
 }
 
 #[test]
+fn bytes_behind_a_response_that_was_relayed_are_nobodys_answer() {
+    const LENGTH: usize = 300_000;
+    on_both(|engine| {
+        let backend = saying(|target| match target {
+            "/large" => {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+                [
+                    head.into_bytes(),
+                    vec![b'x'; LENGTH],
+                    ok("poison").into_bytes(),
+                ]
+                .concat()
+            }
+            _ => ok("next").into_bytes(),
+        });
+        let server = plain(engine, &backend);
+        let mut client = server.connect();
+        for _ in 0..20 {
+            // The second one waits for the connection to be free.
+            client.send(
+                "GET /large HTTP/1.1\r\nHost: a\r\n\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n",
+            );
+            assert_eq!(client.response().body.len(), LENGTH);
+            assert_eq!(client.response().text(), "next");
+        }
+    });
+}
+
+#[test]
 fn an_answer_before_its_request_is_nobodys() {
     on_both(|engine| {
         let backend = Backend::start(|connection| {

@@ -2,8 +2,8 @@
 
 use super::backend::{Backend, answer, ok};
 use super::message::Request;
-use super::{Setup, plain, proxy, site};
-use crate::support::{Server, on_both};
+use super::{Setup, plain, proxy, site, upstream};
+use crate::support::{PATIENCE, Server, on_both, wait_until};
 
 /// What the backend sees of a GET with these fields.
 fn seen(server: &Server, backend: &Backend, target: &str, fields: &str) -> Request {
@@ -270,6 +270,55 @@ fn a_proxy_header_of_version_2_is_binary() {
         assert_eq!(client.get("/").text(), port.to_string());
     });
 }
+
+#[test]
+fn probes_begin_with_a_header_that_names_nobody() {
+    on_both(|engine| {
+        for (version, probe) in [("v1", &b"PROXY UNKNOWN\r\n"[..]), ("v2", LOCAL)] {
+            let backend = Backend::start(move |connection| {
+                let mut header = connection.exactly(14);
+                let is_probe = probe.starts_with(&header);
+                // Of all others it is enough that it is one, and longer.
+                header.extend(connection.exactly(probe.len() - header.len()));
+                if !is_probe && header.starts_with(b"PROXY TCP4 ") {
+                    while !header.ends_with(b"\r\n") {
+                        header.extend(connection.exactly(1));
+                    }
+                } else if !is_probe && header.starts_with(b"\r\n\r\n") {
+                    connection.exactly(header[15].into());
+                } else {
+                    assert_eq!(header, probe, "a probe");
+                }
+                while let Some(request) = connection.request() {
+                    let healthy = is_probe == (request.target == "/healthz");
+                    connection.send(match healthy {
+                        true => ok("well"),
+                        false => answer(503, "", "who is that?"),
+                    });
+                }
+            });
+            let table = "health = { path = \"/healthz\", interval = \"100ms\", \
+                         timeout = \"100ms\", fall = 1 }";
+            let lines = format!("send_proxy_protocol = {version:?}");
+            let server = upstream(engine, &[backend.name()], table, &lines);
+            let probes = || {
+                let requests = backend.requests();
+                let probes = requests.iter().filter(|it| it.target == "/healthz");
+                probes.count()
+            };
+            wait_until("it was asked some times", PATIENCE, || probes() > 3);
+            let response = server.connect().get("/");
+            assert_eq!(
+                (response.status, response.text()),
+                (200, "well"),
+                "{version}"
+            );
+        }
+    });
+}
+
+/// A block of version 2 for LOCAL, without addresses.
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 #[test]
 fn proxy_alone_needs_no_file() {

@@ -172,6 +172,36 @@ fn servers_are_asked_how_they_are() {
 }
 
 #[test]
+fn a_server_that_comes_back_is_asked_for_little_at_first() {
+    on_both(|engine| {
+        for (slow_start, shares) in [("60s", 0..=8), ("0s", 19..=21)] {
+            let flags = [true, true].map(|well| Arc::new(AtomicBool::new(well)));
+            let a = asked_for_health("a", &flags[0]);
+            let b = asked_for_health("b", &flags[1]);
+            let table = format!(
+                "slow_start = {slow_start:?}\n\
+                 health = {{ path = \"/healthz\", interval = \"100ms\", timeout = \"100ms\", \
+                 rise = 1, fall = 1 }}"
+            );
+            let server = upstream(engine, &[a.name(), b.name()], &table, "");
+            let mut client = server.connect();
+            let mut of_b = |count: usize| {
+                let answers = (0..count).map(|_| client.get("/").text() == "b");
+                answers.filter(|is_b| *is_b).count()
+            };
+            flags[1].store(false, Ordering::SeqCst);
+            wait_until("it is out", PATIENCE, || of_b(4) == 0);
+            flags[1].store(true, Ordering::SeqCst);
+            wait_until("it is back", PATIENCE, || {
+                server.stderr().contains("answers its health check again")
+            });
+            let share = of_b(40);
+            assert!(shares.contains(&share), "{slow_start}: {share} of 40");
+        }
+    });
+}
+
+#[test]
 fn a_client_that_leaves_is_no_fault_of_its_server() {
     on_both(|engine| {
         let backend = || {

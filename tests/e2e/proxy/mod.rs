@@ -21,6 +21,7 @@ mod real;
 mod retries;
 mod servers;
 mod smuggling;
+mod source;
 mod spill;
 mod tunnels;
 mod volume;

@@ -1,5 +1,6 @@
 //! Connections that speak something else from some moment on: WebSocket and its like.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use super::backend::{Backend, Connection, Gate, answer, ok};
@@ -271,6 +272,67 @@ fn a_reload_cuts_no_tunnel() {
         wait_until("the old worker ends", PATIENCE, || {
             server.workers("draining").is_empty()
         });
+    });
+}
+
+#[test]
+fn a_worker_that_dies_takes_its_own_tunnels_and_no_others() {
+    const TUNNELS: u64 = 12;
+    on_both(|engine| {
+        let backend = Backend::start(|connection| {
+            let request = connection.request().expect("a request");
+            if request.has("Upgrade") {
+                connection.send(SWITCH);
+                loop {
+                    let bytes = connection.bytes();
+                    if bytes.is_empty() {
+                        return;
+                    }
+                    connection.send(bytes);
+                }
+            }
+            connection.send(ok("plain"));
+        });
+        let config = upstream_config(&[backend.name()], "", "");
+        let server = Setup::run(engine, &format!("[server]\nprocesses = 2\n{config}")).start();
+        let mut tunnels: Vec<Client> = (0..TUNNELS).map(|_| switched(&server)).collect();
+        let status = server.status();
+        let workers = status["generations"][0]["workers"].as_array();
+        // Of each worker its process, and the tunnels that it holds.
+        let held = |worker: &serde_json::Value| {
+            let cores = worker["cores"].as_array().expect("cores");
+            let connections = cores.iter().map(|core| core["connections"].as_u64());
+            let pid = worker["pid"].as_u64().expect("a process");
+            (pid, connections.map(Option::unwrap_or_default).sum())
+        };
+        let held: Vec<(u64, u64)> = workers.expect("two").iter().map(held).collect();
+        assert_eq!(
+            held.iter().map(|(_, tunnels)| tunnels).sum::<u64>(),
+            TUNNELS
+        );
+        let (pid, lost) = *held
+            .iter()
+            .max_by_key(|(_, tunnels)| *tunnels)
+            .expect("two");
+        crate::supervise::respawn::kill(u32::try_from(pid).expect("a process id"));
+        let mut cut = 0;
+        for client in &mut tunnels {
+            let mut room = [0; 4];
+            let echoes =
+                client.try_send("ping").is_ok() && matches!(client.socket().read(&mut room), Ok(4));
+            match echoes {
+                true => assert_eq!(room, *b"ping"),
+                false => cut += 1,
+            }
+        }
+        assert_eq!(cut, lost, "of {held:?}");
+        wait_until("there is another worker", PATIENCE, || {
+            server.workers("serving").len() == 2
+        });
+        let status = server.status();
+        assert_eq!(status["restarts"], 1, "{status}");
+        switched(&server).send("new ones can be made");
+        assert_eq!(server.connect().get("/").text(), "plain");
     });
 }
 

@@ -4,7 +4,7 @@
 mod control;
 mod load;
 mod reload;
-mod respawn;
+pub(crate) mod respawn;
 mod sandbox;
 mod signals;
 mod upgrade;

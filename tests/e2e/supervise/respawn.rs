@@ -26,7 +26,7 @@ fn is_stopped(pid: u32) -> bool {
 }
 
 /// Kills a process and waits for its end, so that nobody is accepted by it any more.
-pub(super) fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     send(pid, Signal::KILL);
     wait_until("it is dead", PATIENCE, || {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
@@ -182,10 +182,20 @@ fn a_worker_that_stalls_as_a_whole_is_replaced_and_takes_no_clients_with_it() {
         wait_until("it is stopped", PATIENCE, || is_stopped(worker));
         server.write_config(&text.replace("old", "new"));
         server.must(&["reload"]);
-        // Its accepts are armed, and it would keep what falls to it.
+        // Its accepts are armed, and what they were woken for is left by it when it is killed.
+        let mut fallen_to_it: Vec<Client> = (0..4)
+            .map(|_| {
+                let mut client = server.connect();
+                client.send("GET /ok HTTP/1.1\r\nHost: a\r\n\r\n");
+                client
+            })
+            .collect();
         wait_until("it is gone", PATIENCE, || {
             !std::path::Path::new(&format!("/proc/{worker}")).exists()
         });
+        for client in &mut fallen_to_it {
+            assert_eq!(client.response().text(), "new");
+        }
         for _ in 0..10 {
             assert_eq!(server.connect().get("/ok").text(), "new");
         }

@@ -1,5 +1,6 @@
 //! Large bodies that are relayed, in virtual time and with faults.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::relaying::{SILENCE, backend_address};
@@ -19,14 +20,6 @@ fn backend(bench: &Bench, script: impl Fn() -> Script + 'static) {
 
 fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
-}
-
-/// Whether the backend's connections have got nothing but this from its beginning on. Not all of it: the
-/// handler closes with bytes of the backend unread, and that reset overtakes what is on its way.
-fn got_only(bench: &Bench, content: &[u8]) -> bool {
-    let peers = bench.world.peers(&backend_address());
-    let mut received = (peers.iter()).map(|peer| bench.world.seen(*peer).received);
-    received.all(|received| content.starts_with(&received))
 }
 
 /// The received bytes behind the first head.
@@ -232,9 +225,15 @@ fn relays_lose_nothing_on_any_machine() {
         let bench = Bench::new(seed, faults, Config::seeded(seed), 0);
         let mut random = bench.world.random(7);
         let first = random.between(0, LENGTH as u64) as usize;
+        // The one that is uploaded to says nothing: what it had said would be unread when it is closed,
+        // and that reset overtakes what is on its way to it.
+        let connections = Cell::new(0);
         backend(&bench, move || {
             let all = bytes(LENGTH);
-            vec![at(0, send(&all[..first])), at(7, send(&all[first..]))]
+            match connections.replace(connections.get() + 1) {
+                0 => Vec::new(),
+                _ => vec![at(0, send(&all[..first])), at(7, send(&all[first..]))],
+            }
         });
         let fields = format!("Content-Length: {LENGTH}\r\n");
         let mut all = request("POST", "/pass/1000", &fields, "");
@@ -265,7 +264,11 @@ fn relays_lose_nothing_on_any_machine() {
         assert!(with_head("\r\n\r\nbegin.", LENGTH, b"HTTP/"), "seed {seed}");
         let chunked = "\r\n\r\n6\r\nbegin.\r\n15f90\r\n";
         assert!(with_head(chunked, 90_000, b"\r\n0\r\n\r\n"), "seed {seed}");
-        assert!(got_only(&bench, &bytes(LENGTH)), "seed {seed}");
+        // One connection has the whole upload; the others were only received from.
+        let peers = bench.world.peers(&backend_address());
+        let uploads = peers.iter().map(|peer| bench.world.seen(*peer).received);
+        let uploads: Vec<Vec<u8>> = uploads.filter(|received| !received.is_empty()).collect();
+        assert!(uploads == [bytes(LENGTH)], "seed {seed}");
         bench.end();
     }
 }
