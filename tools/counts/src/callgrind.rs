@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::pieces;
@@ -17,15 +17,18 @@ const SIMULATED: &str = "*engine::sim::kernel::Kernel::turn";
 /// When the subject fails, or callgrind has not counted what was asked for.
 pub(crate) fn count() -> io::Result<Vec<(String, f64)>> {
     let directory = tempfile::tempdir()?;
-    let out = directory.path().join("counts");
-    let output = Command::new("valgrind")
-        .arg("--tool=callgrind")
+    fs::copy(std::env::current_exe()?, directory.path().join("subject"))?;
+    let valgrind = path().ok_or_else(|| io::Error::other("valgrind is not installed"))?;
+    // Where the stack begins depends on all that is told to a program, and where things lie on it decides
+    // a little of what they cost: so the same is told always, in words of the same length.
+    let output = Command::new(valgrind)
+        .args(["--tool=callgrind", "--callgrind-out-file=counts"])
         .arg("--toggle-collect=*subject::callgrind_counted*")
         .arg("--dump-before=*subject::callgrind_boundary*")
         .arg(format!("--toggle-collect={SIMULATED}"))
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .arg(std::env::current_exe()?)
-        .arg(ARGUMENT)
+        .args(["./subject", ARGUMENT])
+        .env_clear()
+        .current_dir(directory.path())
         .stdin(Stdio::null())
         .output()?;
     if !output.status.success() {
@@ -43,6 +46,13 @@ pub(crate) fn count() -> io::Result<Vec<(String, f64)>> {
             Ok((name.to_owned(), counted as f64 / f64::from(REPETITIONS)))
         })
         .collect()
+}
+
+/// Where valgrind is.
+pub(crate) fn path() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|place| place.join("valgrind"));
+    places.find(|place| place.is_file())
 }
 
 fn total(dump: &Path) -> io::Result<u64> {
