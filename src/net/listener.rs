@@ -24,7 +24,8 @@ pub enum Rest {
     /// They are taken, since the close of the last socket would reset them.
     #[default]
     Take,
-    /// They are left to another process, which goes on accepting from the socket.
+    /// They are left to another process, which goes on accepting from the socket. Those that wait
+    /// when our own accept has been taken back are still taken: see [`accept_loop`].
     Leave,
 }
 
@@ -329,6 +330,11 @@ impl Looks {
 /// accept queue is taken as far as there is room, unless it is left to another process. `serve` starts
 /// the task of a connection, which counts from then on until its membership is dropped; `make_room` is
 /// told when there are as many as allowed, and closes idle ones if it can.
+///
+/// The kernel wakes only one of those that wait on a socket, whichever process they are in
+/// (`EPOLLEXCLUSIVE`; an accept of io_uring waits so, too). An accept that was woken and is cancelled
+/// before it runs keeps that to itself, and the client would wait until another one comes. So whoever
+/// has had an accept armed looks into the queue once more.
 pub async fn accept_loop(
     core: Core,
     listener: Fd,
@@ -345,6 +351,7 @@ pub async fn accept_loop(
     let mut gate = AcceptGate::new(limits);
     let mut timer = Timer::new(&core);
     let mut looks = Looks::new(&core, groups.population.let_go.get());
+    let mut armed = false;
     while !groups.closed() {
         match gate.next(groups.population.open(), core.now()) {
             Decision::WaitForClose => {
@@ -357,13 +364,14 @@ pub async fn accept_loop(
                 timer.bound(|| groups.poll_closed()).await;
             }
             Decision::Accept => {
+                armed = true;
                 accept(&core, &listener, &groups, &mut gate, &mut looks, &mut serve).await;
             }
         }
     }
     let room = match groups.rest() {
-        Rest::Take => gate.room(groups.population.open()).min(LAST_ACCEPTS),
-        Rest::Leave => 0,
+        Rest::Leave if !armed => 0,
+        Rest::Take | Rest::Leave => gate.room(groups.population.open()).min(LAST_ACCEPTS),
     };
     for _ in 0..room {
         match core.accept_now(&listener) {
@@ -516,6 +524,57 @@ mod tests {
             for (index, (end, expected)) in ends.into_iter().enumerate() {
                 assert_eq!(served_of_three(choice, end), expected, "case {index}");
             }
+        }
+    }
+
+    /// A core that accepts from this socket, what ends it, and how many clients it has served.
+    fn accepting(
+        choice: EngineChoice,
+        socket: &TcpListener,
+    ) -> (Core, Rc<Listening>, Rc<Cell<usize>>) {
+        let selection = Selection::choose(choice).unwrap();
+        let core = selection.core(Wake::new().unwrap(), None).unwrap();
+        let (listening, served) = (Listening::new(0), Rc::new(Cell::new(0)));
+        let counted = Rc::clone(&served);
+        let shared: Arc<OwnedFd> = Arc::new(socket.try_clone().unwrap().into());
+        core.spawn(accept_loop(
+            core.clone(),
+            core.share(shared),
+            Rc::default(),
+            Rc::clone(&listening),
+            limits(1000),
+            move |_, _| counted.set(counted.get() + 1),
+            || {},
+        ));
+        (core, listening, served)
+    }
+
+    #[test]
+    fn a_client_whose_arrival_woke_the_one_that_leaves_is_served() {
+        for choice in [EngineChoice::Auto, EngineChoice::Epoll] {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let address = socket.local_addr().unwrap();
+            let (old, leaving, by_old) = accepting(choice, &socket);
+            old.turn(Some(Duration::ZERO)).unwrap();
+            let (new, staying, by_new) = accepting(choice, &socket);
+            new.turn(Some(Duration::ZERO)).unwrap();
+            // The kernel wakes one of those that wait, the first.
+            let _client = TcpStream::connect(address).unwrap();
+            leaving.close(Rest::Leave);
+            old.wake_all();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while old.usage().tasks > 0 || by_old.get() + by_new.get() == 0 {
+                assert!(
+                    Instant::now() < deadline,
+                    "{choice:?}: nobody took the client"
+                );
+                old.turn(Some(Duration::from_millis(1))).unwrap();
+                new.turn(Some(Duration::from_millis(1))).unwrap();
+            }
+            assert_eq!(by_old.get() + by_new.get(), 1);
+            staying.close(Rest::Take);
+            assert!(old.shut_down() && new.shut_down());
         }
     }
 

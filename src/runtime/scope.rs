@@ -15,7 +15,7 @@ use super::task::TaskId;
 
 /// Index of a scope in the core's table. A slot holds it until its terminal completion, and the
 /// entry outlives its slots, so it needs no generation.
-pub(crate) type ScopeId = u32;
+pub type ScopeId = u32;
 
 #[derive(Default)]
 struct Entry {

@@ -49,7 +49,7 @@ pub(crate) enum State {
 }
 
 /// One op in flight.
-pub(crate) struct Slot {
+pub struct Slot {
     generation: u32,
     pub(crate) state: State,
     /// The op with its resources. Taken apart at the terminal completion.
@@ -68,7 +68,8 @@ impl Slot {
         usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
-    pub(crate) fn push(&mut self, completion: Completion) {
+    /// Keeps a completion until the future takes it, behind those that wait already.
+    pub fn push(&mut self, completion: Completion) {
         if self.first.is_none() && self.rest.is_none() {
             self.first = Some(completion);
         } else {
@@ -87,7 +88,7 @@ impl Slot {
     }
 
     /// Takes the oldest completion. An idle slot keeps no storage for completions.
-    pub(crate) fn pop(&mut self) -> Option<Completion> {
+    pub fn pop(&mut self) -> Option<Completion> {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
@@ -102,14 +103,17 @@ impl Slot {
 
 /// All slots of one core.
 #[derive(Default)]
-pub(crate) struct SlotTable {
+pub struct SlotTable {
     slots: Slab<Slot>,
     generation: u32,
 }
 
 impl SlotTable {
     /// Puts an op in flight, or gives it back when the table is full.
-    pub(crate) fn insert(
+    ///
+    /// # Errors
+    /// The op, beyond [`SLOTS_MAX`].
+    pub fn insert(
         &mut self,
         op: Op,
         task: Option<TaskId>,
@@ -141,14 +145,14 @@ impl SlotTable {
     }
 
     /// The slot, unless the key is of an earlier use.
-    pub(crate) fn get_mut(&mut self, key: SlotKey) -> Option<&mut Slot> {
+    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut Slot> {
         self.slots
             .get_mut(key.index as usize)
             .filter(|slot| slot.generation == key.generation)
     }
 
     /// Frees a slot whose terminal completion has come.
-    pub(crate) fn remove(&mut self, key: SlotKey) -> Option<Slot> {
+    pub fn remove(&mut self, key: SlotKey) -> Option<Slot> {
         self.get_mut(key)?;
         Some(self.slots.remove(key.index as usize))
     }

@@ -111,6 +111,8 @@ pub(super) struct Account {
     pub(super) memory: usize,
     /// Tasks.
     pub(super) tasks: usize,
+    /// Ops in flight.
+    pub(super) slots: usize,
     /// Configurations that are in use, with the requests that each answers.
     pub(super) epochs: Vec<(u64, usize)>,
     /// Sockets, with their connections, and whether they were removed.
@@ -524,12 +526,14 @@ impl<S: Serves> Life<S> {
     fn account(&self) -> Account {
         let registry = &self.registry;
         let listening = self.listening.borrow();
+        let usage = self.core.usage();
         Account {
             connections: registry.population().open(),
             requests: registry.traffic().requests,
             errors: registry.traffic().errors,
             memory: self.core.memory(),
-            tasks: self.core.usage().tasks,
+            tasks: usage.tasks,
+            slots: usage.slots,
             epochs: self.service.epochs(),
             listeners: listening
                 .iter()

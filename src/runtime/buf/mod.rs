@@ -143,6 +143,21 @@ impl BufPool {
         }))
     }
 
+    /// Lets `fill` write into a free buffer of the software twin and say how much it wrote; `None` when
+    /// that was nothing, no buffer is free, or the kernel is the one that fills them.
+    ///
+    /// # Errors
+    /// Those of `fill`; the buffer stays free then.
+    pub fn fill<E>(
+        self: &Rc<Self>,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Option<Result<RecvBuf, E>> {
+        match self.receive(fill)? {
+            Ok((_, 0)) => None,
+            received => Some(received.map(|(id, len)| self.adopt(id, len))),
+        }
+    }
+
     /// The buffers in the software twin's list, for the simulator to check that none is there twice.
     pub(crate) fn free_ids(&self) -> Vec<u16> {
         match &*self.free.borrow() {
@@ -271,12 +286,11 @@ mod tests {
     use super::*;
 
     fn fill(pool: &Rc<BufPool>, text: &[u8]) -> Option<RecvBuf> {
-        let received = pool.receive(|buffer| {
+        let filled = pool.fill(|buffer| {
             buffer[..text.len()].copy_from_slice(text);
             Ok::<_, ()>(text.len())
-        })?;
-        let (id, len) = received.ok()?;
-        Some(pool.adopt(id, len))
+        });
+        filled?.ok()
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub struct CoreStatus {
     pub memory_bytes: u64,
     /// Tasks.
     pub tasks: u64,
+    /// Ops that the engine works on, each with its slot.
+    pub slots: u64,
     /// Whether it answered this question in time.
     pub responding: bool,
 }
@@ -469,6 +471,7 @@ mod tests {
                     errors: 0,
                     memory_bytes: 3 << 20,
                     tasks: 15,
+                    slots: 18,
                     responding: true,
                 },
                 CoreStatus {

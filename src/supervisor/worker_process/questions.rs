@@ -102,6 +102,7 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         errors: account.errors,
         memory_bytes: account.memory as u64,
         tasks: account.tasks as u64,
+        slots: account.slots as u64,
         responding: true,
         ..silent(core, worker)
     });
