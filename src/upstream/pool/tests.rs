@@ -109,7 +109,7 @@ fn behind_a_large_response_the_next_ones_are_received_piece_by_piece() {
         let peer = world.peers(&to)[0];
         let response = || Act::Send(vec![7; 3 * BUFFER_SIZE]);
         // So many small ones make up for it, after the large one itself.
-        for small in 0..=BULK_MEMORY {
+        for small in 0..BULK_MEMORY {
             let mut connection = take(&pool, &to).await.unwrap();
             world.act(peer, Duration::ZERO, response());
             let first = poll_fn(|_| connection.receiver().poll_next()).await;
