@@ -1,6 +1,8 @@
 //! The life of one core on its thread: made there, fed by its listeners, drained on a message, and
 //! emptied before the thread ends, also when it panics.
 
+mod reports;
+
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -9,13 +11,12 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::messages::SocketId;
+pub(super) use self::reports::{Account, End, Event, Message, Report, Reporter};
 use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
@@ -24,8 +25,7 @@ use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
 use crate::runtime::affinity::{self, CpuId};
-use crate::runtime::engine::Forbidden;
-use crate::runtime::engine::caps::{EngineKind, Restriction, Selection};
+use crate::runtime::engine::caps::{EngineKind, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 use crate::runtime::heartbeat::Heartbeat;
@@ -44,124 +44,6 @@ const LOG_STOP: Duration = Duration::from_millis(100);
 /// Turns between the last accept and the end of idle connections: enough to receive what the clients
 /// that were accepted last have sent already, so that their requests have begun.
 const SETTLE_TURNS: usize = 16;
-
-/// What a core is told.
-#[derive(Clone, Debug)]
-pub(super) enum Message {
-    /// Accept nothing more, finish what is in flight, end at the deadline at the latest.
-    Drain {
-        /// When what is left is cut.
-        deadline: Instant,
-        /// Another process goes on accepting from the same sockets: what waits there is left to it, and
-        /// idle connections stay until they ask again, or until the deadline.
-        handover: bool,
-    },
-    /// Another holder of the listening sockets has let go of them: look at the accept queues.
-    AcceptAgain,
-    /// End now.
-    Stop,
-    /// Serve another configuration from now on.
-    Swap(Arc<Swap>),
-    /// Tell how it goes; the number comes back.
-    Status(u64),
-    /// Let the ring try what it may not; the number comes back.
-    TryForbidden(u64),
-    /// Close idle connections to servers that take nothing any more. Not sent again before the answer.
-    Tidy,
-}
-
-/// What a core tells.
-#[derive(Debug)]
-pub(super) struct Report {
-    /// Which core.
-    pub(super) core: usize,
-    /// What happened to it.
-    pub(super) event: Event,
-}
-
-/// What happens to a core. The end comes once and last.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// It accepts nothing more, and every answer says that the connection ends.
-    Draining,
-    /// It serves this configuration.
-    Swapped(u64),
-    /// How it goes, for the question of this number.
-    Status(u64, Box<Account>),
-    /// What the ring said to each forbidden op, for the question of this number.
-    Tried(u64, Vec<Forbidden>),
-    /// Idle connections to servers that take nothing are closed.
-    Tidied,
-    /// It serves, on this engine, for this reason, with its ring restricted or not.
-    Started(EngineKind, String, Restriction),
-    /// Its thread has nothing more to do.
-    Ended(End),
-}
-
-/// How a core goes.
-#[derive(Debug, Default)]
-pub(super) struct Account {
-    /// Open connections.
-    pub(super) connections: usize,
-    /// Heads that were answered.
-    pub(super) requests: u64,
-    /// Answers of 500 and above.
-    pub(super) errors: u64,
-    /// Bytes that it holds for connections.
-    pub(super) memory: usize,
-    /// Tasks.
-    pub(super) tasks: usize,
-    /// Ops in flight.
-    pub(super) slots: usize,
-    /// Configurations that are in use, with the requests that each answers.
-    pub(super) epochs: Vec<(u64, usize)>,
-    /// Sockets, with their connections, and whether they were removed.
-    pub(super) listeners: Vec<(SocketId, usize, bool)>,
-    /// How often each limit was reached.
-    pub(super) limits: Counts,
-    /// Ring ops that were refused because they are forbidden.
-    pub(super) refused: u64,
-    /// What it knows of each upstream of the current configuration.
-    pub(super) upstreams: Vec<group::Account>,
-}
-
-/// How a core ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// It could not be set up.
-    Refused(io::Error),
-    /// It was told to end; so many connections were cut.
-    Told {
-        /// Connections that were open when it ended.
-        cut: usize,
-        /// Tasks that had panicked during its life.
-        panics: u64,
-        /// How often each limit was reached.
-        limits: Counts,
-    },
-    /// It could not go on.
-    Broken(String),
-}
-
-/// Sends reports to the main thread.
-#[derive(Clone)]
-pub(super) struct Reporter {
-    /// Has room for every report of every core, so that no core ever waits.
-    pub(super) sender: SyncSender<Report>,
-    /// Wakes the main thread.
-    pub(super) wake: Arc<Wake>,
-    /// Which core it is.
-    pub(super) core: usize,
-}
-
-impl Reporter {
-    fn report(&self, event: Event) {
-        let core = self.core;
-        // A main thread that is gone needs no report.
-        let _ = self.sender.try_send(Report { core, event });
-        self.wake.wake();
-    }
-}
 
 /// Everything that a core is made from.
 pub(super) struct Setup {
