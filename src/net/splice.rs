@@ -230,7 +230,7 @@ pub struct TunnelEnd {
 pub async fn tunnel(
     core: &Core,
     (a, b): (&Fd, &Fd),
-    early: Early,
+    early: &mut Early,
     idle_timeout: Option<Duration>,
 ) -> TunnelEnd {
     let moved = [Moved::default(), Moved::default()];
@@ -238,8 +238,13 @@ pub async fn tunnel(
     let mut ends = [None, None];
     let mut is_idle = false;
     {
-        let mut there = std::pin::pin!(flow(core, (a, b), early.from_a, &moved[0], &active));
-        let mut back = std::pin::pin!(flow(core, (b, a), early.from_b, &moved[1], &active));
+        // By reference into the futures, where what is given by value would have room twice.
+        let mut there = Mover::new(core, (a, b), &moved[0], &active);
+        let mut back = Mover::new(core, (b, a), &moved[1], &active);
+        there.begin_with(std::mem::take(&mut early.from_a));
+        back.begin_with(std::mem::take(&mut early.from_b));
+        let mut there = std::pin::pin!(flow(&mut there));
+        let mut back = std::pin::pin!(flow(&mut back));
         let mut timer = Timer::new(core);
         let mut both = || {
             let mut context = Context::from_waker(Waker::noop());
@@ -291,17 +296,9 @@ pub async fn tunnel(
 }
 
 /// One direction of a tunnel.
-async fn flow(
-    core: &Core,
-    (from, to): (&Fd, &Fd),
-    early: Vec<u8>,
-    moved: &Moved,
-    active: &Cell<Instant>,
-) -> Result<(), Cause> {
-    let mut mover = Mover::new(core, (from, to), moved, active);
-    mover.begin_with(early);
+async fn flow(mover: &mut Mover<'_>) -> Result<(), Cause> {
     mover.run(None, &mut Endlessly).await?;
-    core.shut_down_write(to);
+    mover.core.shut_down_write(mover.to);
     Ok(())
 }
 
