@@ -481,6 +481,11 @@ impl Core {
             }
         }
         self.0.bulk_left.set(BULK_BYTES_PER_TURN);
+        // Before those that events wake: these come anew each turn, and would use up the quota each
+        // time before those that have waited for it.
+        for task in self.0.next_turn.borrow_mut().first.drain(..) {
+            self.wake_task(task);
+        }
         for event in scratch.events.drain(..) {
             self.complete(event);
         }
@@ -539,7 +544,7 @@ impl Core {
 
     fn wake_waiting(&self) {
         let next = &mut *self.0.next_turn.borrow_mut();
-        for task in next.first.drain(..).chain(next.later.drain(..)) {
+        for task in next.later.drain(..) {
             self.wake_task(task);
         }
         let starved = &mut *self.0.starved.borrow_mut();

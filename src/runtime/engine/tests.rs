@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::runtime::executor::{Core, Usage};
 use crate::runtime::future::Timer;
 use crate::runtime::mailbox::Wake;
 use crate::runtime::offload::Helpers;
-use crate::runtime::op::{Op, OpenRequest, Output};
+use crate::runtime::op::{Interest, Op, OpenRequest, Output};
 use crate::runtime::scope::Scope;
 
 /// Runs the test on a core of each engine, and checks that nothing is left behind.
@@ -211,6 +212,31 @@ fn a_receive_of_one_leaves_the_rest_in_the_socket() {
             }
             assert!(came.len() <= 2 * BUFFER_SIZE + 200 && came == sent[..came.len()]);
         });
+    });
+}
+
+#[test]
+fn who_waits_for_the_quota_of_bulk_sends_comes_before_whom_events_wake() {
+    on_each_engine(|core| {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let (mut there, here) = UnixStream::pair().unwrap();
+        there.write_all(b"readable").unwrap();
+        let (inner, of_event) = (core.clone(), Rc::clone(&order));
+        core.spawn(async move {
+            let fd = inner.own(here.into());
+            let interest = Interest::Readable;
+            inner.once(Op::Ready { fd, interest }).await;
+            of_event.borrow_mut().push("event");
+        });
+        let (inner, of_quota) = (core.clone(), Rc::clone(&order));
+        core.spawn(async move {
+            inner.bulk_sent(inner.bulk_left());
+            inner.yield_for_bulk().await;
+            assert!(inner.bulk_left() > 0);
+            of_quota.borrow_mut().push("quota");
+        });
+        run(core);
+        assert_eq!(*order.borrow(), ["quota", "event"]);
     });
 }
 
