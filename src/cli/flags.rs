@@ -244,6 +244,14 @@ pub(super) const FLAGS: &[Flag] = &[
         "What performs I/O [default: auto, which is io_uring where the kernel has and allows it]",
     ),
     flag(
+        "splice",
+        Table::Server,
+        "splice",
+        Kind::Switch { default: true },
+        LISTENING,
+        "Copy large proxied bodies, instead of passing them on through pipes",
+    ),
+    flag(
         "max-conns",
         Table::Server,
         "max_conns",
@@ -365,6 +373,7 @@ impl Flag {
             "range" => "no-range",
             "hidden-files" => "no-hidden-files",
             "pin" => "no-pin",
+            "splice" => "no-splice",
             "access-log" => "no-access-log",
             "sandbox" => "no-sandbox",
             other => other,

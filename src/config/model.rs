@@ -89,6 +89,8 @@ pub struct Server {
     pub pin: Option<bool>,
     /// Which engine performs I/O.
     pub engine: Engine,
+    /// Whether large bodies and tunnels go from socket to socket through a pipe, without a copy.
+    pub splice: bool,
     /// Bytes of memory that connections may be counted against; `None` for no such limit.
     pub memory_limit: Option<u64>,
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the

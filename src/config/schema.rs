@@ -245,6 +245,14 @@ const SERVER: &[Key] = &[
         "What performs I/O. \"auto\" takes io_uring where the kernel has all of it and allows it.",
     ),
     key(
+        "splice",
+        BOOLEAN,
+        "false",
+        "true",
+        "Whether large bodies of proxied requests and responses, and tunnels, go from socket to\n\
+         socket through a pipe (splice). Without it they are copied. Files aren't concerned.",
+    ),
+    key(
         "memory_limit",
         SIZE,
         "\"2GiB\"",

@@ -48,6 +48,8 @@ pub(crate) struct PipePool {
     idle: Vec<Ends>,
     in_use: usize,
     refused_until: Option<Instant>,
+    /// The configuration wants none.
+    is_off: bool,
 }
 
 impl PipePool {
@@ -68,11 +70,24 @@ pub struct Pipe {
 }
 
 impl Core {
-    /// An empty pipe; `None` when [`PIPES_MAX`] are in use, or the system gives none that is large
-    /// enough, which is asked again a second later.
+    /// Whether there are pipes at all, as there are at first. Those in use stay until they are given
+    /// back.
+    pub fn allow_pipes(&self, allowed: bool) {
+        let pool = &mut *self.inner().pipes.borrow_mut();
+        pool.is_off = !allowed;
+        if pool.is_off {
+            pool.idle.clear();
+        }
+    }
+
+    /// An empty pipe; `None` when [`PIPES_MAX`] are in use, when there are to be none, or the system
+    /// gives none that is large enough, which is asked again a second later.
     pub fn take_pipe(&self) -> Option<Pipe> {
         let pool = &mut *self.inner().pipes.borrow_mut();
         let now = self.now();
+        if pool.is_off {
+            return None;
+        }
         let ends = match pool.idle.pop() {
             Some(ends) => ends,
             None if pool.in_use >= PIPES_MAX => return None,
@@ -197,6 +212,7 @@ impl Drop for Pipe {
         pool.in_use -= 1;
         if let Some(ends) = self.ends.take()
             && self.held == 0
+            && !pool.is_off
             && pool.idle.len() < PIPES_KEPT
         {
             pool.idle.push(ends);
@@ -252,6 +268,21 @@ mod tests {
         drop((pipe, from, to));
         assert!(core.shut_down());
         assert_eq!((core.usage().pipes, idle(&core)), (0, 0));
+    }
+
+    #[test]
+    fn there_are_none_where_none_are_wanted() {
+        let core = core();
+        let (in_use, kept) = (core.take_pipe().unwrap(), core.take_pipe().unwrap());
+        drop(kept);
+        core.allow_pipes(false);
+        assert_eq!(idle(&core), 0);
+        assert!(core.take_pipe().is_none());
+        drop(in_use);
+        assert_eq!((core.usage().pipes, idle(&core)), (0, 0));
+        core.allow_pipes(true);
+        assert!(core.take_pipe().is_some());
+        assert!(core.shut_down());
     }
 
     #[test]

@@ -191,6 +191,7 @@ fn serve<S: Serves>(
     make: impl MakeService<S>,
 ) -> Result<(usize, Counts), Errno> {
     core.report_to(setup.heartbeat);
+    core.allow_pipes(setup.first.model.server.splice);
     let registry = Rc::new(Registry::default());
     let log = setup
         .log
@@ -351,6 +352,7 @@ impl<S: Serves> Life<S> {
         self.listening.borrow_mut().extend(new.iter().cloned());
         let all = swap.placed(&self.listening.borrow());
         self.service.swap(swap, &all);
+        self.core.allow_pipes(swap.model.server.splice);
         self.listen(swap, &new);
         let removed: Vec<Rc<Listening>> = self
             .listening

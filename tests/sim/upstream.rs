@@ -436,11 +436,11 @@ fn tunnel_to_death(seed: u64, polls: u64) -> bool {
         let a = connect(&inner, &address(0), timeout).await.ok()?;
         let b = connect(&inner, &address(1), timeout).await.ok()?;
         let idle = Some(Duration::from_secs(2));
-        let early = Early {
+        let mut early = Early {
             from_a: b"early".to_vec(),
             from_b: Vec::new(),
         };
-        Some(tunnel(&inner, (&a, &b), early, idle).await)
+        Some(tunnel(&inner, (&a, &b), &mut early, idle).await)
     }));
     let mut left = polls;
     core.spawn(async move {

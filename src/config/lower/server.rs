@@ -35,6 +35,7 @@ impl Default for Server {
             workers: Workers::Auto,
             pin: None,
             engine: Engine::Auto,
+            splice: true,
             memory_limit: None,
             max_conns: None,
             processes: NonZeroUsize::MIN,
@@ -99,6 +100,7 @@ impl Reader<'_> {
             engine: self
                 .word(table, AT, "engine", &engines)
                 .unwrap_or(default.engine),
+            splice: self.boolean(table, AT, "splice").unwrap_or(default.splice),
             memory_limit: self.size(table, AT, "memory_limit", MEMORY_MIN..=u64::MAX),
             max_conns: self
                 .integer(table, AT, "max_conns", 1..=u64::MAX)

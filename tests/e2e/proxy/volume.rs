@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::backend::{Backend, Gate, ok};
-use super::plain;
-use crate::support::{Client, PATIENCE, Server, memory, noise, on_both, wait_for};
+use super::{plain, upstream_config};
+use crate::support::{Client, PATIENCE, Server, Setup, memory, noise, on_both, wait_for};
 
 /// A body.
 const SIZE: usize = 100 << 20;
@@ -226,5 +226,51 @@ fn many_slow_downloads_at_once_have_bounded_memory() {
             let mut socket = client.socket();
             assert!(socket.read(&mut room).expect("more of it") > 0);
         }
+    });
+}
+
+/// How many pipes a worker has open.
+fn pipes(server: &Server) -> usize {
+    let directory = format!("/proc/{}/fd", server.worker());
+    let links = std::fs::read_dir(directory).expect("it runs");
+    let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    targets
+        .filter(|target| target.to_string_lossy().starts_with("pipe:"))
+        .count()
+}
+
+#[test]
+fn without_splice_large_bodies_are_copied() {
+    on_both(|engine| {
+        let content = noise(PIECE);
+        let sent = content.clone();
+        let backend = Backend::start(move |connection| {
+            while connection.request().is_some() {
+                connection.send(format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {PIECE}\r\n\r\n"
+                ));
+                connection.send(&sent);
+            }
+        });
+        let with = upstream_config(&[backend.name()], "", "");
+        let without = format!("[server]\nsplice = false\n{with}");
+        let server = Setup::run(engine, &without).start();
+        let before = pipes(&server);
+        let mut client = server.connect();
+        for _ in 0..3 {
+            assert!(client.get("/").body == content);
+        }
+        assert_eq!(pipes(&server), before);
+        // A reload in place is enough for the change.
+        let worker = server.worker();
+        for (config, more) in [(&with, 2), (&without, 0)] {
+            server.write_config(config);
+            server.must(&["reload"]);
+            for _ in 0..3 {
+                assert!(client.get("/").body == content);
+            }
+            assert_eq!(pipes(&server), before + more);
+        }
+        assert_eq!(server.worker(), worker);
     });
 }

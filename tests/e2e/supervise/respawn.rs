@@ -175,7 +175,8 @@ fn when_the_master_dies_the_worker_lets_go_and_serves_its_clients_to_the_end() {
 fn a_worker_that_stalls_as_a_whole_is_replaced_and_takes_no_clients_with_it() {
     on_both(|engine| {
         let tree = Tree::new();
-        let text = config_with(&tree, "old", "start_timeout = \"1s\"");
+        // Time enough for a generation to start on a busy machine.
+        let text = config_with(&tree, "old", "start_timeout = \"2s\"");
         let server = Setup::run(engine, &text).start();
         let worker = server.worker();
         send(worker, Signal::STOP);
