@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command};
 
 use super::control;
-use crate::supervisor::control::protocol::{AdminState, Request, ServerAsk};
+use crate::config::model::ServerState;
+use crate::supervisor::control::protocol::{Request, ServerAsk};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,9 +26,9 @@ reloads, workers and upgrades, until another word is given, or until the configu
 server another thing than before. A restart begins with what the configuration says.";
 
 /// The states, each with what it means.
-const STATES: [(AdminState, &str, &str); 3] = [
+const STATES: [(ServerState, &str, &str); 3] = [
     (
-        AdminState::Up,
+        ServerState::Up,
         "Let a server take requests again",
         "\
 Examples:
@@ -38,7 +39,7 @@ out because requests failed is tried at once; one whose probe fails stays out un
 answered well.",
     ),
     (
-        AdminState::Drain,
+        ServerState::Drain,
         "Let a server take no requests but those of clients that a cookie binds to it",
         "\
 Examples:
@@ -49,7 +50,7 @@ Its idle connections are closed. Health checks go on, so that it is known to be 
 back.",
     ),
     (
-        AdminState::Down,
+        ServerState::Down,
         "Let a server take no requests at all, nor be asked whether it is well",
         "\
 Examples:
@@ -156,14 +157,14 @@ mod tests {
         for (line, expected) in [
             ("server list", list(None)),
             ("server list app --json", list(Some("app"))),
-            ("server up app 10.0.0.1:80", set(AdminState::Up)),
+            ("server up app 10.0.0.1:80", set(ServerState::Up)),
             (
                 "server drain -c a.toml app 10.0.0.1:80",
-                set(AdminState::Drain),
+                set(ServerState::Drain),
             ),
             (
                 "server down app 10.0.0.1:80 --control /run/a.sock",
-                set(AdminState::Down),
+                set(ServerState::Down),
             ),
         ] {
             assert_eq!(asked(line).unwrap(), expected, "{line}");

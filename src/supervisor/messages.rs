@@ -6,12 +6,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::control::protocol::AdminState;
 use super::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use super::control::upstreams::UpstreamStatus;
 use super::privileges::Identity;
 use super::sandbox::{Attempt, Grants, Report};
 use crate::config::model::Sandbox;
+use crate::config::model::ServerState;
 
 /// The number of a listening socket, for the life of the master.
 pub(super) type SocketId = u32;
@@ -66,7 +66,7 @@ pub(super) struct Word {
     /// Its name in the configuration.
     pub(super) server: String,
     /// What is to be done with it.
-    pub(super) state: AdminState,
+    pub(super) state: ServerState,
 }
 
 /// A configuration, with the blob that has it as the first descriptor.

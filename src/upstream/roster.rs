@@ -139,7 +139,11 @@ pub struct UnknownServer {
 impl Roster {
     /// The servers of these settings. Those that are names have no address yet.
     pub fn new(settings: &Arc<Upstream>, now: Instant) -> Arc<Self> {
-        let admin: Box<[Standing]> = settings.servers.iter().map(standing).collect();
+        let admin: Box<[Standing]> = settings
+            .servers
+            .iter()
+            .map(|server| server.state.into())
+            .collect();
         let list = settings.servers.iter().enumerate();
         let list: Box<[Member]> = list.map(|(at, server)| first(at, server)).collect();
         let board = Shared::new(list.len(), now);
@@ -174,7 +178,7 @@ impl Roster {
                 Some(place) if before.settings.servers[place].state == server.state => {
                     old.admin[place]
                 }
-                _ => standing(server),
+                _ => server.state.into(),
             });
             let of_name = old
                 .members
@@ -310,7 +314,7 @@ impl Roster {
         for (place, server) in self.settings.servers.iter().enumerate() {
             let name = server.address.to_string();
             let word = words.iter().find(|(known, _)| *known == name);
-            let wanted = word.map_or_else(|| standing(server), |(_, admin)| *admin);
+            let wanted = word.map_or_else(|| server.state.into(), |(_, admin)| *admin);
             if state.admin[place] != wanted {
                 self.administer(&mut state, place, wanted, now);
             }
@@ -414,11 +418,13 @@ impl fmt::Display for UnknownServer {
 
 impl std::error::Error for UnknownServer {}
 
-fn standing(server: &UpstreamServer) -> Standing {
-    match server.state {
-        ServerState::Up => Standing::Up,
-        ServerState::Drain => Standing::Drain,
-        ServerState::Down => Standing::Down,
+impl From<ServerState> for Standing {
+    fn from(state: ServerState) -> Self {
+        match state {
+            ServerState::Up => Self::Up,
+            ServerState::Drain => Self::Drain,
+            ServerState::Down => Self::Down,
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::http::types::{FieldName, Status, StatusSet};
 use crate::runtime::address::Address;
 
@@ -128,15 +130,28 @@ impl fmt::Display for ServerAddr {
     }
 }
 
-/// What is done with a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is to be done with a server, whatever its health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ServerState {
     /// It takes requests.
+    #[default]
     Up,
     /// It takes none but those of clients that are bound to it by a cookie.
     Drain,
     /// It takes none.
     Down,
+}
+
+impl ServerState {
+    /// As the command line and the configuration have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Drain => "drain",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// How requests are spread over servers. Weights count in all of them.

@@ -110,42 +110,8 @@ pub enum ServerAsk {
         /// Its name in the configuration; or the host in it, or `:PORT`, where no other server has that.
         server: String,
         /// The state.
-        state: AdminState,
+        state: ServerState,
     },
-}
-
-/// What is to be done with a server, whatever its health.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdminState {
-    /// It takes requests.
-    #[default]
-    Up,
-    /// It takes none but those of clients that a cookie binds to it.
-    Drain,
-    /// It takes none.
-    Down,
-}
-
-impl AdminState {
-    /// As the command line and the configuration have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Drain => "drain",
-            Self::Down => "down",
-        }
-    }
-}
-
-impl From<ServerState> for AdminState {
-    fn from(state: ServerState) -> Self {
-        match state {
-            ServerState::Up => Self::Up,
-            ServerState::Drain => Self::Drain,
-            ServerState::Down => Self::Down,
-        }
-    }
 }
 
 /// One request.
@@ -321,7 +287,7 @@ mod tests {
         let set = ServerAsk::Set {
             upstream: "app \"1\"".to_owned(),
             server: "unix:/a\nb".to_owned(),
-            state: AdminState::Drain,
+            state: ServerState::Drain,
         };
         let list = ServerAsk::List { upstream: None };
         let plain = Command::ALL.into_iter().filter(|it| *it != Command::Server);

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::AdminState;
 use super::status::{count, duration};
+use crate::config::model::ServerState;
 
 /// An upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +66,9 @@ pub struct ServerStatus {
     /// What becomes of requests to it.
     pub state: Condition,
     /// What the configuration says of it.
-    pub configured: AdminState,
+    pub configured: ServerState,
     /// What holds: the configuration's word, or that of `beltway server`.
-    pub admin: AdminState,
+    pub admin: ServerState,
     /// Why health keeps it out, in words; empty where it doesn't.
     pub reason: String,
     /// In how long an ejected one comes back.
@@ -442,7 +442,7 @@ mod tests {
         });
         told.servers.push(ServerStatus {
             state: Condition::Drain,
-            admin: AdminState::Drain,
+            admin: ServerState::Drain,
             latency_us: None,
             ..server("10.0.0.4:80")
         });

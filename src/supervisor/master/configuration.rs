@@ -11,10 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Policy;
-use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place, Upstream};
+use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place, ServerState, Upstream};
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
-use crate::supervisor::control::protocol::AdminState;
 use crate::supervisor::messages::{SandboxMode, SocketId};
 use crate::supervisor::privileges::{self, Identity};
 use crate::supervisor::sandbox::{self, Grants};
@@ -51,7 +50,7 @@ pub(super) struct UpstreamFacts {
     /// Its name.
     pub(super) name: String,
     /// Its servers: what each is called, and what the configuration says of it.
-    pub(super) servers: Vec<(String, AdminState)>,
+    pub(super) servers: Vec<(String, ServerState)>,
 }
 
 impl Facts {
@@ -104,7 +103,7 @@ fn upstream(upstream: &Upstream) -> UpstreamFacts {
     UpstreamFacts {
         name: upstream.name.to_string(),
         servers: servers
-            .map(|server| (server.address.to_string(), server.state.into()))
+            .map(|server| (server.address.to_string(), server.state))
             .collect(),
     }
 }

@@ -16,7 +16,8 @@ use super::Master;
 use super::configuration::UpstreamFacts;
 use super::machine::WorkerId;
 use super::requests::Kind;
-use crate::supervisor::control::protocol::{AdminState, Reply, RequestId as CallerId, ServerAsk};
+use crate::config::model::ServerState;
+use crate::supervisor::control::protocol::{Reply, RequestId as CallerId, ServerAsk};
 use crate::supervisor::messages::Word;
 use crate::supervisor::refusal;
 
@@ -36,9 +37,9 @@ pub(super) struct Said {
     /// What the configuration calls the server.
     server: String,
     /// What is to be done with it.
-    state: AdminState,
+    state: ServerState,
     /// What the configuration said of it then.
-    configured: AdminState,
+    configured: ServerState,
 }
 
 impl Words {
@@ -76,7 +77,7 @@ impl Words {
     }
 
     /// What holds of a server.
-    fn state(&self, upstream: &str, (server, configured): &(String, AdminState)) -> AdminState {
+    fn state(&self, upstream: &str, (server, configured): &(String, ServerState)) -> ServerState {
         let mut words = self.0.iter();
         let word = words.find(|said| said.upstream == upstream && said.server == *server);
         word.map_or(*configured, |said| said.state)
@@ -109,7 +110,7 @@ impl Said {
     fn stands_with(&self, upstreams: &[UpstreamFacts]) -> bool {
         let upstream = upstreams.iter().find(|it| it.name == self.upstream);
         let servers = upstream.map_or(&[][..], |upstream| &upstream.servers);
-        let is_it = |(name, configured): &(String, AdminState)| {
+        let is_it = |(name, configured): &(String, ServerState)| {
             *name == self.server && *configured == self.configured
         };
         servers.iter().any(is_it)
@@ -219,15 +220,15 @@ impl Master {
             return Reply::failed(1, text).with_data(data);
         }
         let what = match state {
-            AdminState::Up if !out.is_empty() => "is up, and takes requests when it is well",
-            AdminState::Up => "is up: it takes requests",
-            AdminState::Drain => {
+            ServerState::Up if !out.is_empty() => "is up, and takes requests when it is well",
+            ServerState::Up => "is up: it takes requests",
+            ServerState::Drain => {
                 "drains: it takes no requests but those of clients that a cookie binds to it"
             }
-            AdminState::Down => "is down: it takes no requests",
+            ServerState::Down => "is down: it takes no requests",
         };
         let mut text = format!("{upstream}: {server} {what}\n");
-        if *state == AdminState::Up && !out.is_empty() {
+        if *state == ServerState::Up && !out.is_empty() {
             text.push_str(&format!("warning: it is left out for now: {out}\n"));
         }
         if !self.has_other(upstream) {
@@ -247,7 +248,7 @@ impl Master {
         let upstream = upstreams.find(|upstream| upstream.name == name);
         upstream.is_none_or(|upstream| {
             let mut servers = upstream.servers.iter();
-            servers.any(|server| self.words.state(name, server) == AdminState::Up)
+            servers.any(|server| self.words.state(name, server) == ServerState::Up)
         })
     }
 }
@@ -270,7 +271,7 @@ fn find_upstream<'u>(
 fn find_server<'u>(
     upstream: &'u UpstreamFacts,
     name: &str,
-) -> Result<&'u (String, AdminState), String> {
+) -> Result<&'u (String, ServerState), String> {
     let servers = &upstream.servers;
     if let Some(found) = servers.iter().find(|(server, _)| server == name) {
         return Ok(found);
@@ -279,7 +280,7 @@ fn find_server<'u>(
         let what = format!("{what} in the upstream `{}`", upstream.name);
         refusal::message(&what, None, &[help])
     };
-    let has_part = |(server, _): &&(String, AdminState)| {
+    let has_part = |(server, _): &&(String, ServerState)| {
         let Some((host, port)) = server.rsplit_once(':') else {
             return false;
         };
@@ -330,7 +331,7 @@ fn list<'n>(names: impl Iterator<Item = &'n String>) -> String {
 mod tests {
     use super::*;
 
-    fn facts(servers: &[(&str, AdminState)]) -> Vec<UpstreamFacts> {
+    fn facts(servers: &[(&str, ServerState)]) -> Vec<UpstreamFacts> {
         let servers = servers.iter();
         vec![UpstreamFacts {
             name: "app".to_owned(),
@@ -340,7 +341,7 @@ mod tests {
         }]
     }
 
-    fn said(server: &str, state: AdminState, configured: AdminState) -> Said {
+    fn said(server: &str, state: ServerState, configured: ServerState) -> Said {
         Said {
             upstream: "app".to_owned(),
             server: server.to_owned(),
@@ -351,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_word_stands_until_the_configuration_says_another_thing() {
-        use AdminState::{Down, Drain, Up};
+        use ServerState::{Down, Drain, Up};
         let mut words = Words::default();
         let before = facts(&[("a:1", Up), ("b:1", Up), ("c:1", Drain)]);
         for (server, state, configured) in
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_last_word_holds_and_one_that_says_the_same_as_the_configuration_is_none() {
-        use AdminState::{Down, Drain, Up};
+        use ServerState::{Down, Drain, Up};
         let mut words = Words::default();
         let upstreams = facts(&[("a:1", Up)]);
         let server = ("a:1".to_owned(), Up);
@@ -388,7 +389,7 @@ mod tests {
 
     #[test]
     fn servers_are_found_by_name_or_host_and_errors_say_what_there_is() {
-        let up = AdminState::Up;
+        let up = ServerState::Up;
         let upstreams = facts(&[
             ("10.0.0.1:80", up),
             ("10.0.0.2:80", up),

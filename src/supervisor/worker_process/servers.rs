@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Process;
-use crate::supervisor::control::protocol::AdminState;
+use crate::config::model::ServerState;
 use crate::supervisor::control::upstreams::{
     BreakerStatus, Condition, ServerStatus, UpstreamStatus,
 };
@@ -34,9 +34,9 @@ impl Process {
         let now = Instant::now();
         let roster = self.rosters.find(&word.upstream).cloned();
         let roster = roster.as_ref();
-        let set = roster.map(|roster| roster.set_admin(&word.server, standing(word.state), now));
+        let set = roster.map(|roster| roster.set_admin(&word.server, word.state.into(), now));
         let found = matches!(set, Some(Ok(_)));
-        if found && word.state != AdminState::Up {
+        if found && word.state != ServerState::Up {
             self.tidy();
         }
         let out = roster.map_or_else(String::new, |roster| out(roster, &word.server, now));
@@ -69,7 +69,7 @@ pub(super) fn heed(rosters: &Rosters, words: &[Word]) {
     for roster in rosters.list() {
         let name = &*roster.settings().name;
         let of_it = words.iter().filter(|word| word.upstream == name);
-        let of_it = of_it.map(|word| (&*word.server, standing(word.state)));
+        let of_it = of_it.map(|word| (&*word.server, word.state.into()));
         roster.heed(of_it, now);
     }
 }
@@ -189,7 +189,7 @@ fn server(
         name: configured.address.to_string(),
         address: member.address.as_ref().map(ToString::to_string),
         state: condition,
-        configured: configured.state.into(),
+        configured: configured.state,
         admin: admin(state.admin),
         reason: reason.map_or_else(String::new, |reason| reason.to_string()),
         back_in_s: until.map(|until| whole_seconds(until.saturating_duration_since(now))),
@@ -216,19 +216,11 @@ fn whole_seconds(left: Duration) -> u64 {
     left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }
 
-fn standing(state: AdminState) -> Standing {
-    match state {
-        AdminState::Up => Standing::Up,
-        AdminState::Drain => Standing::Drain,
-        AdminState::Down => Standing::Down,
-    }
-}
-
-fn admin(standing: Standing) -> AdminState {
+fn admin(standing: Standing) -> ServerState {
     match standing {
-        Standing::Up => AdminState::Up,
-        Standing::Drain => AdminState::Drain,
-        Standing::Down => AdminState::Down,
+        Standing::Up => ServerState::Up,
+        Standing::Drain => ServerState::Drain,
+        Standing::Down => ServerState::Down,
     }
 }
 
@@ -237,7 +229,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
-    use crate::config::model::{ServerAddr, ServerState, Upstream, UpstreamServer};
+    use crate::config::model::{ServerAddr, Upstream, UpstreamServer};
     use crate::upstream::health::{EjectionLimits, FailureKind, Finder, Reason};
     use crate::upstream::retry::BudgetAccount;
     use crate::upstream::roster::Resolved;
@@ -258,7 +250,7 @@ mod tests {
         Rosters::new(&[Arc::new(upstream)], Instant::now())
     }
 
-    fn word(server: &str, state: AdminState) -> Word {
+    fn word(server: &str, state: ServerState) -> Word {
         Word {
             upstream: "app".to_owned(),
             server: server.to_owned(),
@@ -320,22 +312,22 @@ mod tests {
         let down = state("10.0.0.4:80");
         assert_eq!(
             (down.state, down.configured),
-            (Condition::Down, AdminState::Down)
+            (Condition::Down, ServerState::Down)
         );
         heed(
             &rosters,
             &[
-                word("10.0.0.4:80", AdminState::Up),
-                word("10.0.0.1:80", AdminState::Drain),
+                word("10.0.0.4:80", ServerState::Up),
+                word("10.0.0.1:80", ServerState::Drain),
             ],
         );
         let up = state("10.0.0.4:80");
-        assert_eq!((up.state, up.admin), (Condition::Up, AdminState::Up));
+        assert_eq!((up.state, up.admin), (Condition::Up, ServerState::Up));
         assert_eq!(up.slow_start_percent, Some(5));
         let drained = state("10.0.0.1:80");
         assert_eq!((drained.state, drained.back_in_s), (Condition::Drain, None));
         assert!(!drained.reason.is_empty(), "it is ill all the same");
-        heed(&rosters, &[word("unix:/run/app.sock", AdminState::Down)]);
+        heed(&rosters, &[word("unix:/run/app.sock", ServerState::Down)]);
         let down = state("unix:/run/app.sock");
         assert_eq!((down.state, &*down.reason), (Condition::Down, ""));
         assert_eq!(state("10.0.0.4:80").state, Condition::Down, "as configured");
