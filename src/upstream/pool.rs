@@ -275,20 +275,18 @@ impl Pool {
     fn keep(&self, address: &Address, generation: u64, mut idle: Idle, is_bulk: bool) {
         let limits = self.0.limits.get();
         let now = idle.since;
-        if let Some(server) = self.0.servers.borrow_mut().get_mut(address) {
-            server.bulk = match is_bulk {
-                true => BULK_MEMORY,
-                false => server.bulk.saturating_sub(1),
-            };
-            idle.receiver.one_by_one(server.bulk > 0);
-        }
-        let is_usable = self.is_usable(&mut idle, now, Duration::MAX);
         let mut dropped = None;
         {
             let mut servers = self.0.servers.borrow_mut();
             let Some(server) = servers.get_mut(address) else {
                 return;
             };
+            server.bulk = match is_bulk {
+                true => BULK_MEMORY,
+                false => server.bulk.saturating_sub(1),
+            };
+            idle.receiver.one_by_one(server.bulk > 0);
+            let is_usable = self.is_usable(&mut idle, now, Duration::MAX);
             let cleared = self.0.closed.get() || server.generation != generation;
             if cleared && is_usable {
                 self.count(|counters| counters.cleared += 1);
