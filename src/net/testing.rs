@@ -4,47 +4,23 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::runtime::engine::caps::{EngineChoice, Selection};
+use crate::runtime;
 use crate::runtime::engine::sim::{self, Config, Faults, World};
-use crate::runtime::executor::{Core, Usage};
-use crate::runtime::mailbox::Wake;
+use crate::runtime::executor::Core;
+
+/// How long the tasks of a test may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the test on a core of each engine, and checks that nothing is left behind.
 pub(crate) fn on_each_engine(test: impl Fn(&Core)) {
-    for choice in [EngineChoice::Uring, EngineChoice::Epoll] {
-        let selection = match Selection::choose(choice) {
-            Ok(selection) => selection,
-            Err(why) => {
-                eprintln!("skipped on io_uring: {why}");
-                continue;
-            }
-        };
-        let core = selection.core(Wake::new().unwrap(), None).unwrap();
-        test(&core);
-        run(&core);
-        assert_eq!(core.panics(), 0, "no task panics on {choice:?}");
-        assert!(core.shut_down(), "everything is collected on {choice:?}");
-        assert_eq!(
-            core.usage(),
-            Usage::default(),
-            "nothing is left on {choice:?}"
-        );
-    }
+    runtime::on_each_engine(None, PATIENCE, test);
 }
 
-/// Turns until all tasks are done, for at most 20 s.
+/// Turns until all tasks are done.
 pub(crate) fn run(core: &Core) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while core.usage().tasks > 0 {
-        assert!(
-            Instant::now() < deadline,
-            "the tasks did not end: {:?}",
-            core.usage()
-        );
-        core.turn(Some(Duration::from_millis(100))).unwrap();
-    }
+    runtime::run(core, PATIENCE);
     assert_eq!(core.panics(), 0, "a task has panicked");
 }
 

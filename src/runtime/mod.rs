@@ -17,4 +17,9 @@ pub mod scope;
 pub mod slot;
 pub(crate) mod sys;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod timer;
+
+#[cfg(test)]
+pub(crate) use testing::{on_each_engine, run};

@@ -231,12 +231,10 @@ fn write_all(file: &OwnedFd, data: &[u8], offset: u64) -> Result<(), Errno> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
-    use crate::runtime::engine::caps::{EngineChoice, Selection};
-    use crate::runtime::executor::Usage;
-    use crate::runtime::mailbox::Wake;
+    use crate::runtime;
     use crate::runtime::offload::Helpers;
 
     /// Runs a task on a core of each engine, which has helpers, and checks that nothing is left of it.
@@ -244,27 +242,9 @@ pub(super) mod testing {
         task: impl Fn(Core) -> F,
     ) {
         let helpers = Helpers::start(2, 16).unwrap();
-        for choice in [EngineChoice::Uring, EngineChoice::Epoll] {
-            let selection = match Selection::choose(choice) {
-                Ok(selection) => selection,
-                Err(why) => {
-                    eprintln!("skipped on io_uring: {why}");
-                    continue;
-                }
-            };
-            let wake = Wake::new().unwrap();
-            let port = helpers.port(wake.clone());
-            let core = selection.core(wake, Some(port)).unwrap();
+        runtime::on_each_engine(Some(&helpers), Duration::from_secs(20), |core| {
             core.spawn(task(core.clone()));
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while core.usage().tasks > 0 {
-                assert!(Instant::now() < deadline, "{:?}", core.usage());
-                core.turn(Some(Duration::from_millis(100))).unwrap();
-            }
-            assert_eq!(core.panics(), 0, "the task has panicked on {choice:?}");
-            assert!(core.shut_down(), "everything is collected on {choice:?}");
-            assert_eq!(core.usage(), Usage::default(), "{choice:?}");
-        }
+        });
     }
 
     /// Reads a part of a file.

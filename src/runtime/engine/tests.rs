@@ -14,6 +14,7 @@ use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::caps::{EngineChoice, EngineKind, Restriction, Selection};
+use crate::runtime;
 use crate::runtime::buf::BUFFER_SIZE;
 use crate::runtime::executor::{Core, Usage};
 use crate::runtime::future::Timer;
@@ -22,44 +23,18 @@ use crate::runtime::offload::Helpers;
 use crate::runtime::op::{Interest, Op, OpenRequest, Output};
 use crate::runtime::scope::Scope;
 
+/// How long the tasks of a test may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs the test on a core of each engine, and checks that nothing is left behind.
 fn on_each_engine(test: impl Fn(&Core)) {
     let helpers = Helpers::start(2, 16).unwrap();
-    for choice in [EngineChoice::Uring, EngineChoice::Epoll] {
-        let selection = match Selection::choose(choice) {
-            Ok(selection) => selection,
-            Err(why) => {
-                eprintln!("skipped on io_uring: {why}");
-                continue;
-            }
-        };
-        let wake = Wake::new().unwrap();
-        let core = selection
-            .core(wake.clone(), Some(helpers.port(wake)))
-            .unwrap();
-        test(&core);
-        run(&core);
-        assert_eq!(core.panics(), 0, "no task panics on {choice:?}");
-        assert!(core.shut_down(), "everything is collected on {choice:?}");
-        assert_eq!(
-            core.usage(),
-            Usage::default(),
-            "nothing is left on {choice:?}"
-        );
-    }
+    runtime::on_each_engine(Some(&helpers), PATIENCE, test);
 }
 
-/// Turns until all tasks are done, for at most 10 s.
+/// Turns until all tasks are done.
 fn run(core: &Core) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while core.usage().tasks > 0 {
-        assert!(
-            Instant::now() < deadline,
-            "the tasks did not end: {:?}",
-            core.usage()
-        );
-        core.turn(Some(Duration::from_millis(100))).unwrap();
-    }
+    runtime::run(core, PATIENCE);
 }
 
 fn listener(core: &Core) -> (crate::runtime::fd::Fd, SocketAddr) {

@@ -57,6 +57,11 @@ fn claim(group: &Rc<Group>, visited: &mut Visited) -> Result<Claim, Survey> {
     group.claim_now(None, visited)
 }
 
+/// One figure of each server of a group, in their order.
+fn of_servers<T>(group: &Group, figure: impl Fn(&ServerAccount) -> T) -> Vec<T> {
+    group.account().servers.iter().map(figure).collect()
+}
+
 #[test]
 fn requests_take_turns_and_count_until_they_end() {
     let bench = Bench::new();
@@ -65,14 +70,7 @@ fn requests_take_turns_and_count_until_they_end() {
     let claims: Vec<Claim> = (0..4)
         .map(|_| claim(&group, &mut Visited::default()).unwrap())
         .collect();
-    let in_flight = |group: &Group| -> Vec<u32> {
-        group
-            .account()
-            .servers
-            .iter()
-            .map(|it| it.in_flight)
-            .collect()
-    };
+    let in_flight = |group: &Group| of_servers(group, |it| it.in_flight);
     assert_eq!(in_flight(&group), [2, 2]);
     drop(claims);
     assert_eq!(in_flight(&group), [0, 0]);
@@ -118,12 +116,7 @@ fn failures_put_a_server_out_and_never_the_last_one() {
     }
     fail(&other);
     assert!(claim(&group, &mut Visited::default()).is_ok());
-    let failures: Vec<u64> = group
-        .account()
-        .servers
-        .iter()
-        .map(|it| it.failures)
-        .collect();
+    let failures = of_servers(&group, |it| it.failures);
     assert_eq!(failures[0], 5, "no more requests came to it");
 }
 
@@ -202,20 +195,10 @@ fn a_group_sees_other_servers_and_keeps_what_it_knows_of_those_that_stay() {
         .collect();
     let after = Roster::succeeding(&upstream(&[2, 3], |_| {}), &before, now);
     let next = bench.group(&after, Some(&group));
-    let in_flight: Vec<u32> = next
-        .account()
-        .servers
-        .iter()
-        .map(|it| it.in_flight)
-        .collect();
+    let in_flight = of_servers(&next, |it| it.in_flight);
     assert_eq!(in_flight, [1, 0], "the request to 2 is still on its way");
     drop(held);
-    let in_flight: Vec<u32> = next
-        .account()
-        .servers
-        .iter()
-        .map(|it| it.in_flight)
-        .collect();
+    let in_flight = of_servers(&next, |it| it.in_flight);
     assert_eq!(in_flight, [0, 0]);
     after
         .set_admin("127.0.0.1:2", Standing::Drain, now)

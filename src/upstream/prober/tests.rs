@@ -544,17 +544,22 @@ fn whom_the_administrator_has_taken_out_is_left_alone() {
     });
 }
 
+/// Servers on which nobody accepts, so that nobody answers.
+fn more_than_are_asked_at_once() -> (Vec<TcpListener>, Vec<ServerAddr>) {
+    let listeners: Vec<TcpListener> = (0..PROBES_MAX + 4)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let servers = listeners
+        .iter()
+        .map(|listener| ServerAddr::Ip(listener.local_addr().unwrap()))
+        .collect();
+    (listeners, servers)
+}
+
 #[test]
 fn so_many_are_asked_at_once_and_no_more() {
     on_each_engine(|core| {
-        // Nobody accepts, so nobody answers.
-        let listeners: Vec<TcpListener> = (0..PROBES_MAX + 4)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let servers: Vec<ServerAddr> = listeners
-            .iter()
-            .map(|listener| ServerAddr::Ip(listener.local_addr().unwrap()))
-            .collect();
+        let (listeners, servers) = more_than_are_asked_at_once();
         let check = HealthCheck {
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(500),
@@ -582,13 +587,7 @@ fn so_many_are_asked_at_once_and_no_more() {
 #[test]
 fn who_has_no_answer_yet_keeps_the_others_waiting() {
     on_each_engine(|core| {
-        let listeners: Vec<TcpListener> = (0..PROBES_MAX + 4)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let servers: Vec<ServerAddr> = listeners
-            .iter()
-            .map(|listener| ServerAddr::Ip(listener.local_addr().unwrap()))
-            .collect();
+        let (listeners, servers) = more_than_are_asked_at_once();
         // All are due within the first interval, and none is given up during the test.
         let roster = roster(&servers, Some(http("/", None, None)));
         let _prober = Prober::start(core, &roster, None, (ALONE, 17)).unwrap();

@@ -18,6 +18,11 @@ fn echo(connection: &mut Connection) {
     assert_eq!(request.must("Upgrade"), "websocket");
     assert!(request.must("Connection").eq_ignore_ascii_case("upgrade"));
     connection.send(SWITCH);
+    give_back(connection);
+}
+
+/// Gives back what comes, to its end.
+fn give_back(connection: &mut Connection) {
     loop {
         let bytes = connection.bytes();
         if bytes.is_empty() {
@@ -283,13 +288,7 @@ fn a_worker_that_dies_takes_its_own_tunnels_and_no_others() {
             let request = connection.request().expect("a request");
             if request.has("Upgrade") {
                 connection.send(SWITCH);
-                loop {
-                    let bytes = connection.bytes();
-                    if bytes.is_empty() {
-                        return;
-                    }
-                    connection.send(bytes);
-                }
+                return give_back(connection);
             }
             connection.send(ok("plain"));
         });

@@ -470,6 +470,17 @@ impl Server {
         serde_json::from_str(&output.stdout).expect("JSON")
     }
 
+    /// What the worker tells of its sandbox; `None`, with a word, where this kernel lacks a part of it.
+    pub(crate) fn whole_sandbox(&self) -> Option<serde_json::Value> {
+        let sandbox = self.status()["generations"][0]["workers"][0]["sandbox"].take();
+        let missing = sandbox["missing"].as_array().expect("a list");
+        if !missing.is_empty() {
+            eprintln!("SKIPPED: this kernel lacks a part of the sandbox: {missing:?}");
+            return None;
+        }
+        Some(sandbox)
+    }
+
     /// Process ids of the workers of generations in this state, oldest generation first.
     pub(crate) fn workers(&self, state: &str) -> Vec<u32> {
         let status = self.status();
