@@ -105,14 +105,14 @@ impl<'o> HeadWriter<'o> {
         }
     }
 
-    /// Appends a field, unless framing owns it or it would split the response.
+    /// Appends a field, unless framing owns it. It is one of a message that was parsed, or was checked
+    /// as those are: it stays one line, which is asserted and not looked for again.
     pub fn field(&mut self, name: &str, value: &[u8]) {
-        if !self.takes(name) {
-            return;
-        }
-        let safe = is_token(name.as_bytes()) && is_one_line(value);
-        debug_assert!(safe, "field {name:?} would split the response");
-        if safe {
+        debug_assert!(
+            is_token(name.as_bytes()) && is_one_line(value),
+            "field {name:?} would split the response"
+        );
+        if self.takes(name) {
             write_line(self.out, name, value);
         }
     }
@@ -213,14 +213,16 @@ enum Role {
 }
 
 fn role(name: &str) -> Role {
+    let first = name.as_bytes().first().map_or(0, |byte| byte | 0x20);
     let is = |other: &str| name.eq_ignore_ascii_case(other);
-    match name.len() {
-        4 if is("date") => Role::Date,
-        6 if is("server") => Role::Server,
-        10 if is("connection") || is("keep-alive") => Role::Framing,
-        14 if is("content-length") => Role::Framing,
-        16 if is("proxy-connection") => Role::Framing,
-        17 if is("transfer-encoding") => Role::Framing,
+    match (name.len(), first) {
+        (4, b'd') if is("date") => Role::Date,
+        (6, b's') if is("server") => Role::Server,
+        (10, b'c') if is("connection") => Role::Framing,
+        (10, b'k') if is("keep-alive") => Role::Framing,
+        (14, b'c') if is("content-length") => Role::Framing,
+        (16, b'p') if is("proxy-connection") => Role::Framing,
+        (17, b't') if is("transfer-encoding") => Role::Framing,
         _ => Role::Other,
     }
 }
@@ -298,7 +300,8 @@ pub fn write_last_chunk_of(out: &mut Vec<u8>, trailers: &Fields<'_>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_decimal(out: &mut Vec<u8>, mut number: u64) {
+/// Appends a number.
+pub(crate) fn write_decimal(out: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0_u8; 20];
     let mut start = digits.len();
     loop {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::FieldOp;
-use super::fields::{ConnectionOptions, each_added, is_hop_by_hop, replaces, via};
+use super::fields::{ConnectionOptions, each_added, replaces, via};
+use super::role::{Role, Roles};
 use crate::http::h1::encode::{HeadContext, HeadWriter, ResponseFraming};
 use crate::http::h1::response::{BackendResponse, ResponseError};
 use crate::http::types::{FieldName, FieldValue, ResponseHead, Status, Version};
@@ -98,15 +99,23 @@ fn each_passed(
     operations: &[FieldOp],
     pass: &mut impl FnMut(&str, &[u8]),
 ) -> Result<(), ResponseError> {
-    let options = ConnectionOptions::of(&response.fields)?;
+    let mut options = ConnectionOptions::default();
+    let mut roles = Roles::new();
+    for (name, value) in response.fields.iter() {
+        let role = Role::of(name);
+        if role == Role::Connection {
+            options.read(value)?;
+        }
+        roles.push(role);
+    }
     // The operations are for the response that the client asked for, not for what announces it.
     let interim = response.status.0 < 200;
     let operations = if interim { &[] } else { operations };
-    for (name, value) in response.fields.iter() {
-        let ours = match () {
-            () if name.eq_ignore_ascii_case("trailer") => framing == ResponseFraming::Chunked,
-            () if name.eq_ignore_ascii_case("upgrade") => response.status.0 == 101,
-            () => !is_hop_by_hop(name),
+    for ((name, value), role) in response.fields.iter().zip(roles) {
+        let ours = match role {
+            Role::Trailer => framing == ResponseFraming::Chunked,
+            Role::Upgrade => response.status.0 == 101,
+            role => !role.is_hop_by_hop(),
         };
         if ours && !options.names(name) && !replaces(operations, name) {
             pass(name, value);
