@@ -75,6 +75,11 @@ impl<'b> Control<'b> {
     }
 
     fn note_connection(&mut self, value: &[u8]) {
+        // Most often that is all there is.
+        if value.eq_ignore_ascii_case(b"keep-alive") {
+            self.keep_alive = true;
+            return;
+        }
         for option in list(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
             self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");

@@ -171,11 +171,14 @@ impl<'b> ConnectionOptions<'b> {
     /// # Errors
     /// 400 when more than [`CONNECTION_OPTIONS_MAX`] fields are named by all of them.
     pub(super) fn read(&mut self, value: &'b [u8]) -> Result<(), Reject> {
+        // Most often that is all there is.
+        if value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close") {
+            return Ok(());
+        }
         list(value).try_for_each(|option| self.note(option))
     }
 
     fn note(&mut self, option: &'b [u8]) -> Result<(), Reject> {
-        // Most often that is all there is.
         if option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive") {
             return Ok(());
         }
