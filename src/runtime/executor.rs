@@ -393,8 +393,10 @@ impl Core {
     // ---- timers ------------------------------------------------------------------------------
 
     fn ms_until(&self, at: Instant) -> u64 {
+        // Without `as_micros`, whose 128 bits are divided by a function of their own.
         let since = at.saturating_duration_since(self.0.epoch);
-        u64::try_from(since.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+        let ms = u64::from(since.subsec_micros().div_ceil(1000));
+        since.as_secs().saturating_mul(1000).saturating_add(ms)
     }
 
     fn now_ms(&self) -> u64 {
