@@ -108,13 +108,12 @@ impl Population {
 
     /// Counts a connection from `listening`, here and there, until the guard is dropped.
     pub fn enter(self: &Rc<Self>, core: &Core, listening: &Rc<Listening>) -> Member {
-        self.open.set(self.open.get() + 1);
-        listening.population.open.set(listening.open() + 1);
-        Member {
+        let groups = Groups {
             population: Rc::clone(self),
             listening: Rc::clone(listening),
             core: core.clone(),
-        }
+        };
+        Rc::new(groups).enter()
     }
 
     /// Ready when no connection is open; otherwise the current task is woken when one closes.
@@ -185,30 +184,27 @@ impl Deref for Listening {
 }
 
 /// One open connection, counted for its core and for its listening socket.
-pub struct Member {
-    population: Rc<Population>,
-    listening: Rc<Listening>,
-    core: Core,
-}
+pub struct Member(Rc<Groups>);
 
 impl Member {
     /// The socket that the connection was accepted from.
     pub fn listening(&self) -> &Rc<Listening> {
-        &self.listening
+        &self.0.listening
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.population.leave(&self.core);
-        self.listening.leave(&self.core);
+        self.0.population.leave(&self.0.core);
+        self.0.listening.leave(&self.0.core);
     }
 }
 
-/// What a listener belongs to: its core's population, and its own.
+/// What a listener belongs to: its core's population, and its own. All its connections share it.
 struct Groups {
     population: Rc<Population>,
     listening: Rc<Listening>,
+    core: Core,
 }
 
 impl Groups {
@@ -225,8 +221,11 @@ impl Groups {
         }
     }
 
-    fn enter(&self, core: &Core) -> Member {
-        self.population.enter(core, &self.listening)
+    fn enter(self: &Rc<Self>) -> Member {
+        let (all, own) = (&self.population, &self.listening.population);
+        all.open.set(all.open() + 1);
+        own.open.set(own.open() + 1);
+        Member(Rc::clone(self))
     }
 
     fn poll_closed(&self) -> Poll<()> {
@@ -344,10 +343,11 @@ pub async fn accept_loop(
     mut serve: impl FnMut(Fd, Member),
     mut make_room: impl FnMut(),
 ) {
-    let groups = Groups {
+    let groups = Rc::new(Groups {
         population,
         listening,
-    };
+        core: core.clone(),
+    });
     let mut gate = AcceptGate::new(limits);
     let mut timer = Timer::new(&core);
     let mut looks = Looks::new(&core, groups.population.let_go.get());
@@ -375,7 +375,7 @@ pub async fn accept_loop(
     };
     for _ in 0..room {
         match core.accept_now(&listener) {
-            Ok(socket) => serve(socket, groups.enter(&core)),
+            Ok(socket) => serve(socket, groups.enter()),
             Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
             // The queue is empty, or nothing more can be taken from it.
             Err(_) => return,
@@ -388,7 +388,7 @@ pub async fn accept_loop(
 async fn accept(
     core: &Core,
     listener: &Fd,
-    groups: &Groups,
+    groups: &Rc<Groups>,
     gate: &mut AcceptGate,
     looks: &mut Looks,
     serve: &mut impl FnMut(Fd, Member),
@@ -419,7 +419,7 @@ async fn accept(
         match (accepted.result, accepted.output) {
             (_, Output::Socket(socket)) => {
                 gate.accepted();
-                serve(socket, groups.enter(core));
+                serve(socket, groups.enter());
                 let connections = groups.population.open();
                 let open = gate.next(connections, core.now()) == Decision::Accept;
                 let room = gate.room(connections);

@@ -1,5 +1,6 @@
 //! Receiving from a connection: a multishot receive that survives stalls.
 
+use std::num::NonZeroU64;
 use std::task::Poll;
 
 use rustix::io::Errno;
@@ -33,7 +34,7 @@ pub struct Receiver {
     /// Each receive ends with the first bytes.
     one_by_one: bool,
     /// The core is out of buffers, and this task stands in the queue for the next, at this place.
-    starved: Option<u64>,
+    starved: Option<NonZeroU64>,
     end: Option<End>,
 }
 

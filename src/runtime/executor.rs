@@ -9,6 +9,7 @@ mod ops;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -293,20 +294,20 @@ impl Core {
 
     /// Puts the current task into the queue for receive buffers, after a receive ended with
     /// `ENOBUFS`, and gives its place. Those that wait are woken in their order.
-    pub fn wait_for_buffers(&self) -> u64 {
+    pub fn wait_for_buffers(&self) -> NonZeroU64 {
         let mut starved = self.0.starved.borrow_mut();
         starved.queue.push_back(self.current_task());
         starved.last += 1;
-        starved.last
+        NonZeroU64::new(starved.last).unwrap_or(NonZeroU64::MIN)
     }
 
     /// Ready when a receive buffer is free for the task at this place in the queue; one that comes
     /// too late goes to the end of the queue.
-    pub fn poll_buffers_back(&self, place: &mut u64) -> Poll<()> {
+    pub fn poll_buffers_back(&self, place: &mut NonZeroU64) -> Poll<()> {
         let waits = {
             let starved = self.0.starved.borrow();
             let first = starved.last + 1 - starved.queue.len() as u64;
-            *place >= first
+            place.get() >= first
         };
         if waits {
             return Poll::Pending;
@@ -393,8 +394,10 @@ impl Core {
     // ---- timers ------------------------------------------------------------------------------
 
     fn ms_until(&self, at: Instant) -> u64 {
+        // Without `as_micros`, whose 128 bits are divided by a function of their own.
         let since = at.saturating_duration_since(self.0.epoch);
-        u64::try_from(since.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+        let ms = u64::from(since.subsec_micros().div_ceil(1000));
+        since.as_secs().saturating_mul(1000).saturating_add(ms)
     }
 
     fn now_ms(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! has the table of states. Dropping a future orphans its slot and asks for cancellation; it frees
 //! nothing. "Terminal" is decided by the more-flag alone.
 
-use std::collections::VecDeque;
+use std::num::NonZeroU32;
 
 use slab::Slab;
 
@@ -19,20 +19,22 @@ pub const SLOTS_MAX: usize = 1 << 21;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlotKey {
     index: u32,
-    generation: u32,
+    /// Never 0, so that an optional key needs no more room than a key.
+    generation: NonZeroU32,
 }
 
 impl SlotKey {
     /// The key as the 64 bits that travel through the kernel.
     pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
+        u64::from(self.generation.get()) << 32 | u64::from(self.index)
     }
 
     /// The key in these bits. Whether it names a live slot is for the table to say.
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self {
             index: bits as u32,
-            generation: (bits >> 32) as u32,
+            // No slot has the last generation either.
+            generation: NonZeroU32::new((bits >> 32) as u32).unwrap_or(NonZeroU32::MAX),
         }
     }
 }
@@ -48,63 +50,49 @@ pub(crate) enum State {
     Done,
 }
 
-/// One op in flight.
+/// One op in flight. Every idle connection has one, so what only busy ones need is elsewhere.
 pub struct Slot {
-    generation: u32,
+    generation: NonZeroU32,
     pub(crate) state: State,
+    /// The newest of the completions that wait to be taken, or [`NONE`].
+    newest: u32,
+    scope: ScopeId,
     /// The op with its resources. Taken apart at the terminal completion.
     pub(crate) op: Option<Op>,
     /// The task that waits, `None` once the future was dropped: an orphan.
     pub(crate) task: Option<TaskId>,
-    pub(crate) scope: Option<ScopeId>,
-    first: Option<Completion>,
-    #[expect(clippy::box_collection, reason = "a thin pointer: idle slots are many")]
-    rest: Option<Box<VecDeque<Completion>>>,
 }
 
+/// No completion waits, or no scope.
+const NONE: u32 = u32::MAX;
+
+const _: () = assert!(
+    size_of::<Slot>() <= 88,
+    "every idle connection pays for a slot"
+);
+
 impl Slot {
-    /// How many completions wait to be taken.
-    pub(crate) fn waiting(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
+    /// Takes the op out of its scope, if it is in one.
+    pub(crate) fn leave_scope(&mut self) -> Option<ScopeId> {
+        let scope = std::mem::replace(&mut self.scope, NONE);
+        (scope != NONE).then_some(scope)
     }
+}
 
-    /// Keeps a completion until the future takes it, behind those that wait already.
-    pub fn push(&mut self, completion: Completion) {
-        if self.first.is_none() && self.rest.is_none() {
-            self.first = Some(completion);
-        } else {
-            self.rest.get_or_insert_default().push_back(completion);
-        }
-    }
-
-    /// Gives the shared buffers of waiting completions back; the bytes stay.
-    pub(crate) fn detach_waiting(&mut self) {
-        let rest = self.rest.iter_mut().flat_map(|rest| rest.iter_mut());
-        for completion in self.first.iter_mut().chain(rest) {
-            if let Output::Received(bytes) = &mut completion.output {
-                bytes.detach();
-            }
-        }
-    }
-
-    /// Takes the oldest completion. An idle slot keeps no storage for completions.
-    pub fn pop(&mut self) -> Option<Completion> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
-        let rest = self.rest.as_mut()?;
-        let next = rest.pop_front();
-        if rest.is_empty() {
-            self.rest = None;
-        }
-        next
-    }
+/// A completion that waits for its future, in the circle of those of its slot.
+struct Waiting {
+    completion: Completion,
+    /// The next newer one; of the newest, the oldest.
+    next: u32,
 }
 
 /// All slots of one core.
 #[derive(Default)]
 pub struct SlotTable {
     slots: Slab<Slot>,
+    /// The completions that wait, of all slots: few at any time, since a task takes them in the turn in
+    /// which they come.
+    waiting: Slab<Waiting>,
     generation: u32,
 }
 
@@ -128,15 +116,14 @@ impl SlotTable {
         } else {
             self.generation + 1
         };
-        let generation = self.generation;
+        let generation = NonZeroU32::new(self.generation).unwrap_or(NonZeroU32::MIN);
         let slot = Slot {
             generation,
             state: State::InFlight,
+            newest: NONE,
+            scope: scope.unwrap_or(NONE),
             op: Some(op),
             task,
-            scope,
-            first: None,
-            rest: None,
         };
         Ok(SlotKey {
             index: self.slots.insert(slot) as u32,
@@ -151,10 +138,67 @@ impl SlotTable {
             .filter(|slot| slot.generation == key.generation)
     }
 
-    /// Frees a slot whose terminal completion has come.
+    /// Frees a slot whose terminal completion has come, with what waits in it.
     pub fn remove(&mut self, key: SlotKey) -> Option<Slot> {
+        while self.pop(key).is_some() {}
         self.get_mut(key)?;
         Some(self.slots.remove(key.index as usize))
+    }
+
+    /// Keeps a completion of a slot until the future takes it, behind those that wait already.
+    pub fn push(&mut self, key: SlotKey, completion: Completion) {
+        let place = self.waiting.vacant_key() as u32;
+        let Some(slot) = self.get_mut(key) else {
+            return;
+        };
+        let before = std::mem::replace(&mut slot.newest, place);
+        let next = match self.waiting.get_mut(before as usize) {
+            Some(before) => std::mem::replace(&mut before.next, place),
+            None => place,
+        };
+        self.waiting.insert(Waiting { completion, next });
+    }
+
+    /// Takes the oldest completion of a slot.
+    pub fn pop(&mut self, key: SlotKey) -> Option<Completion> {
+        let newest = self.get_mut(key)?.newest;
+        let oldest = self.waiting.get(newest as usize)?.next;
+        let taken = self.waiting.try_remove(oldest as usize)?;
+        match self.waiting.get_mut(newest as usize) {
+            Some(newest) => newest.next = taken.next,
+            // It was the only one.
+            None => self.get_mut(key)?.newest = NONE,
+        }
+        Some(taken.completion)
+    }
+
+    /// How many completions of a slot wait to be taken.
+    pub(crate) fn waiting(&self, key: SlotKey) -> usize {
+        self.places(key).count()
+    }
+
+    /// Gives the shared buffers of a slot's waiting completions back; the bytes stay.
+    pub(crate) fn detach_waiting(&mut self, key: SlotKey) {
+        // At most `COMPLETIONS_PER_SLOT`, and only where buffers are scarce.
+        let places: Vec<u32> = self.places(key).collect();
+        for place in places {
+            if let Output::Received(bytes) = &mut self.waiting[place as usize].completion.output {
+                bytes.detach();
+            }
+        }
+    }
+
+    /// Where the completions of a slot are, the oldest first.
+    fn places(&self, key: SlotKey) -> impl Iterator<Item = u32> {
+        let slot = self.slots.get(key.index as usize);
+        let newest = slot
+            .filter(|slot| slot.generation == key.generation)
+            .map_or(NONE, |slot| slot.newest);
+        let after = |place: u32| Some(self.waiting.get(place as usize)?.next);
+        let first = after(newest);
+        std::iter::successors(first, move |&place| {
+            (place != newest).then(|| after(place)).flatten()
+        })
     }
 
     /// How many slots are in use.
@@ -164,7 +208,7 @@ impl SlotTable {
 
     /// Bytes of the table.
     pub(crate) fn bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>()
+        self.slots.capacity() * size_of::<Slot>() + self.waiting.capacity() * size_of::<Waiting>()
     }
 
     /// The keys of all slots whose terminal completion has not come.
@@ -216,23 +260,46 @@ mod tests {
     #[test]
     fn completions_come_out_in_order_and_leave_no_storage() {
         let mut table = SlotTable::default();
+        let (Ok(key), Ok(other)) = (
+            table.insert(op(), None, None),
+            table.insert(op(), None, None),
+        ) else {
+            panic!("the table is empty")
+        };
+        for round in 0..3 {
+            for n in 0..4 {
+                table.push(key, completion(round * 4 + n));
+                table.push(other, completion(n));
+            }
+            table.push(
+                key,
+                Completion {
+                    result: Err(Errno::NOBUFS),
+                    more: false,
+                    output: Output::None,
+                },
+            );
+            assert_eq!((table.waiting(key), table.waiting(other)), (5, 4));
+            for n in 0..4 {
+                assert_eq!(table.pop(key).unwrap().result, Ok(round * 4 + n));
+                assert_eq!(table.pop(other).unwrap().result, Ok(n));
+            }
+            assert_eq!(table.pop(key).unwrap().result, Err(Errno::NOBUFS));
+            assert!(table.pop(key).is_none() && table.pop(other).is_none());
+            assert_eq!((table.waiting(key), table.waiting.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_slot_takes_what_waits_in_it_along() {
+        let mut table = SlotTable::default();
         let Ok(key) = table.insert(op(), None, None) else {
             panic!("the table is empty")
         };
-        let slot = table.get_mut(key).unwrap();
-        for round in 0..3 {
-            (0..4).for_each(|n| slot.push(completion(round * 4 + n)));
-            slot.push(Completion {
-                result: Err(Errno::NOBUFS),
-                more: false,
-                output: Output::None,
-            });
-            assert_eq!(slot.waiting(), 5);
-            for n in 0..4 {
-                assert_eq!(slot.pop().unwrap().result, Ok(round * 4 + n));
-            }
-            assert_eq!(slot.pop().unwrap().result, Err(Errno::NOBUFS));
-            assert!(slot.pop().is_none() && slot.rest.is_none());
-        }
+        (0..3).for_each(|n| table.push(key, completion(n)));
+        assert!(table.remove(key).is_some());
+        assert!(table.waiting.is_empty() && table.remove(key).is_none());
+        table.push(key, completion(0));
+        assert!(table.waiting.is_empty(), "nobody would take it");
     }
 }

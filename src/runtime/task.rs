@@ -9,6 +9,7 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -20,18 +21,19 @@ use slab::Slab;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskId {
     index: u32,
-    generation: u32,
+    /// Never 0, so that an optional id needs no more room than an id.
+    generation: NonZeroU32,
 }
 
 impl TaskId {
     pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
+        u64::from(self.generation.get()) << 32 | u64::from(self.index)
     }
 
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self {
             index: bits as u32,
-            generation: (bits >> 32) as u32,
+            generation: NonZeroU32::new((bits >> 32) as u32).unwrap_or(NonZeroU32::MIN),
         }
     }
 }
@@ -40,7 +42,7 @@ impl TaskId {
 pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Entry {
-    generation: u32,
+    generation: NonZeroU32,
     /// Set while the task waits in the ready queue, so that it stands there once.
     queued: bool,
     /// `None` while the task is being polled.
@@ -57,7 +59,7 @@ pub(crate) struct TaskTable {
 impl TaskTable {
     pub(crate) fn insert(&mut self, future: TaskFuture) -> TaskId {
         self.generation = self.generation.wrapping_add(1);
-        let generation = self.generation;
+        let generation = NonZeroU32::new(self.generation).unwrap_or(NonZeroU32::MIN);
         let index = self.tasks.insert(Entry {
             generation,
             queued: false,
@@ -167,7 +169,6 @@ impl FuturePool {
         unsafe { block.write(make()) };
         Pooled {
             future: block,
-            layout,
             pool: self.clone(),
             owns: PhantomData,
         }
@@ -213,7 +214,6 @@ impl FuturePool {
 /// A future in a block of a [`FuturePool`].
 pub struct Pooled<'a, T> {
     future: NonNull<dyn Future<Output = T> + 'a>,
-    layout: Layout,
     pool: FuturePool,
     owns: PhantomData<Box<dyn Future<Output = T> + 'a>>,
 }
@@ -231,9 +231,11 @@ impl<T> Future for Pooled<'_, T> {
 
 impl<T> Drop for Pooled<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: written by `boxed`, dropped here alone; should its drop panic, the block leaks.
+        // SAFETY: written by `boxed`, and borrowed by nobody else.
+        let layout = Layout::for_value(unsafe { self.future.as_ref() });
+        // SAFETY: as above; dropped here alone; should its drop panic, the block leaks.
         unsafe { self.future.drop_in_place() };
-        self.pool.give_back(self.future.cast(), self.layout);
+        self.pool.give_back(self.future.cast(), layout);
     }
 }
 

@@ -202,7 +202,7 @@ pub(crate) struct Session {
     random: Random,
     input: Vec<u8>,
     receives: Option<Many>,
-    starving: Option<u64>,
+    starving: Option<std::num::NonZeroU64>,
     input_end: Option<Result<(), Errno>>,
 }
 

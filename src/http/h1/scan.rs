@@ -54,7 +54,7 @@ impl HeadScanner {
     pub fn scan(&mut self, buffer: &[u8], limits: &HeadLimits) -> Result<Option<usize>, Reject> {
         loop {
             let unseen = &buffer[self.scanned..];
-            let found = memchr::memchr3(b'\r', b'\n', 0, unseen);
+            let found = find_end(unseen);
             self.count(found.map_or(unseen.len(), |at| at + 1));
             let Some(found) = found else {
                 self.scanned = buffer.len();
@@ -142,6 +142,40 @@ impl HeadScanner {
 
     #[cfg(not(test))]
     fn count(&mut self, _bytes: usize) {}
+}
+
+/// Bytes of a line that are looked at word by word.
+const SHORT: usize = 128;
+
+/// Where the first CR, LF or NUL is. Most lines are short, and a call of the vector search costs more
+/// than to look at so few bytes a word at a time.
+fn find_end(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let (words, rest) = bytes[..bytes.len().min(SHORT)].as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // The high bit of each byte below 0x0e, and perhaps of some above the first such.
+        let mut low = word.wrapping_sub(ONES * 0x0e) & !word & (ONES * 0x80);
+        while low != 0 {
+            let at = index * 8 + low.trailing_zeros() as usize / 8;
+            if is_end(bytes[at]) {
+                return Some(at);
+            }
+            low &= low - 1;
+        }
+    }
+    if bytes.len() <= SHORT {
+        let start = bytes.len() - rest.len();
+        return rest
+            .iter()
+            .position(|&byte| is_end(byte))
+            .map(|at| start + at);
+    }
+    memchr::memchr3(b'\r', b'\n', 0, &bytes[SHORT..]).map(|at| SHORT + at)
+}
+
+fn is_end(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n' | 0)
 }
 
 /// Checks that a request line ends with a version that is spoken here. It is done as soon as the
@@ -335,6 +369,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn ends_are_found_wherever_they_are(
+            bytes in prop::collection::vec(prop_oneof![
+                40 => Just(b'a'), 4 => 0_u8..16, 1 => any::<u8>(),
+            ], 0..200),
+        ) {
+            prop_assert_eq!(find_end(&bytes), memchr::memchr3(b'\r', b'\n', 0, &bytes));
+        }
+
         #[test]
         fn the_verdict_does_not_depend_on_the_cuts(
             text in "(\r\n){0,3}(GET / HTTP/1.1\r\n|GET /\r\n)?([a:\r\n\x00]|\r\n|aaaaa){0,20}(\r\n\r\n)?",

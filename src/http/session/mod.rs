@@ -21,6 +21,7 @@ mod tests;
 mod tunnel;
 mod upload;
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -206,12 +207,14 @@ pub fn serve<S: Service>(
                 }
             }
             loop {
-                let Some(first) = connection.idle(&registration).await else {
+                connection.begin_idle(&registration);
+                // In no future of its own, which would keep its arguments twice.
+                let idle = poll_fn(|_| connection.poll_idle(&registration));
+                let Some(first) = idle.await else {
                     return;
                 };
                 registration.busy();
-                let pool = connection.core.futures().clone();
-                let after = pool.boxed(|| connection.exchange(first)).await;
+                let after = connection.exchange_boxed(first).await;
                 if !matches!(after, After::Keep) {
                     break 'over after;
                 }
@@ -239,9 +242,14 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Waits for the first bytes of a request. `None` when the connection is to be closed: the client
-    /// has ended it, it idled too long, room is needed, or the core drains.
-    async fn idle(&mut self, registration: &Registration) -> Option<RecvBuf> {
+    /// An exchange in a block of the core's pool.
+    fn exchange_boxed(&mut self, first: RecvBuf) -> Pooled<'_, After<S::Epoch>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| self.exchange(first))
+    }
+
+    /// Begins to wait for the first bytes of a request.
+    fn begin_idle(&mut self, registration: &Registration) {
         let patience = {
             let epoch = self.service.epoch(&self.peer);
             match self.requests {
@@ -253,19 +261,23 @@ impl<S: Service> Connection<S> {
         let now = self.core.now();
         registration.idle(now, self.requests > 0);
         self.timer.set(now + patience);
-        let receiver = &mut self.receiver;
-        let next = || match receiver.poll_next() {
-            Poll::Pending if registration.must_close() => Poll::Ready(None),
-            next => next.map(Result::ok),
-        };
-        let next = self.timer.bound(next).await;
-        if next.is_none() {
+    }
+
+    /// The first bytes of a request. `None` when the connection is to be closed: the client has ended
+    /// it, it idled too long, room is needed, or the core drains.
+    fn poll_idle(&mut self, registration: &Registration) -> Poll<Option<RecvBuf>> {
+        match self.receiver.poll_next() {
+            Poll::Ready(next) => return Poll::Ready(next.ok()),
+            Poll::Pending if registration.must_close() => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        self.timer.poll_expired().map(|()| {
             self.limit(match self.requests {
                 0 => "time to a first byte",
                 _ => "keep-alive idle",
             });
-        }
-        next.flatten()
+            None
+        })
     }
 
     /// Counts and logs that a limit was reached.

@@ -15,8 +15,9 @@ pub struct Peer {
     pub socket: Fd,
     /// The listening socket that it was accepted from.
     pub listener: Rc<Listening>,
-    address: OnceCell<Option<SocketAddr>>,
-    /// What a PROXY header told; boxed, for few connections have it and all have the place.
+    /// Boxed, as what follows is: few connections need it while they idle, and all have the place.
+    address: OnceCell<Box<Option<SocketAddr>>>,
+    /// What a PROXY header told.
     told: Option<Box<SocketAddr>>,
 }
 
@@ -46,9 +47,9 @@ impl Peer {
     /// The address of the other end of the socket, whatever a PROXY header told; asked for once.
     /// `None` for a unix socket, and for a connection that was gone when it was asked.
     pub fn socket_address(&self, core: &Core) -> Option<SocketAddr> {
-        *self.address.get_or_init(|| {
-            let any = core.peer_address(&self.socket)?;
-            SocketAddr::try_from(any).ok()
+        **self.address.get_or_init(|| {
+            let any = core.peer_address(&self.socket);
+            Box::new(any.and_then(|any| SocketAddr::try_from(any).ok()))
         })
     }
 

@@ -57,9 +57,8 @@ impl Core {
     /// Takes the oldest completion of a slot, and names the current task as the one to wake.
     pub(crate) fn take_completion(&self, key: SlotKey) -> Option<Completion> {
         let mut slots = self.0.slots.borrow_mut();
-        let slot = slots.get_mut(key)?;
-        let Some(completion) = slot.pop() else {
-            slot.task = self.0.current.get();
+        let Some(completion) = slots.pop(key) else {
+            slots.get_mut(key)?.task = self.0.current.get();
             return None;
         };
         if !completion.more {
@@ -94,13 +93,13 @@ impl Core {
         let mut reaped = Vec::new();
         {
             let mut slots = self.0.slots.borrow_mut();
+            while let Some(completion) = slots.pop(key) {
+                reaped.push(completion);
+            }
             let Some(slot) = slots.get_mut(key) else {
                 return;
             };
             slot.task = None;
-            while let Some(completion) = slot.pop() {
-                reaped.push(completion);
-            }
             if slot.state == State::Done {
                 slots.remove(key);
             }
@@ -178,21 +177,22 @@ impl Core {
             };
             if !event.more {
                 slot.state = State::Done;
-                if let Some(scope) = slot.scope.take() {
+                if let Some(scope) = slot.leave_scope() {
                     let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
                     waiter.inspect(|task| self.wake_task(*task));
                 }
             }
             match slot.task {
                 Some(task) => {
-                    slot.push(completion);
+                    slots.push(event.key, completion);
                     // A task that leaves bytes lying waits for something else, perhaps for a client
                     // that wants just this: to hold the buffers that all others need.
-                    if slot.waiting() > 1 && self.0.buffers.is_scarce() {
-                        slot.detach_waiting();
+                    let waiting = slots.waiting(event.key);
+                    if waiting > 1 && self.0.buffers.is_scarce() {
+                        slots.detach_waiting(event.key);
                     }
-                    let full = slot.waiting() >= COMPLETIONS_PER_SLOT;
-                    if full
+                    if waiting >= COMPLETIONS_PER_SLOT
+                        && let Some(slot) = slots.get_mut(event.key)
                         && slot.state == State::InFlight
                         && let Some(op @ Op::Recv { .. }) = slot.op.as_ref()
                     {
@@ -294,12 +294,15 @@ impl Core {
             Some(Op::Offload(_)) => {
                 slot.op = None;
                 slot.state = State::Done;
-                slot.push(Completion {
-                    result: Ok(0),
-                    more: false,
-                    output: Output::Answer(answer),
-                });
-                let (task, scope) = (slot.task, slot.scope.take());
+                let (task, scope) = (slot.task, slot.leave_scope());
+                slots.push(
+                    key,
+                    Completion {
+                        result: Ok(0),
+                        more: false,
+                        output: Output::Answer(answer),
+                    },
+                );
                 if task.is_none() {
                     slots.remove(key);
                 }
