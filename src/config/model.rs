@@ -91,7 +91,7 @@ pub struct Server {
     pub engine: Engine,
     /// Whether large bodies and tunnels go from socket to socket through a pipe, without a copy.
     pub splice: bool,
-    /// Bytes of memory that connections may be counted against; `None` for no such limit.
+    /// Most bytes of memory of all processes of a generation; `None` takes a part of what there is.
     pub memory_limit: Option<u64>,
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the
     /// descriptor limit.

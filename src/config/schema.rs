@@ -257,7 +257,10 @@ const SERVER: &[Key] = &[
         SIZE,
         "\"2GiB\"",
         "",
-        "Memory that connections may take. It bounds how many are open.",
+        "Most memory of the server (of its processes together): what it holds for requests, connections\n\
+         and caches, and itself. When it runs short, caches are emptied, then idle connections are\n\
+         closed, then accepting pauses, then the connections that hold most are cut. Without it, three\n\
+         quarters of what the control group allows, or else of the machine's memory.",
     ),
     key(
         "max_conns",

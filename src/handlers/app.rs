@@ -13,7 +13,7 @@ use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Peers, Proxy, Route, Site};
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache, Template};
-use crate::http::session::{Body, Exchange, Peer, Registry, Response, Service, Upload};
+use crate::http::session::{Body, Exchange, MEMORY, Peer, Registry, Response, Service, Upload};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
 use crate::observability::access_log::Record;
 use crate::runtime::executor::Core;
@@ -125,6 +125,19 @@ impl App {
         groups.for_each(|group| group.tidy());
     }
 
+    /// Lets go of what is only kept for speed: what is known of files, and idle connections to servers.
+    pub fn shrink(&self) {
+        self.files.clear();
+        let epochs = self.epochs.borrow();
+        let groups = epochs.current().groups().iter();
+        groups.for_each(|group| group.pool().shrink());
+    }
+
+    /// Bytes that the cache of files holds.
+    pub fn cached(&self) -> usize {
+        self.files.usage().1
+    }
+
     /// Closes what nobody uses just now and that would keep the core from ending.
     pub fn close(&self) {
         self.epochs.borrow().current().close();
@@ -195,6 +208,7 @@ impl App {
             _ if is_preflight(request, route) => preflight(route),
             Plan::Files(files) => self.serve_files(epoch, files, request).await,
             Plan::Redirect(status, location) => redirect(status, location),
+            Plan::Proxy(..) if self.core.is_out_of_memory() => self.no_memory(),
             Plan::Proxy(proxy, target) => {
                 let asked = proxy::Asked {
                     request,
@@ -217,6 +231,14 @@ impl App {
             response = self.with_error_page(epoch, route, response).await;
         }
         decorate(&mut response.head, route, request);
+        response
+    }
+
+    /// The answer to a request that would take more memory than there is.
+    pub(super) fn no_memory(&self) -> Response {
+        self.registry.limits().reached(MEMORY);
+        let mut response = error_page::plain(503);
+        response.head.push("Retry-After", "1");
         response
     }
 

@@ -45,6 +45,9 @@ pub(super) async fn respond(
     path: &str,
     request: &Request<'_>,
 ) -> Response {
+    if app.core.is_out_of_memory() {
+        return app.no_memory();
+    }
     let dir = match app.files.open_directory(root, path).await {
         Ok(dir) => dir,
         Err(Errno::NOENT | Errno::NOTDIR) => return error_page::plain(404),

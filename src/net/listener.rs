@@ -52,6 +52,10 @@ pub struct Population {
     /// How often another holder of the listening sockets has let go of them.
     let_go: Cell<u64>,
     waiting: Cell<Vec<TaskId>>,
+    /// Nothing is accepted for now.
+    paused: Cell<bool>,
+    /// The tasks of the listeners.
+    listeners: RefCell<Vec<TaskId>>,
 }
 
 impl Population {
@@ -85,6 +89,20 @@ impl Population {
     /// another core, has let go of the same sockets.
     pub fn accept_again(&self) {
         self.let_go.set(self.let_go.get() + 1);
+    }
+
+    /// Lets the listeners accept nothing until they are told otherwise: memory is short. What has been
+    /// accepted is served.
+    pub fn pause(&self, core: &Core, paused: bool) {
+        if self.paused.replace(paused) != paused {
+            let listeners = self.listeners.borrow();
+            listeners.iter().for_each(|task| core.wake_task(*task));
+        }
+    }
+
+    /// Whether nothing is accepted for now.
+    pub fn paused(&self) -> bool {
+        self.paused.get()
     }
 
     fn advance(&self, stage: Stage) {
@@ -228,6 +246,14 @@ impl Groups {
         Member(Rc::clone(self))
     }
 
+    fn poll_resumed(&self) -> Poll<()> {
+        if self.closed() || !self.population.paused() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
     fn poll_closed(&self) -> Poll<()> {
         if self.closed() {
             Poll::Ready(())
@@ -352,7 +378,12 @@ pub async fn accept_loop(
     let mut timer = Timer::new(&core);
     let mut looks = Looks::new(&core, groups.population.let_go.get());
     let mut armed = false;
+    let _counted = Counted::new(&core, &groups.population);
     while !groups.closed() {
+        std::future::poll_fn(|_| groups.poll_resumed()).await;
+        if groups.closed() {
+            break;
+        }
         match gate.next(groups.population.open(), core.now()) {
             Decision::WaitForClose => {
                 make_room();
@@ -383,6 +414,30 @@ pub async fn accept_loop(
     }
 }
 
+/// The current task among the listeners of a population, until this is dropped.
+struct Counted {
+    population: Rc<Population>,
+    task: TaskId,
+}
+
+impl Counted {
+    fn new(core: &Core, population: &Rc<Population>) -> Self {
+        let task = core.current_task();
+        population.listeners.borrow_mut().push(task);
+        Self {
+            population: Rc::clone(population),
+            task,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut listeners = self.population.listeners.borrow_mut();
+        listeners.retain(|task| *task != self.task);
+    }
+}
+
 /// Keeps one accept armed while the gate is open. What was accepted when it closed is served, too; so
 /// that this is little, connections are accepted one by one where there is not much room left.
 async fn accept(
@@ -403,7 +458,7 @@ async fn accept(
     // An accept that found no slot has ended before it began, and says so once.
     loop {
         let accepted = std::future::poll_fn(|_| {
-            if !cancelled && groups.closed() {
+            if !cancelled && (groups.closed() || groups.population.paused()) {
                 cancelled = true;
                 accepts.cancel();
             }

@@ -122,29 +122,39 @@ pub fn cpu_quota() -> Option<f64> {
 
 /// The quota that these files tell of; `read` gives the content of a file, if there is one.
 fn quota_of(groups: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) -> Option<f64> {
-    let mut smallest: Option<f64> = None;
-    for mount in mounts.lines().filter_map(parse_mount) {
+    smallest(groups, mounts, "cpu", |version, directory| match version {
+        GroupVersion::V2 => read(&directory.join("cpu.max")).and_then(|text| parse_cpu_max(&text)),
+        GroupVersion::V1 => {
+            let quota = read(&directory.join("cpu.cfs_quota_us"));
+            let period = read(&directory.join("cpu.cfs_period_us"));
+            quota
+                .zip(period)
+                .and_then(|(quota, period)| parse_cfs(&quota, &period))
+        }
+    })
+}
+
+/// The smallest limit by a controller that `limit` finds in the directory of the process's group and of
+/// those above, in each hierarchy that has the controller.
+pub(super) fn smallest<T: PartialOrd>(
+    groups: &str,
+    mounts: &str,
+    controller: &str,
+    limit: impl Fn(GroupVersion, &Path) -> Option<T>,
+) -> Option<T> {
+    let mut smallest: Option<T> = None;
+    let mounts = mounts.lines();
+    for mount in mounts.filter_map(|line| parse_mount(line, controller)) {
         let Some(group) = groups
             .lines()
-            .find_map(|line| parse_group(line, mount.version))
+            .find_map(|line| parse_group(line, mount.version, controller))
         else {
             continue;
         };
         for directory in directories(&mount.directory, group) {
-            let quota = match mount.version {
-                GroupVersion::V2 => {
-                    read(&directory.join("cpu.max")).and_then(|text| parse_cpu_max(&text))
-                }
-                GroupVersion::V1 => {
-                    let quota = read(&directory.join("cpu.cfs_quota_us"));
-                    let period = read(&directory.join("cpu.cfs_period_us"));
-                    quota
-                        .zip(period)
-                        .and_then(|(quota, period)| parse_cfs(&quota, &period))
-                }
-            };
-            smallest = match (smallest, quota) {
-                (Some(a), Some(b)) => Some(a.min(b)),
+            let found = limit(mount.version, &directory);
+            smallest = match (smallest, found) {
+                (Some(a), Some(b)) => Some(if b < a { b } else { a }),
                 (a, b) => a.or(b),
             };
         }
@@ -154,14 +164,14 @@ fn quota_of(groups: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) 
 
 /// The two hierarchies of control groups, which may be mounted side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GroupVersion {
-    /// The hierarchy with the `cpu` controller of its own.
+pub(super) enum GroupVersion {
+    /// A hierarchy with the controller of its own.
     V1,
     /// The unified hierarchy.
     V2,
 }
 
-/// Where a hierarchy that can limit CPU time is mounted.
+/// Where a hierarchy that has the controller is mounted.
 #[derive(Debug, PartialEq, Eq)]
 struct GroupMount {
     version: GroupVersion,
@@ -170,13 +180,13 @@ struct GroupMount {
 
 /// Reads a line of `/proc/self/mountinfo` (proc(5)): number, parent, device, root, mount point,
 /// options, optional fields, `-`, type, source, super options.
-fn parse_mount(line: &str) -> Option<GroupMount> {
+fn parse_mount(line: &str, controller: &str) -> Option<GroupMount> {
     let (mount, kind) = line.split_once(" - ")?;
     let directory = PathBuf::from(unescape(mount.split(' ').nth(4)?));
     let mut kind = kind.split(' ');
     let version = match kind.next()? {
         "cgroup2" => GroupVersion::V2,
-        "cgroup" if kind.nth(1)?.split(',').any(|option| option == "cpu") => GroupVersion::V1,
+        "cgroup" if kind.nth(1)?.split(',').any(|option| option == controller) => GroupVersion::V1,
         _ => return None,
     };
     Some(GroupMount { version, directory })
@@ -206,11 +216,11 @@ fn unescape(path: &str) -> String {
 
 /// The group in a line of `/proc/self/cgroup` (cgroups(7)), `number:controllers:path`, when the line
 /// is about that version.
-fn parse_group(line: &str, version: GroupVersion) -> Option<&str> {
+fn parse_group<'g>(line: &'g str, version: GroupVersion, controller: &str) -> Option<&'g str> {
     let mut parts = line.splitn(3, ':');
     let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
     let fits = match version {
-        GroupVersion::V1 => controllers.split(',').any(|controller| controller == "cpu"),
+        GroupVersion::V1 => controllers.split(',').any(|it| it == controller),
         GroupVersion::V2 => number == "0" && controllers.is_empty(),
     };
     fits.then_some(path)

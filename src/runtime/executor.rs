@@ -4,6 +4,7 @@
 //! the next timer as its timeout; copy the completions out; wake whom they concern. Tasks never run
 //! while completions are being taken, so no task sees the core half-changed.
 
+mod memory;
 mod ops;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::buf::{BUFFER_SIZE, BufPool};
+use super::budget::Gauge;
+use super::buf::BufPool;
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
 use super::heartbeat::Heartbeat;
@@ -29,8 +31,11 @@ use super::op::Job;
 use super::pipe::PipePool;
 use super::scope::ScopeTable;
 use super::slot::{SlotKey, SlotTable};
+use super::sys::heap;
 use super::task::{FuturePool, TaskId, TaskTable};
 use super::timer::{TimerKey, Wheel};
+
+pub use memory::Parts;
 
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
@@ -98,6 +103,7 @@ pub(crate) struct Inner {
     wakes: Cell<u64>,
     panics: Cell<u64>,
     heartbeat: OnceCell<Arc<Heartbeat>>,
+    pub(crate) gauge: Gauge,
     scratch: RefCell<Scratch>,
 }
 
@@ -170,6 +176,7 @@ impl Core {
             wakes: Cell::new(0),
             panics: Cell::new(0),
             heartbeat: OnceCell::new(),
+            gauge: Gauge::default(),
             scratch: RefCell::default(),
         }))
     }
@@ -223,17 +230,6 @@ impl Core {
     pub fn report_to(&self, heartbeat: Arc<Heartbeat>) {
         heartbeat.runs(self.now());
         let _ = self.0.heartbeat.set(heartbeat);
-    }
-
-    /// Bytes of user memory that the core holds for its connections: tasks, their busy parts, slots and
-    /// buffers. What a cache or a handler holds isn't in it, nor what the kernel holds for sockets.
-    pub fn memory(&self) -> usize {
-        let kept: usize = self.0.send_buffers.borrow().iter().map(Vec::capacity).sum();
-        self.0.tasks.borrow().bytes()
-            + self.0.futures.bytes()
-            + self.0.slots.borrow().bytes()
-            + kept
-            + usize::from(self.0.buffers.count()) * BUFFER_SIZE
     }
 
     /// How many tasks have panicked.
@@ -351,9 +347,11 @@ impl Core {
                 continue;
             };
             self.0.current.set(Some(id));
+            let before = heap::own();
             let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut waker)));
+            let own = heap::own();
             match polled {
-                Ok(Poll::Pending) => self.0.tasks.borrow_mut().park(id, future),
+                Ok(Poll::Pending) => self.0.tasks.borrow_mut().park(id, future, own - before),
                 Ok(Poll::Ready(())) => {
                     self.0.tasks.borrow_mut().remove(id);
                     self.discard(future);
@@ -365,6 +363,9 @@ impl Core {
                 }
             }
             self.0.current.set(None);
+            if self.0.gauge.is_due(own) {
+                self.look_at_memory();
+            }
         }
     }
 
@@ -456,6 +457,7 @@ impl Core {
     /// The part of a turn after the tasks: asks the engine, and wakes whom its answers concern.
     fn turn_engine(&self, wait_max: Option<Duration>) -> Result<(), Errno> {
         let scratch = &mut *self.0.scratch.borrow_mut();
+        self.0.gauge.publish();
         self.close_unused(&mut scratch.closing);
         self.submit_jobs();
         let wait = self.wait_time(wait_max);

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod budget;
 pub mod buf;
 pub mod engine;
 pub mod executor;
@@ -10,6 +11,7 @@ pub mod fd;
 pub mod future;
 pub mod heartbeat;
 pub mod mailbox;
+pub mod memory;
 pub mod offload;
 pub mod op;
 pub mod pipe;

@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::mailbox::{self, Wake};
+use super::sys::heap;
 
 /// How long dropping the pool waits for jobs that are running.
 const JOIN_MAX: Duration = Duration::from_secs(2);
@@ -192,6 +193,8 @@ impl HelperPort {
             if let Some(reply) = self.lanes[lane].pop() {
                 assert!(self.outstanding > 0, "every reply answers a job");
                 self.outstanding -= 1;
+                // It is freed here, so it counts here.
+                heap::adopt(reply.grown);
                 return Some((reply.token, reply.result));
             }
         }
@@ -244,6 +247,8 @@ struct ReplyLanes {
 struct Reply {
     token: u64,
     result: Result<Output, JobPanicked>,
+    /// Bytes of the heap that the job has allocated, less those that it freed.
+    grown: i64,
 }
 
 /// One helper thread.
@@ -257,13 +262,16 @@ struct Helper {
 impl Helper {
     fn run(self) {
         while let Some(task) = self.next() {
+            let before = heap::own();
             let result = catch_unwind(AssertUnwindSafe(task.job)).map_err(|payload| JobPanicked {
                 message: panic_message(&*payload),
             });
+            let grown = heap::own() - before;
             let mut sender = self.lane_of(&task.replies);
             let sent = sender.try_send(Reply {
                 token: task.token,
                 result,
+                grown,
             });
             assert!(
                 sent.is_ok(),

@@ -17,6 +17,8 @@ use std::task::{Context, Poll};
 
 use slab::Slab;
 
+use super::sys::heap;
+
 /// Names one life of one task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskId {
@@ -47,6 +49,8 @@ struct Entry {
     queued: bool,
     /// `None` while the task is being polled.
     future: Option<TaskFuture>,
+    /// Bytes of the heap that the task has allocated, less those that it freed.
+    held: i64,
 }
 
 /// All tasks of one core.
@@ -63,6 +67,7 @@ impl TaskTable {
         let index = self.tasks.insert(Entry {
             generation,
             queued: false,
+            held: size_of_val(&*future) as i64,
             future: Some(future),
         });
         TaskId {
@@ -90,11 +95,26 @@ impl TaskTable {
         entry.future.take()
     }
 
-    /// Puts a future that is still pending back.
-    pub(crate) fn park(&mut self, id: TaskId, future: TaskFuture) {
+    /// Puts a future that is still pending back; it has allocated so many bytes more than it freed.
+    pub(crate) fn park(&mut self, id: TaskId, future: TaskFuture, grown: i64) {
         if let Some(entry) = self.get_mut(id) {
             entry.future = Some(future);
+            entry.held += grown;
         }
+    }
+
+    /// Others have allocated so much for a task.
+    pub(crate) fn give(&mut self, id: TaskId, bytes: i64) {
+        if let Some(entry) = self.get_mut(id) {
+            entry.held += bytes;
+        }
+    }
+
+    /// Bytes of the heap that a task holds.
+    pub(crate) fn held(&self, id: TaskId) -> u64 {
+        let entry = self.tasks.get(id.index as usize);
+        let entry = entry.filter(|entry| entry.generation == id.generation);
+        entry.map_or(0, |entry| u64::try_from(entry.held).unwrap_or(0))
     }
 
     /// Forgets a task that ended.
@@ -139,14 +159,23 @@ struct Blocks {
     bytes: usize,
 }
 
-impl Drop for Blocks {
-    fn drop(&mut self) {
-        for (layout, blocks) in self.free.drain(..) {
-            for block in blocks {
+impl Blocks {
+    /// Gives the free ones back to the allocator.
+    fn free(&mut self) {
+        for (layout, blocks) in &mut self.free {
+            for block in blocks.drain(..) {
+                heap::unpool(layout.size());
+                self.bytes -= layout.size();
                 // SAFETY: allocated by `FuturePool::block` with this layout and held by nobody.
-                unsafe { dealloc(block.as_ptr(), layout) }
+                unsafe { dealloc(block.as_ptr(), *layout) }
             }
         }
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.free();
     }
 }
 
@@ -174,6 +203,11 @@ impl FuturePool {
         }
     }
 
+    /// Gives the blocks that are free back to the allocator.
+    pub(crate) fn free_blocks(&self) {
+        self.0.borrow_mut().free();
+    }
+
     /// Bytes of all blocks, free or not.
     pub(crate) fn bytes(&self) -> usize {
         self.0.borrow().bytes
@@ -183,6 +217,7 @@ impl FuturePool {
         let mut blocks = self.0.borrow_mut();
         let found = blocks.free.iter_mut().find(|(of, _)| *of == layout);
         if let Some(block) = found.and_then(|(_, free)| free.pop()) {
+            heap::unpool(layout.size());
             return block;
         }
         blocks.bytes += layout.size();
@@ -202,6 +237,7 @@ impl FuturePool {
         };
         let free = &mut blocks.free[at].1;
         if free.len() < FREE_MAX {
+            heap::pool(layout.size());
             free.push(block);
         } else {
             blocks.bytes -= layout.size();
@@ -253,7 +289,7 @@ mod tests {
         let future = table.begin(id).unwrap();
         assert!(table.begin(id).is_none(), "it is being polled");
         assert!(table.mark_queued(id), "a wake while it is polled counts");
-        table.park(id, future);
+        table.park(id, future, 0);
         assert!(table.remove(id).is_some());
         let second = table.insert(Box::pin(async {}));
         assert!(!table.mark_queued(id) && table.mark_queued(second));

@@ -1,6 +1,7 @@
 //! The life of one core on its thread: made there, fed by its listeners, drained on a message, and
 //! emptied before the thread ends, also when it panics.
 
+mod memory;
 mod reports;
 
 use std::any::Any;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use self::memory::Keeper;
 pub(super) use self::reports::{Account, End, Event, Message, Report, Reporter};
 use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
@@ -25,6 +27,7 @@ use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
 use crate::runtime::affinity::{self, CpuId};
+use crate::runtime::budget::Ledger;
 use crate::runtime::engine::caps::{EngineKind, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -71,6 +74,8 @@ pub(super) struct Setup {
     pub(super) log: Option<(Format, SinkHandle)>,
     /// What others see of its turns.
     pub(super) heartbeat: Arc<Heartbeat>,
+    /// The memory of the process.
+    pub(super) ledger: Arc<Ledger>,
     /// Where its reports go.
     pub(super) reporter: Reporter,
 }
@@ -110,6 +115,12 @@ pub(super) trait Serves: Service {
     /// Closes idle connections to servers that take nothing any more.
     fn tidy(&self);
 
+    /// Lets go of what is only kept for speed.
+    fn shrink(&self);
+
+    /// Bytes that its caches hold.
+    fn cached(&self) -> usize;
+
     /// Lets go of what would outlive the last connection.
     fn close(&self);
 }
@@ -123,8 +134,10 @@ impl<S, F> MakeService<S> for F where F: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 
 /// alone.
 pub(super) fn run<S: Serves>(setup: Setup, make: impl MakeService<S>) {
     let reporter = setup.reporter.clone();
+    Core::claim_memory();
     let end = catch_unwind(AssertUnwindSafe(|| live(setup, make)))
         .unwrap_or_else(|panic| End::Broken(panicked(&*panic)));
+    Core::release_memory();
     reporter.report(Event::Ended(end));
 }
 
@@ -191,6 +204,7 @@ fn serve<S: Serves>(
     make: impl MakeService<S>,
 ) -> Result<(usize, Counts), Errno> {
     core.report_to(setup.heartbeat);
+    core.account_to(Arc::clone(&setup.ledger), setup.reporter.core);
     core.allow_pipes(setup.first.model.server.splice);
     let registry = Rc::new(Registry::default());
     let log = setup
@@ -223,6 +237,17 @@ fn serve<S: Serves>(
         done: Cell::new(false),
     });
     core.spawn(Rc::clone(&life).obey(setup.mailbox));
+    let keeper = Keeper {
+        core: core.clone(),
+        registry: Rc::clone(&life.registry),
+        ledger: setup.ledger,
+        index: setup.reporter.core,
+        shrink: {
+            let service = Rc::clone(&life.service);
+            move || service.shrink()
+        },
+    };
+    core.spawn(keeper.keep());
     if let Some(log) = &life.log {
         core.spawn(Rc::clone(log).keep_flushed());
     }
@@ -425,6 +450,8 @@ impl<S: Serves> Life<S> {
                 .collect(),
             limits: registry.limits().counts(),
             refused: self.core.ring_refused(),
+            categories: self.categories(),
+            level: self.core.memory_level(),
             upstreams: self.service.upstreams(),
         }
     }

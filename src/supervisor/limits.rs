@@ -1,5 +1,6 @@
 //! How many connections a core may hold, from what the kernel and the configuration allow.
 
+use crate::runtime::memory::Available;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that are kept for the process itself: standard streams, logs, signals, helpers.
@@ -8,9 +9,9 @@ const DESCRIPTORS_PROCESS: u64 = 24;
 /// Descriptors that are kept for each core: ring or epoll, wake, what helpers open for it.
 const DESCRIPTORS_CORE: u64 = 8;
 
-/// Memory that a connection is counted with: its future, its share of receive and send buffers, and
-/// what the kernel holds for the socket. A busy connection costs more, an idle one much less.
-const CONNECTION_BYTES: u64 = 32 << 10;
+/// Memory that a connection takes at least: its task, its ops, its place in the tables. What it takes
+/// beyond that while it is busy is accounted when it takes it (`runtime::budget`).
+const CONNECTION_BYTES: u64 = 512;
 
 /// Most connections of one core, so that the slots of its engine suffice for several ops on each.
 const CORE_CONNECTIONS_MAX: u64 = 1 << 19;
@@ -33,6 +34,36 @@ pub(super) fn raise_descriptors() -> Option<u64> {
         return limit.current;
     }
     limit.maximum
+}
+
+/// Bytes of memory that a process may use, and why so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MemoryLimit {
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Where the number comes from, in words.
+    pub(super) source: &'static str,
+}
+
+impl MemoryLimit {
+    /// What is configured, or else three quarters of what there is: the rest is for what the kernel holds
+    /// on behalf of the process (sockets, pages of files), which its group is charged with, too. Several
+    /// processes share it.
+    pub(super) fn of(configured: Option<u64>, processes: usize, available: Available) -> Self {
+        let (bytes, source) = match (configured, available) {
+            (Some(bytes), _) => (bytes, "memory_limit"),
+            (None, Available::Group(bytes)) => {
+                (bytes / 4 * 3, "three quarters of the control group's limit")
+            }
+            (None, Available::Machine(bytes)) => {
+                (bytes / 4 * 3, "three quarters of the machine's memory")
+            }
+        };
+        Self {
+            bytes: bytes / processes.max(1) as u64,
+            source,
+        }
+    }
 }
 
 /// What limits the connections.
@@ -158,12 +189,38 @@ mod tests {
         for (descriptors, memory, max_conns, each, bound) in [
             (None, None, None, 1 << 19, Bound::Engine),
             (Some(1100), None, None, 396, Bound::Descriptors),
-            (Some(1100), Some(32 << 20), None, 396, Bound::Descriptors),
-            (Some(100_000), Some(32 << 20), None, 512, Bound::Memory),
-            (Some(1100), Some(32 << 20), Some(7), 3, Bound::Configured),
+            (Some(1100), Some(512 << 10), None, 396, Bound::Descriptors),
+            (Some(100_000), Some(512 << 10), None, 512, Bound::Memory),
+            (Some(1100), Some(512 << 10), Some(7), 3, Bound::Configured),
         ] {
             let budget = budget(descriptors, memory, max_conns);
             assert_eq!((budget.connections_per_core, budget.bound), (each, bound));
+        }
+    }
+
+    #[test]
+    fn memory_is_what_is_configured_or_three_quarters_of_what_there_is() {
+        let (group, machine) = (Available::Group(4000), Available::Machine(8000));
+        for (configured, processes, available, bytes, source) in [
+            (Some(1000), 1, group, 1000, "memory_limit"),
+            (Some(1000), 4, machine, 250, "memory_limit"),
+            (
+                None,
+                1,
+                group,
+                3000,
+                "three quarters of the control group's limit",
+            ),
+            (
+                None,
+                2,
+                machine,
+                3000,
+                "three quarters of the machine's memory",
+            ),
+        ] {
+            let limit = MemoryLimit::of(configured, processes, available);
+            assert_eq!((limit.bytes, limit.source), (bytes, source));
         }
     }
 

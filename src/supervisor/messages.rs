@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::memory::MemoryStatus;
 use super::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use super::control::upstreams::UpstreamStatus;
 use super::privileges::Identity;
@@ -213,4 +214,7 @@ pub(super) struct WorkerReport {
     pub(super) refused: u64,
     /// Where requests are passed to, of all cores together.
     pub(super) upstreams: Vec<UpstreamStatus>,
+    /// Its memory.
+    #[serde(default)]
+    pub(super) memory: MemoryStatus,
 }

@@ -79,6 +79,12 @@ impl Serves for OkService {
 
     fn tidy(&self) {}
 
+    fn shrink(&self) {}
+
+    fn cached(&self) -> usize {
+        0
+    }
+
     fn close(&self) {}
 }
 

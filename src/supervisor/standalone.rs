@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::bind::{self, BoundAddr, BoundListener};
 use super::core_thread::Message;
 use super::signals::{Signal, Signals};
+use super::stall::LOOK_EVERY;
 use super::swap::{Serving, Swap};
 use super::worker::{
     GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, target,
@@ -166,9 +167,18 @@ fn supervise(
     origin: Origin,
 ) -> Result<(), StartError> {
     let mut phase = Phase::Serving;
-    let mut give_up = None;
+    let mut give_up: Option<Instant> = None;
+    let mut next_look = Instant::now() + LOOK_EVERY;
     while worker.alive() > 0 {
-        wait(signals, &worker.told, give_up);
+        wait(
+            signals,
+            &worker.told,
+            give_up.map_or(next_look, |at| at.min(next_look)),
+        );
+        if next_look <= Instant::now() {
+            next_look = Instant::now() + LOOK_EVERY;
+            worker.ledger.verify();
+        }
         while let Some(signal) = signals.next() {
             match (signal, phase) {
                 (Signal::Hangup, _) => {
@@ -228,11 +238,9 @@ fn supervise(
 }
 
 /// Sleeps until a signal or a report has come, or until then.
-fn wait(signals: &Signals, told: &Wake, until: Option<Instant>) {
-    let timeout = until.and_then(|until| {
-        let left = until.saturating_duration_since(Instant::now());
-        Timespec::try_from(left).ok()
-    });
+fn wait(signals: &Signals, told: &Wake, until: Instant) {
+    let left = until.saturating_duration_since(Instant::now());
+    let timeout = Timespec::try_from(left).ok();
     let mut fds = [
         PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(told.as_fd(), PollFlags::IN),

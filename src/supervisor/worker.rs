@@ -3,41 +3,41 @@
 //! The main thread binds, starts helpers, log and cores, and then sleeps until a signal comes or a
 //! core ends. It knows of a core only what the core reports; everything else happens on the cores.
 
+mod handlers;
+
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+pub(super) use self::handlers::app;
 use super::bind::ListenError;
 use super::core_thread::{
-    self, Account, End, Event, MakeService, Message, Parts, Report, Reporter, Serves, Setup,
+    self, Account, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,
 };
-use super::limits::{Budget, Means, raise_descriptors};
+use super::limits::{Budget, Means, MemoryLimit, raise_descriptors};
 use super::stall::{self, Sight, Watch};
 use super::swap::Swap;
 use super::sys_process::thread_cpu;
-use crate::cache::open_files::Bounds;
 use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
-use crate::handlers::app::{App, Place};
-use crate::handlers::epoch::{LogRecord, NewEpoch};
 use crate::http::session::{Counts, count_limit};
-use crate::net::listener::Listening;
 use crate::observability::access_log::Format;
 use crate::observability::control_log::Level;
 use crate::observability::sink::{Sink, Target};
 use crate::runtime::affinity::{self, CpuId};
+use crate::runtime::budget::{Ledger, open_statm};
+use crate::runtime::buf::{BUFFER_COUNT, BUFFER_SIZE};
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{
     EngineChoice, EngineKind, Restriction, Selection, check_openat2, explain,
 };
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{self, Sender, Wake};
+use crate::runtime::memory;
 use crate::runtime::offload::Helpers;
-use crate::upstream::group;
 
 /// Jobs that may wait for the helpers.
 const HELPER_QUEUE: usize = 256;
@@ -102,62 +102,6 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// The handlers of a core.
-pub(super) fn app(parts: Parts<'_>) -> Rc<App> {
-    let bounds = Bounds {
-        entries_max: parts.files_max.min(Bounds::default().entries_max),
-        ..Bounds::default()
-    };
-    // The keys of the standard library's hasher come from the system's source of randomness.
-    let random = || u128::from(RandomState::new().hash_one(0));
-    let seed = random() << 64 | random();
-    let log = parts
-        .log
-        .map(|log| -> Rc<LogRecord> { Rc::new(move |record| log.push(record)) });
-    let first = NewEpoch {
-        id: parts.first.epoch,
-        model: &parts.first.model,
-        rosters: &parts.first.rosters,
-        listeners: parts.listeners,
-        log,
-    };
-    let place = Place {
-        core: parts.core.clone(),
-        wake: parts.wake,
-        share: parts.share,
-    };
-    App::new(place, first, parts.registry, bounds, seed)
-}
-
-impl Serves for App {
-    fn swap(&self, swap: &Swap, listeners: &[(Rc<Listening>, usize)]) {
-        // Where requests are logged changes with a new generation only.
-        self.swap(NewEpoch {
-            id: swap.epoch,
-            model: &swap.model,
-            rosters: &swap.rosters,
-            listeners,
-            log: self.log_in_force(),
-        });
-    }
-
-    fn epochs(&self) -> Vec<(u64, usize)> {
-        self.epochs()
-    }
-
-    fn upstreams(&self) -> Vec<group::Account> {
-        self.upstreams()
-    }
-
-    fn tidy(&self) {
-        self.tidy();
-    }
-
-    fn close(&self) {
-        self.close();
-    }
-}
-
 /// Whether this kernel, and whoever confines us, lets files be served at all.
 ///
 /// # Errors
@@ -172,6 +116,9 @@ pub(super) struct WorkerPlan {
     selection: Selection,
     cpus: Vec<Option<CpuId>>,
     budget: Budget,
+    memory: MemoryLimit,
+    /// What tells how large the process is, opened before it is confined.
+    statm: Option<OwnedFd>,
 }
 
 impl WorkerPlan {
@@ -196,6 +143,7 @@ impl WorkerPlan {
         let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
         // Several processes share what the configuration allows, and not what the kernel allows each.
         let processes = server.processes.get();
+        let memory = MemoryLimit::of(server.memory_limit, processes, memory::available());
         let share = |count: usize| (count / processes).max(1);
         let budget = Budget::of(Means {
             cores: plan.cores.len(),
@@ -210,12 +158,16 @@ impl WorkerPlan {
         tracing::info!(
             cores = plan.reason,
             connections_per_core = budget.connections_per_core,
+            memory = memory.bytes,
+            of = memory.source,
             "starting"
         );
         Ok(Self {
             selection,
             cpus: plan.cores,
             budget,
+            memory,
+            statm: open_statm(),
         })
     }
 }
@@ -233,6 +185,10 @@ pub(super) struct Worker {
     pub(super) cut: usize,
     /// How often each limit was reached on cores that have ended.
     pub(super) limits: Counts,
+    /// The memory of the process.
+    pub(super) ledger: Arc<Ledger>,
+    /// Where its limit comes from.
+    pub(super) memory_source: &'static str,
     /// Cores that live are left behind: they were given all the time there is.
     pub(super) abandoned: bool,
 }
@@ -288,6 +244,11 @@ impl Worker {
             .map_err(|error| failed("helper threads", &error))?;
         // Each core starts once and ends once, and answers one question of each kind at a time.
         let (sender, reports) = mpsc::sync_channel(8 * plan.cpus.len());
+        let wakes = plan.cpus.iter().map(|_| Wake::new());
+        let wakes = wakes.collect::<io::Result<Vec<_>>>();
+        let wakes = wakes.map_err(|error| failed("eventfd", &error))?;
+        let statm = plan.statm.as_ref().and_then(|fd| fd.try_clone().ok());
+        let ledger = Ledger::new(plan.memory.bytes, wakes.clone(), statm);
         let mut worker = Self {
             cores: Vec::with_capacity(plan.cpus.len()),
             reports,
@@ -296,6 +257,8 @@ impl Worker {
             sink,
             cut: 0,
             limits: Counts::new(),
+            ledger: Arc::clone(&ledger),
+            memory_source: plan.memory.source,
             abandoned: false,
         };
         let may_degrade = server.engine == Engine::Auto;
@@ -306,7 +269,7 @@ impl Worker {
                 wake: Arc::clone(&worker.told),
                 core: index,
             };
-            let wake = Wake::new().map_err(|error| failed("eventfd", &error))?;
+            let wake = Arc::clone(&wakes[index]);
             let (mailbox, messages) = mailbox::channel(MAILBOX, Arc::clone(&wake));
             let heartbeat = Arc::new(Heartbeat::new(Instant::now()));
             let sink = worker.sink.as_ref().map(Sink::handle);
@@ -323,6 +286,7 @@ impl Worker {
                 files_max: plan.budget.files_per_core,
                 log: format.zip(sink),
                 heartbeat: Arc::clone(&heartbeat),
+                ledger: Arc::clone(&ledger),
                 reporter,
             };
             let thread = thread::Builder::new()
@@ -342,6 +306,19 @@ impl Worker {
         }
         drop((sender, first));
         worker.wait_for_start(uring)?;
+        let buffers = usize::from(BUFFER_COUNT) * BUFFER_SIZE * plan.cpus.len();
+        ledger.begin(buffers as u64);
+        if ledger.is_too_small() {
+            let (limit, base, room) = (ledger.limit(), ledger.base(), ledger.room());
+            tracing::warn!(
+                limit,
+                base,
+                room,
+                "memory_limit is hardly more than the server needs without a client: {room} bytes \
+                 more are used; set it to at least {}",
+                base + room
+            );
+        }
         Ok(worker)
     }
 

@@ -244,6 +244,21 @@ impl Pool {
         });
     }
 
+    /// Closes all idle connections, since memory is short. Those in use are kept as ever afterwards.
+    pub fn shrink(&self) {
+        let mut closed = Vec::new();
+        let mut servers = self.0.servers.borrow_mut();
+        for server in servers.values_mut() {
+            closed.append(&mut server.idle);
+        }
+        servers.retain(|_, server| server.busy > 0);
+        drop(servers);
+        self.count(|counters| {
+            counters.idle -= closed.len();
+            counters.crowded_out += closed.len() as u64;
+        });
+    }
+
     /// Closes all idle connections, and keeps none from now on: before the core ends.
     pub fn close(&self) {
         self.0.closed.set(true);

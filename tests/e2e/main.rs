@@ -10,6 +10,7 @@ mod access_log;
 mod config_cli;
 mod framing;
 mod limits;
+mod memory;
 mod methods;
 mod process;
 mod proxy;

@@ -69,6 +69,9 @@ impl Reject {
     /// The head did not come in time (RFC 9110 §15.5.9).
     pub const TIMEOUT: Self = Self::new(408, "limit: time to a whole header section");
 
+    /// There is no memory to gather the head in.
+    pub const NO_MEMORY: Self = Self::new(503, "limit: memory: requests refused");
+
     pub(crate) const fn new(status: u16, reason: &'static str) -> Self {
         Self {
             status: Status(status),

@@ -175,6 +175,9 @@ impl<S: Service> Connection<S> {
                 Ok(None) => {}
                 Err(reject) => return Ok(Head::Refused(reject)),
             }
+            if self.core.is_out_of_memory() {
+                return Ok(Head::Refused(Reject::NO_MEMORY));
+            }
             // What is answered must not wait for what is to come.
             self.flush(batch, false).await?;
             input.detach();

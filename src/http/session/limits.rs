@@ -6,6 +6,9 @@ use std::cell::RefCell;
 /// broken.
 const PREFIX: &str = "limit: ";
 
+/// The limit of those requests that are refused because memory is short.
+pub const MEMORY: &str = "memory: requests refused";
+
 /// Every limit that was reached, by its name, and how often.
 pub type Counts = Vec<(&'static str, u64)>;
 
@@ -19,6 +22,14 @@ impl LimitCounters {
     pub fn reached(&self, limit: &'static str) {
         tracing::debug!(limit, "limit reached");
         count_limit(&mut self.0.borrow_mut(), limit, 1);
+    }
+
+    /// The limit of this name was reached so many times.
+    #[cold]
+    pub fn reached_often(&self, limit: &'static str, times: u64) {
+        if times > 0 {
+            count_limit(&mut self.0.borrow_mut(), limit, times);
+        }
     }
 
     /// Counts a refusal, if a limit was the reason.

@@ -43,10 +43,10 @@ use crate::util::network::Peers;
 use tunnel::Switched;
 
 pub use body::{Body, BodyStream, Cut, Piece, RelayOutcome, RelayPart, Trailers};
-pub use limits::{Counts, LimitCounters, count_limit};
+pub use limits::{Counts, LimitCounters, MEMORY, count_limit};
 pub use peer::Peer;
 pub use record::{Exchange, Upstreamed};
-pub use registry::{Registration, Registry, Traffic};
+pub use registry::{Held, Registration, Registry, Traffic};
 pub use tunnel::{Tunnel, TunnelClient, TunnelEnd, Tunnelling};
 pub use upload::{INTERIM_MAX, Upload, UploadError, UploadRelay, UploadRelayError};
 

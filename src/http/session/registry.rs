@@ -38,6 +38,24 @@ pub struct Traffic {
 /// How long a connection may be silent at first before it counts as idle.
 const FIRST_REQUEST_EXPECTED: Duration = Duration::from_secs(1);
 
+/// A connection that holds less than so many bytes is never cut to free memory: it costs hardly more than
+/// an idle one.
+const CUT_FROM: u64 = 4 << 10;
+
+/// Most connections that are cut at once, so that a turn stays short.
+const CUT_MAX: usize = 4096;
+
+/// What the connections of a core hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of the heap of all.
+    pub bytes: u64,
+    /// Bytes of those that are busy.
+    pub busy_bytes: u64,
+    /// Connections that are idle.
+    pub idle: usize,
+}
+
 /// The connections of one core.
 #[derive(Default)]
 pub struct Registry {
@@ -86,9 +104,16 @@ impl Registry {
         tasks.into_iter().filter(|task| core.abort(*task)).count()
     }
 
-    /// Closes those that have idled longest: a sixty-fourth of all, at least one, if any is idle. One
-    /// that has just come is not idle: its request is on the way.
+    /// Closes those that have idled longest: a sixty-fourth of all, at least one, if any is idle.
     pub fn make_room(&self, core: &Core) {
+        self.limits.reached("connections");
+        let part = self.entries.borrow().len() / 64;
+        self.close_idle(core, part.max(1));
+    }
+
+    /// Closes at most so many of those that have idled longest, and says how many that are. One that
+    /// has just come is not idle: its request is on the way.
+    pub fn close_idle(&self, core: &Core, most: usize) -> usize {
         let now = core.now();
         let idles = |entry: &Entry| {
             let since = entry.idle_since?;
@@ -100,13 +125,56 @@ impl Registry {
             .iter()
             .filter_map(|(index, entry)| idles(entry).map(|since| (since, index)))
             .collect();
-        idle.sort_unstable();
-        idle.truncate((entries.len() / 64).max(1));
-        self.limits.reached("connections");
-        for (_, index) in idle {
-            entries[index].shed = true;
-            core.wake_task(entries[index].task);
+        if idle.len() > most {
+            // Which ones matters, not their order.
+            idle.select_nth_unstable(most);
+            idle.truncate(most);
         }
+        for (_, index) in &idle {
+            entries[*index].shed = true;
+            core.wake_task(entries[*index].task);
+        }
+        idle.len()
+    }
+
+    /// Bytes of the heap that the connections hold, and how many of them are busy.
+    pub fn held(&self, core: &Core) -> Held {
+        let entries = self.entries.borrow();
+        let mut held = Held::default();
+        for (_, entry) in entries.iter() {
+            let bytes = core.held(entry.task);
+            held.bytes += bytes;
+            match entry.idle_since {
+                Some(_) => held.idle += 1,
+                None => held.busy_bytes += bytes,
+            }
+        }
+        held
+    }
+
+    /// Cuts the connections that hold most of the heap, until they have held `bytes` together. None that
+    /// holds less than [`CUT_FROM`], and no more than [`CUT_MAX`] at once. Says how many were cut, and
+    /// what they held. Not to be called by the task of a connection.
+    pub fn cut_largest(&self, core: &Core, bytes: u64) -> (usize, u64) {
+        let mut holders: Vec<(u64, TaskId)> = {
+            let entries = self.entries.borrow();
+            let entries = entries.iter().map(|(_, entry)| entry.task);
+            entries
+                .map(|task| (core.held(task), task))
+                .filter(|(held, _)| *held >= CUT_FROM)
+                .collect()
+        };
+        holders.sort_unstable_by_key(|(held, _)| std::cmp::Reverse(*held));
+        let (mut cut, mut freed) = (0, 0);
+        for (held, task) in holders.into_iter().take(CUT_MAX) {
+            if freed >= bytes {
+                break;
+            }
+            if core.abort(task) {
+                (cut, freed) = (cut + 1, freed + held);
+            }
+        }
+        (cut, freed)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::runtime::future::{Many, Once};
 use crate::runtime::op::{Completion, Op, Output};
 use crate::runtime::scope::ScopeId;
 use crate::runtime::slot::{SlotKey, State};
+use crate::runtime::sys::heap;
 
 /// Most turns that a refusal may take; the kernel refuses at the submission, in the first one.
 const FORBIDDEN_TURNS: usize = 10_000;
@@ -131,7 +132,11 @@ impl Core {
 
     /// A buffer to build a send in: empty, with room kept from its last use.
     pub fn send_buffer(&self) -> Vec<u8> {
-        self.0.send_buffers.borrow_mut().pop().unwrap_or_default()
+        let buffer = self.0.send_buffers.borrow_mut().pop().unwrap_or_default();
+        if buffer.capacity() > 0 {
+            heap::unpool(buffer.capacity());
+        }
+        buffer
     }
 
     /// Gives a send buffer back for use again.
@@ -139,6 +144,9 @@ impl Core {
         let mut kept = self.0.send_buffers.borrow_mut();
         if kept.len() < SEND_BUFFERS_KEPT && buffer.capacity() <= SEND_BUFFER_KEPT_BYTES {
             buffer.clear();
+            if buffer.capacity() > 0 {
+                heap::pool(buffer.capacity());
+            }
             kept.push(buffer);
         }
     }
@@ -189,7 +197,10 @@ impl Core {
                     // that wants just this: to hold the buffers that all others need.
                     let waiting = slots.waiting(event.key);
                     if waiting > 1 && self.0.buffers.is_scarce() {
+                        let before = heap::own();
                         slots.detach_waiting(event.key);
+                        let grown = heap::own() - before;
+                        self.0.tasks.borrow_mut().give(task, grown);
                     }
                     if waiting >= COMPLETIONS_PER_SLOT
                         && let Some(slot) = slots.get_mut(event.key)
@@ -269,6 +280,7 @@ impl Core {
 
     pub(super) fn finish_jobs(&self) {
         loop {
+            let before = heap::own();
             let answer = match &mut *self.0.engine.borrow_mut() {
                 Engine::Sim(sim) => sim.finished_job(),
                 _ => self.0.helpers.borrow_mut().as_mut().and_then(|port| {
@@ -277,6 +289,16 @@ impl Core {
                 }),
             };
             let Some((key, answer)) = answer else { return };
+            // What a helper has made for it is held by the task.
+            let task = self
+                .0
+                .slots
+                .borrow_mut()
+                .get_mut(key)
+                .and_then(|slot| slot.task);
+            if let Some(task) = task {
+                self.0.tasks.borrow_mut().give(task, heap::own() - before);
+            }
             self.complete_job(key, answer);
         }
     }

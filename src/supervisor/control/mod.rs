@@ -4,9 +4,10 @@
 //! and the connection ends. [`protocol`] has the lines and is pure; [`server`] is the master's half,
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
-//! `beltway status` tells, and [`upstreams`] what of it is about backends.
+//! `beltway status` tells, [`upstreams`] what of it is about backends, and [`memory`] about memory.
 
 pub mod client;
+pub mod memory;
 pub mod path;
 pub mod protocol;
 pub mod server;

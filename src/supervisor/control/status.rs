@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::memory::MemoryStatus;
 use super::upstreams::{self, UpstreamStatus};
 
 /// The server as a whole.
@@ -128,6 +129,8 @@ pub struct WorkerStatus {
     pub listeners: Vec<ListenerStatus>,
     /// Resident memory of the process.
     pub rss_bytes: u64,
+    /// Its memory by category, against its limit.
+    pub memory: MemoryStatus,
     /// What a draining worker still waits for; empty for others.
     pub kept_by: String,
 }
@@ -306,6 +309,7 @@ impl WorkerStatus {
             let _ = writeln!(text, "    kept by   {}", self.why_it_stays());
         }
         self.sandbox.text(text);
+        self.memory.text(text);
         self.table_of_cores(text);
         for ListenerStatus {
             address,
@@ -437,7 +441,7 @@ pub(super) fn duration(seconds: u64) -> String {
 }
 
 /// In the largest unit that gives at least 1: `12.5 MiB`.
-fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => {

@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use crate::http::session::Counts;
+use crate::runtime::budget::Level;
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{EngineKind, Restriction};
 use crate::runtime::mailbox::Wake;
@@ -89,6 +90,10 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) limits: Counts,
     /// Ring ops that were refused because they are forbidden.
     pub(in crate::supervisor) refused: u64,
+    /// Bytes in use by category, and how short memory is.
+    pub(in crate::supervisor) categories: Vec<(&'static str, u64)>,
+    /// How short memory is for it.
+    pub(in crate::supervisor) level: Level,
     /// What it knows of each upstream of the current configuration.
     pub(in crate::supervisor) upstreams: Vec<group::Account>,
 }

@@ -444,6 +444,7 @@ impl Master {
         status.cores = report.cores.clone();
         status.epochs = report.epochs.clone();
         status.sandbox.refused = report.refused;
+        status.memory = report.memory.clone();
         status.listeners = report
             .listeners
             .iter()

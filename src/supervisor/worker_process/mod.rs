@@ -301,6 +301,7 @@ impl Process {
             let now = Instant::now();
             if now >= next_look {
                 next_look = now + LOOK_EVERY;
+                self.worker.ledger.verify();
                 for (core, why) in self.worker.stalled(now) {
                     tracing::error!(core, why, "A CORE IS STALLED");
                     let stalls = true;

@@ -4,7 +4,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Process, servers};
+use crate::runtime::budget::Level;
 use crate::runtime::engine::Forbidden;
+use crate::supervisor::control::memory::MemoryStatus;
 use crate::supervisor::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use crate::supervisor::core_thread::{Account, Message};
 use crate::supervisor::messages::{FromWorker, WorkerReport};
@@ -55,6 +57,7 @@ impl Process {
                     }
                     status.cores.sort_by_key(|core| core.core);
                     status.refused += self.refused();
+                    complete(&mut status.memory, &self.worker);
                     self.say(&FromWorker::Status {
                         id: asked.id,
                         report: status,
@@ -140,7 +143,28 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         }
     }
     report.refused += account.refused;
+    for (name, bytes) in &account.categories {
+        report.memory.add(name, *bytes);
+    }
+    // The worst of all cores.
+    if account.level > Level::named(&report.memory.level) {
+        report.memory.level = account.level.name().to_owned();
+    }
     servers::add(&mut report.upstreams, &account.upstreams);
+}
+
+/// Adds to what the cores have told of the memory what is told of the process.
+fn complete(memory: &mut MemoryStatus, worker: &Worker) {
+    let ledger = &worker.ledger;
+    memory.limit_bytes = ledger.limit();
+    memory.limit_source = worker.memory_source.to_owned();
+    memory.base_bytes = ledger.base();
+    memory.used_bytes = ledger.total();
+    if memory.level.is_empty() {
+        memory.level = Level::Enough.name().to_owned();
+    }
+    memory.add("outside of cores", ledger.elsewhere());
+    memory.add("fragments", ledger.slack());
 }
 
 /// What is known of a core without asking it.
