@@ -1,9 +1,11 @@
 //! Sending to a connection: buffers, and files without copying them through user space, always
 //! under the progress rule.
 
+mod direct;
 mod file;
 mod progress;
 
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use super::splice::{self, Cause, Moved, RelayRules};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::{Once, Timer};
-use crate::runtime::op::{Interest, Op, Output};
+use crate::runtime::op::{Interest, Op, Output, ZeroCopyLedger};
 
 /// Why a send did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Sender {
     rule: ProgressRule,
     /// Bytes that the kernel has taken over the whole life of the connection.
     taken: u64,
+    /// What became of its zero-copy sends, once there were any.
+    ledger: Option<Rc<ZeroCopyLedger>>,
 }
 
 impl Sender {
@@ -50,6 +54,7 @@ impl Sender {
             socket,
             rule,
             taken: 0,
+            ledger: None,
         }
     }
 

@@ -4,7 +4,9 @@
 //! the next timer as its timeout; copy the completions out; wake whom they concern. Tasks never run
 //! while completions are being taken, so no task sees the core half-changed.
 
+mod fixed;
 mod ops;
+mod stop;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -18,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::buf::fixed::FixedPool;
 use super::buf::{BUFFER_SIZE, BufPool};
+use super::direct::Direct;
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
 use super::heartbeat::Heartbeat;
@@ -51,9 +55,6 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
-/// Most turns that a core takes to collect what is in flight when it stops.
-const STOP_TURNS_MAX: usize = 10_000;
-
 /// Counters of one core, for tests and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -69,6 +70,8 @@ pub struct Usage {
     pub buffers: usize,
     /// Pipes in use.
     pub pipes: usize,
+    /// Fixed buffers that are held.
+    pub fixed: usize,
 }
 
 pub(crate) struct Inner {
@@ -92,6 +95,8 @@ pub(crate) struct Inner {
     send_buffers: RefCell<Vec<Vec<u8>>>,
     pub(crate) pipes: RefCell<PipePool>,
     pub(crate) corking: Cell<bool>,
+    fixed: Rc<FixedPool>,
+    pub(crate) direct: Direct,
     futures: FuturePool,
     wake: Arc<Wake>,
     wakes: Cell<u64>,
@@ -164,6 +169,8 @@ impl Core {
             send_buffers: RefCell::default(),
             pipes: RefCell::default(),
             corking: Cell::new(true),
+            fixed: Rc::default(),
+            direct: Direct::default(),
             futures: FuturePool::default(),
             wake,
             wakes: Cell::new(0),
@@ -215,6 +222,7 @@ impl Core {
             timers: self.0.timers.borrow().len(),
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
             pipes: self.0.pipes.borrow().in_use(),
+            fixed: self.0.fixed.held(),
         }
     }
 
@@ -233,6 +241,7 @@ impl Core {
             + self.0.slots.borrow().bytes()
             + kept
             + usize::from(self.0.buffers.count()) * BUFFER_SIZE
+            + usize::from(self.0.fixed.made()) * self.0.fixed.size()
     }
 
     /// How many tasks have panicked.
@@ -552,42 +561,5 @@ impl Core {
         for task in starved.queue.drain(..back) {
             self.wake_task(task);
         }
-    }
-
-    /// Ends every task, then cancels and collects every op. Says whether nothing is in flight any
-    /// more; when something is, the engine and its buffers are leaked, never freed under the kernel.
-    pub fn shut_down(&self) -> bool {
-        loop {
-            // The end of one task may start another.
-            let ids = self.0.tasks.borrow().ids();
-            if ids.is_empty() {
-                break;
-            }
-            for id in ids {
-                let future = self.0.tasks.borrow_mut().remove(id);
-                future.into_iter().for_each(|future| self.discard(future));
-            }
-        }
-        self.close_pipes();
-        let deadline = self.now() + Duration::from_secs(5);
-        for _ in 0..STOP_TURNS_MAX {
-            for key in self.unfinished() {
-                self.cancel(key);
-            }
-            let idle = self.0.slots.borrow().len() == 0 && self.0.closer.is_empty();
-            if idle && !self.0.engine.borrow().pending() {
-                return true;
-            }
-            if self.turn(Some(Duration::from_millis(10))).is_err() || self.now() > deadline {
-                break;
-            }
-        }
-        self.0.engine.borrow_mut().leak();
-        std::mem::forget(self.clone());
-        false
-    }
-
-    fn unfinished(&self) -> Vec<SlotKey> {
-        self.0.slots.borrow().unfinished()
     }
 }

@@ -44,6 +44,8 @@ pub(crate) enum State {
     InFlight,
     /// Its cancellation was asked for; the terminal completion is still to come.
     Cancelling,
+    /// A zero-copy send has its result; the notification that ends it is still to come.
+    Notifying,
     /// The terminal completion came and waits for the future to take it.
     Done,
 }
@@ -165,6 +167,12 @@ impl SlotTable {
     /// Bytes of the table.
     pub(crate) fn bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Slot>()
+    }
+
+    /// Whether there are slots, and all of them await the notification of a zero-copy send.
+    pub(crate) fn only_notifications(&self) -> bool {
+        let mut slots = self.slots.iter();
+        !self.slots.is_empty() && slots.all(|(_, slot)| slot.state == State::Notifying)
     }
 
     /// The keys of all slots whose terminal completion has not come.

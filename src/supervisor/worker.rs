@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::bind::ListenError;
 use super::core_thread::{
-    self, Account, End, Event, MakeService, Message, Parts, Report, Reporter, Serves, Setup,
+    self, Account, ColdMeans, End, Event, MakeService, Message, Parts, Report, Reporter, Serves,
+    Setup,
 };
 use super::limits::{Budget, Means, raise_descriptors};
 use super::stall::{self, Sight, Watch};
@@ -172,6 +173,7 @@ pub(super) struct WorkerPlan {
     selection: Selection,
     cpus: Vec<Option<CpuId>>,
     budget: Budget,
+    cold: ColdMeans,
 }
 
 impl WorkerPlan {
@@ -214,6 +216,7 @@ impl WorkerPlan {
         );
         Ok(Self {
             selection,
+            cold: ColdMeans::of(server.memory_limit, plan.cores.len() * processes),
             cpus: plan.cores,
             budget,
         })
@@ -321,6 +324,7 @@ impl Worker {
                 first: Arc::clone(&first),
                 connections_max: plan.budget.connections_per_core,
                 files_max: plan.budget.files_per_core,
+                cold: plan.cold.clone(),
                 log: format.zip(sink),
                 heartbeat: Arc::clone(&heartbeat),
                 reporter,

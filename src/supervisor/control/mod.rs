@@ -4,9 +4,11 @@
 //! and the connection ends. [`protocol`] has the lines and is pure; [`server`] is the master's half,
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
-//! `beltway status` tells, and [`upstreams`] what of it is about backends.
+//! `beltway status` tells, [`upstreams`] what of it is about backends, and [`direct`] about
+//! cold files.
 
 pub mod client;
+pub mod direct;
 pub mod path;
 pub mod protocol;
 pub mod server;

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::direct::DirectStatus;
 use super::upstreams::{self, UpstreamStatus};
 
 /// The server as a whole.
@@ -172,6 +173,8 @@ pub struct CoreStatus {
     pub slots: u64,
     /// Whether it answered this question in time.
     pub responding: bool,
+    /// Cold files that it read past the page cache, since the worker's start.
+    pub direct: DirectStatus,
 }
 
 /// A configuration that is in use in a worker.
@@ -307,6 +310,7 @@ impl WorkerStatus {
         }
         self.sandbox.text(text);
         self.table_of_cores(text);
+        DirectStatus::sum(self.cores.iter().map(|core| &core.direct)).text(text);
         for ListenerStatus {
             address,
             connections,
@@ -437,7 +441,7 @@ pub(super) fn duration(seconds: u64) -> String {
 }
 
 /// In the largest unit that gives at least 1: `12.5 MiB`.
-fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => {
@@ -473,6 +477,7 @@ mod tests {
                     tasks: 15,
                     slots: 18,
                     responding: true,
+                    direct: DirectStatus::default(),
                 },
                 CoreStatus {
                     core: 1,

@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use crate::http::session::Counts;
+use crate::runtime::direct::DirectCounts;
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{EngineKind, Restriction};
 use crate::runtime::mailbox::Wake;
@@ -89,6 +90,8 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) limits: Counts,
     /// Ring ops that were refused because they are forbidden.
     pub(in crate::supervisor) refused: u64,
+    /// What was read past the page cache and sent without a copy.
+    pub(in crate::supervisor) direct: DirectCounts,
     /// What it knows of each upstream of the current configuration.
     pub(in crate::supervisor) upstreams: Vec<group::Account>,
 }
