@@ -100,7 +100,7 @@ fn future() -> Piece {
             std::future::ready(()).await;
             kept[0]
         };
-        let mut pooled = std::pin::pin!(pool.boxed(work));
+        let mut pooled = std::pin::pin!(pool.boxed(|| work));
         let polled = pooled
             .as_mut()
             .poll(&mut Context::from_waker(Waker::noop()));

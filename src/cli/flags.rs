@@ -186,6 +186,15 @@ pub(super) const FLAGS: &[Flag] = &[
          those that don't answer well",
     ),
     flag(
+        "source",
+        Table::Upstream,
+        "source",
+        Kind::Many("ADDRESS"),
+        BACKENDS,
+        "Connect to backends from this address of the host, one of each family at most [default: as \
+         the route says]",
+    ),
+    flag(
         "upstream-host",
         Table::Proxy,
         "upstream_host",

@@ -17,7 +17,7 @@ const TO: &str = "TO";
 const HEADER: &str = "header";
 
 /// Flags about the upstream as a whole: with one of them it gets a table of its own.
-const OF_UPSTREAM: [&str; 2] = ["balance", "health"];
+const OF_UPSTREAM: [&str; 3] = ["balance", "health", "source"];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -169,6 +169,8 @@ mod tests {
             "--balance=p2c",
             "--health",
             "/up",
+            "--source=127.0.0.1",
+            "--source=::1",
             "-l",
             ":80",
             "-H",
@@ -191,6 +193,7 @@ mod tests {
         servers = ["10.0.0.1:3000", "unix:/run/b.sock"]
         balance = "p2c"
         health = "/up"
+        source = ["127.0.0.1", "::1"]
 
         [site."*"]
         proxy = "app"

@@ -205,7 +205,7 @@ impl App {
                 // In a block of its own: other requests don't have the room of this one.
                 let pool = self.core.futures().clone();
                 let answer = pool
-                    .boxed(self.serve_proxy(epoch, proxy, asked, upload))
+                    .boxed(|| self.serve_proxy(epoch, proxy, asked, upload))
                     .await;
                 is_ours = answer.is_ours;
                 answer.response

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::h1::encode::FieldLines;
 pub use status_set::StatusSet;
 
 /// A request method (RFC 9110 §9). Methods are case-sensitive.
@@ -328,6 +329,8 @@ impl From<Arc<str>> for FieldName {
 pub struct ResponseHead {
     /// The status.
     pub status: Status,
+    /// Fields of a backend, which are sent before the others.
+    pub passed: FieldLines,
     /// The fields in the order in which they are sent.
     pub fields: SmallVec<[(FieldName, FieldValue); 8]>,
 }
@@ -337,6 +340,7 @@ impl ResponseHead {
     pub fn new(status: u16) -> Self {
         Self {
             status: Status(status),
+            passed: FieldLines::default(),
             fields: SmallVec::new(),
         }
     }
@@ -362,15 +366,15 @@ impl ResponseHead {
 
     /// Removes every field of that name, ASCII case ignored.
     pub fn remove(&mut self, name: &str) {
+        self.passed.remove(name);
         self.fields
             .retain(|(n, _)| !n.as_str().eq_ignore_ascii_case(name));
     }
 
     /// The value of the first field of that name, ASCII case ignored.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.fields
-            .iter()
-            .find(|(n, _)| n.as_str().eq_ignore_ascii_case(name))
-            .map(|(_, v)| v.as_bytes())
+        let own = |(n, _): &&(FieldName, FieldValue)| n.as_str().eq_ignore_ascii_case(name);
+        let passed = self.passed.get(name);
+        passed.or_else(|| self.fields.iter().find(own).map(|(_, v)| v.as_bytes()))
     }
 }

@@ -154,13 +154,17 @@ impl Drop for Blocks {
 pub struct FuturePool(Rc<RefCell<Blocks>>);
 
 impl FuturePool {
-    /// Moves a future into a block of this pool.
-    pub fn boxed<'a, F: Future + 'a>(&self, future: F) -> Pooled<'a, F::Output> {
+    /// Makes a future in a block of this pool. It is made in its place: a busy connection's is some KiB,
+    /// of which only what it captures means anything at first, and to move it would copy all of them. So
+    /// this is always inlined, and takes what makes the future instead of the future.
+    #[inline(always)]
+    pub fn boxed<'a, F: Future + 'a>(&self, make: impl FnOnce() -> F) -> Pooled<'a, F::Output> {
         const { assert!(size_of::<F>() > 0) };
         let layout = Layout::new::<F>();
         let block = self.block(layout).cast::<F>();
-        // SAFETY: the block has the layout of `F` and belongs to nobody else.
-        unsafe { block.write(future) };
+        // SAFETY: the block has the layout of `F` and belongs to nobody else. Should `make` panic, the
+        // block leaks.
+        unsafe { block.write(make()) };
         Pooled {
             future: block,
             layout,
@@ -260,7 +264,7 @@ mod tests {
         let text = String::from("borrowed");
         let block_of = |n: usize| {
             let work = async { text.len() + std::future::ready(n).await };
-            let mut pooled = pool.boxed(work);
+            let mut pooled = pool.boxed(|| work);
             let at = pooled.future.cast::<u8>();
             let polled = Pin::new(&mut pooled).poll(&mut Context::from_waker(Waker::noop()));
             assert_eq!(polled, Poll::Ready(8 + n));
@@ -274,7 +278,7 @@ mod tests {
         let pool = FuturePool::default();
         let held = Rc::new(());
         let inner = Rc::clone(&held);
-        let pooled = pool.boxed(async move {
+        let pooled = pool.boxed(|| async move {
             std::future::pending::<()>().await;
             drop(inner);
         });

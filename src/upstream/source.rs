@@ -25,8 +25,8 @@ pub fn warn_of_foreign(upstreams: &[Arc<Upstream>]) {
     }
 }
 
-/// Whether nothing can be sent from there. A socket for datagrams tells without any port of TCP.
-fn is_foreign(source: IpAddr) -> bool {
+/// Whether nothing can be sent from there now. A socket for datagrams tells without any port of TCP.
+pub fn is_foreign(source: IpAddr) -> bool {
     let bound = UdpSocket::bind((source, 0));
     bound.is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL))
 }

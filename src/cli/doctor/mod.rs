@@ -15,6 +15,7 @@ use self::facts::Facts;
 use self::findings::{Finding, Level};
 use crate::config;
 use crate::supervisor::control::protocol::{self, Reply, Request};
+use crate::upstream::source::is_foreign;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +59,7 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
         let file = super::config_file(matches);
         // What is wrong with the file is for `beltway check` to say.
         if let Ok(loaded) = config::load(&super::input(Some(file), Vec::new(), false)) {
-            findings.extend(upstreams::judge(&loaded.model, &facts));
+            findings.extend(upstreams::judge(&loaded.model, &facts, is_foreign));
         }
     }
     if matches.contains_id("config") || matches.contains_id("control") {

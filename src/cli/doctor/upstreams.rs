@@ -1,5 +1,7 @@
 //! Judges what a configuration with backends asks of the machine. Pure.
 
+use std::net::IpAddr;
+
 use super::facts::Facts;
 use super::findings::{Finding, Level};
 use crate::config::model::{Model, ServerAddr, Upstream, UpstreamServer, Workers};
@@ -10,13 +12,53 @@ const PORTS_USUAL: u64 = 28_232;
 /// The range to ask for where more are needed. What listens on fixed ports is mostly below it.
 const PORTS_WANTED: &str = "16384 65535";
 
-/// Findings about backends; none for a configuration without any.
-pub(super) fn judge(model: &Model, facts: &Facts) -> Vec<Finding> {
+/// Findings about backends; none for a configuration without any. `is_foreign` says of an address whether
+/// it is none of this host's.
+pub(super) fn judge(
+    model: &Model,
+    facts: &Facts,
+    is_foreign: impl Fn(IpAddr) -> bool,
+) -> Vec<Finding> {
     if model.upstreams.is_empty() {
         return Vec::new();
     }
     let mut findings = vec![descriptors(model, facts)];
     findings.extend(ports(model, facts));
+    findings.extend(sources(model, is_foreign));
+    findings
+}
+
+/// An address to connect from has to be one of this host's.
+fn sources(model: &Model, is_foreign: impl Fn(IpAddr) -> bool) -> Vec<Finding> {
+    const NAME: &str = "upstream_source";
+    let mut findings = Vec::new();
+    for upstream in &model.upstreams {
+        for source in upstream.source.addresses() {
+            let name = &upstream.name;
+            let text = format!("connections to the backends of {name} come from {source}");
+            let length = if source.is_ipv4() { 32 } else { 128 };
+            findings.push(if is_foreign(source) {
+                Finding {
+                    name: NAME,
+                    level: Level::Warn,
+                    text: format!(
+                        "{text}, which is no address of this host now: requests are answered 502"
+                    ),
+                    mend: vec![
+                        format!("sudo ip address add {source}/{length} dev INTERFACE"),
+                        format!("or another source in [upstream.{name}]"),
+                    ],
+                }
+            } else {
+                Finding {
+                    name: NAME,
+                    level: Level::Ok,
+                    text,
+                    mend: Vec::new(),
+                }
+            });
+        }
+    }
     findings
 }
 
@@ -142,7 +184,9 @@ mod tests {
             ..Input::default()
         };
         match config::load(&input) {
-            Ok(loaded) => judge(&loaded.model, &facts),
+            Ok(loaded) => judge(&loaded.model, &facts, |address| {
+                address.to_string() == "192.0.2.1"
+            }),
             Err(diagnostics) => panic!("{}", diagnostics.render(false)),
         }
     }
@@ -200,6 +244,22 @@ mod tests {
         assert_eq!(
             levels(&found(unix, narrow)),
             [("upstream_nofile", Level::Ok)]
+        );
+    }
+
+    #[test]
+    fn an_address_to_connect_from_that_is_not_there_is_told_with_the_command() {
+        let text = "[upstream.a]\nservers = [\"10.0.0.1:1\"]\nsource = [\"192.0.2.1\", \"::1\"]\n\
+                    [site.\":1\"]\nproxy = \"a\"\n";
+        let findings = found(text, |_| {});
+        let expected = [
+            ("upstream_source", Level::Warn),
+            ("upstream_source", Level::Ok),
+        ];
+        assert_eq!(levels(&findings)[2..], expected, "{findings:?}");
+        assert_eq!(
+            findings[2].mend[0],
+            "sudo ip address add 192.0.2.1/32 dev INTERFACE"
         );
     }
 }

@@ -397,10 +397,11 @@ fn parse_trailers(section: &[u8]) -> Result<Fields<'_>, Reject> {
 }
 
 /// Whether a field may not stand in a trailer section: those for framing, routing, request
-/// modification, authentication and content handling (RFC 9110 §6.5.1), since a recipient that
-/// merges them into the head would act on what nobody has checked.
+/// modification, authentication, content handling and control of the response (RFC 9110 §6.5.1),
+/// since a recipient that merges them into the head would act on what nobody has checked.
 pub fn is_forbidden_trailer(name: &str) -> bool {
     const FORBIDDEN: &[&str] = &[
+        "age",
         "authorization",
         "cache-control",
         "connection",
@@ -412,10 +413,12 @@ pub fn is_forbidden_trailer(name: &str) -> bool {
         "cookie",
         "date",
         "expect",
+        "expires",
         "forwarded",
         "host",
         "http2-settings",
         "keep-alive",
+        "location",
         "max-forwards",
         "pragma",
         "proxy",
@@ -423,13 +426,16 @@ pub fn is_forbidden_trailer(name: &str) -> bool {
         "proxy-authorization",
         "proxy-connection",
         "range",
+        "retry-after",
         "set-cookie",
         "strict-transport-security",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "vary",
         "via",
+        "warning",
         "www-authenticate",
         "x-real-ip",
     ];
@@ -660,6 +666,9 @@ mod tests {
             "Connection",
             "If-None-Match",
             "X-Forwarded-For",
+            "Vary",
+            "Location",
+            "Retry-After",
         ] {
             let body = format!("0\r\n{name}: 1\r\n\r\n");
             let refused = Err(Reject::bad("field not allowed in trailers"));

@@ -72,8 +72,9 @@ pub struct HeadContext<'a> {
 /// the response. That is a bug of whoever made it, and stops a debug build.
 pub fn write_head(out: &mut Vec<u8>, head: &ResponseHead, context: &HeadContext<'_>) -> bool {
     let fields: usize = head.fields.iter().map(field_size).sum();
-    out.reserve(fields + HEAD_ROOM);
+    out.reserve(head.passed.bytes.len() + fields + HEAD_ROOM);
     let mut writer = HeadWriter::new(out, head.status);
+    writer.lines(&head.passed);
     for (name, value) in &head.fields {
         if writer.takes(name.as_str()) {
             write_field(writer.out, name, value);
@@ -105,16 +106,22 @@ impl<'o> HeadWriter<'o> {
         }
     }
 
-    /// Appends a field, unless framing owns it or it would split the response.
+    /// Appends a field, unless framing owns it. It is one of a message that was parsed, or was checked
+    /// as those are: it stays one line, which is asserted and not looked for again.
     pub fn field(&mut self, name: &str, value: &[u8]) {
-        if !self.takes(name) {
-            return;
-        }
-        let safe = is_token(name.as_bytes()) && is_one_line(value);
-        debug_assert!(safe, "field {name:?} would split the response");
-        if safe {
+        debug_assert!(
+            is_token(name.as_bytes()) && is_one_line(value),
+            "field {name:?} would split the response"
+        );
+        if self.takes(name) {
             write_line(self.out, name, value);
         }
+    }
+
+    fn lines(&mut self, lines: &FieldLines) {
+        self.has_date |= lines.has_date;
+        self.has_server |= lines.has_server;
+        self.out.extend_from_slice(&lines.bytes);
     }
 
     /// Appends what belongs to the session, and the empty line; returns whether the connection may
@@ -140,6 +147,74 @@ impl<'o> HeadWriter<'o> {
             Role::Other => {}
         }
         true
+    }
+}
+
+/// Field lines of a message that is passed on, as they are sent, and in one piece: most of them come
+/// and go without anybody looking at them.
+///
+/// Invariant: `bytes` are lines `name: value` with CRLF, names tokens and values without CR, LF or NUL.
+#[derive(Clone, Debug, Default)]
+pub struct FieldLines {
+    bytes: Vec<u8>,
+    has_date: bool,
+    has_server: bool,
+}
+
+impl FieldLines {
+    /// No lines, and room for so many bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            ..Self::default()
+        }
+    }
+
+    /// Appends a field of a message that was parsed, unless framing owns it.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        debug_assert!(
+            is_token(name.as_bytes()) && is_one_line(value),
+            "field {name:?} would split the response"
+        );
+        match role(name) {
+            Role::Framing => return,
+            Role::Date => self.has_date = true,
+            Role::Server => self.has_server = true,
+            Role::Other => {}
+        }
+        write_line(&mut self.bytes, name, value);
+    }
+
+    /// The value of the first field of that name, ASCII case ignored.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let mut lines = self.iter();
+        let found = lines.find(|(line, _)| line.eq_ignore_ascii_case(name.as_bytes()));
+        found.map(|(_, value)| value)
+    }
+
+    /// Removes every field of that name, ASCII case ignored.
+    pub fn remove(&mut self, name: &str) {
+        if self.get(name).is_none() {
+            return;
+        }
+        let kept = Self::with_room(self.bytes.len());
+        let before = std::mem::replace(self, kept);
+        for (line, value) in before.iter() {
+            if !line.eq_ignore_ascii_case(name.as_bytes()) {
+                self.push(str::from_utf8(line).unwrap_or_default(), value);
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.bytes[..];
+        std::iter::from_fn(move || {
+            let colon = memchr::memchr(b':', rest)?;
+            let end = colon + memchr::memchr(b'\r', &rest[colon..])?;
+            let line = (&rest[..colon], &rest[colon + 2..end]);
+            rest = &rest[end + 2..];
+            Some(line)
+        })
     }
 }
 
@@ -213,14 +288,16 @@ enum Role {
 }
 
 fn role(name: &str) -> Role {
+    let first = name.as_bytes().first().map_or(0, |byte| byte | 0x20);
     let is = |other: &str| name.eq_ignore_ascii_case(other);
-    match name.len() {
-        4 if is("date") => Role::Date,
-        6 if is("server") => Role::Server,
-        10 if is("connection") || is("keep-alive") => Role::Framing,
-        14 if is("content-length") => Role::Framing,
-        16 if is("proxy-connection") => Role::Framing,
-        17 if is("transfer-encoding") => Role::Framing,
+    match (name.len(), first) {
+        (4, b'd') if is("date") => Role::Date,
+        (6, b's') if is("server") => Role::Server,
+        (10, b'c') if is("connection") => Role::Framing,
+        (10, b'k') if is("keep-alive") => Role::Framing,
+        (14, b'c') if is("content-length") => Role::Framing,
+        (16, b'p') if is("proxy-connection") => Role::Framing,
+        (17, b't') if is("transfer-encoding") => Role::Framing,
         _ => Role::Other,
     }
 }
@@ -298,7 +375,8 @@ pub fn write_last_chunk_of(out: &mut Vec<u8>, trailers: &Fields<'_>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_decimal(out: &mut Vec<u8>, mut number: u64) {
+/// Appends a number.
+pub(crate) fn write_decimal(out: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0_u8; 20];
     let mut start = digits.len();
     loop {
@@ -485,6 +563,42 @@ mod tests {
         assert_eq!(
             text,
             format!("{start}Upgrade: websocket\r\nConnection: upgrade\r\n\r\n")
+        );
+    }
+
+    #[test]
+    fn lines_of_a_backend_are_sent_first_and_can_be_changed() {
+        let mut head = ResponseHead::new(200).with("A", "own");
+        for (name, value) in [
+            ("date", "then"),
+            ("Content-Length", "9"),
+            ("Keep-Alive", "timeout=5"),
+            ("X", ""),
+            ("SERVER", "app: 1"),
+            ("a", "b: c"),
+            ("x", "2"),
+        ] {
+            head.passed.push(name, value.as_bytes());
+        }
+        let length = ResponseFraming::Length(1);
+        let (text, _) = write(&head, Http11, true, length);
+        assert_eq!(
+            text,
+            "HTTP/1.1 200 OK\r\ndate: then\r\nX: \r\nSERVER: app: 1\r\na: b: c\r\nx: 2\r\nA: own\r\n\
+             Content-Length: 1\r\n\r\n"
+        );
+        assert_eq!(head.get("A"), Some(&b"b: c"[..]));
+        assert_eq!(head.get("x"), Some(&b""[..]));
+        assert_eq!(head.get("Y"), None);
+        for name in ["X", "Date", "none"] {
+            head.remove(name);
+        }
+        head.set("A", "set");
+        let (text, _) = write(&head, Http11, true, length);
+        assert_eq!(
+            text,
+            "HTTP/1.1 200 OK\r\nSERVER: app: 1\r\nA: set\r\n\
+             Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 1\r\n\r\n"
         );
     }
 

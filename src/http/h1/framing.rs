@@ -54,24 +54,32 @@ struct Codings {
 impl<'b> Control<'b> {
     /// Notes one field, whichever it is.
     pub(super) fn note(&mut self, name: &str, value: &'b [u8]) {
-        // The length decides almost always, without a comparison.
-        match name.len() {
-            4 if name.eq_ignore_ascii_case("host") => {
+        // Length and first letter decide almost always, without a comparison.
+        let first = name.as_bytes().first().map_or(0, |byte| byte | 0x20);
+        match (name.len(), first) {
+            (4, b'h') if name.eq_ignore_ascii_case("host") => {
                 self.host_repeated |= self.host.is_some();
                 self.host.get_or_insert(value);
             }
-            6 if name.eq_ignore_ascii_case("expect") => self.note_expect(value),
-            10 if name.eq_ignore_ascii_case("connection") => self.note_connection(value),
-            14 if name.eq_ignore_ascii_case("content-length") => {
+            (6, b'e') if name.eq_ignore_ascii_case("expect") => self.note_expect(value),
+            (10, b'c') if name.eq_ignore_ascii_case("connection") => self.note_connection(value),
+            (14, b'c') if name.eq_ignore_ascii_case("content-length") => {
                 self.length_repeated |= self.length.is_some();
                 self.length.get_or_insert(value);
             }
-            17 if name.eq_ignore_ascii_case("transfer-encoding") => self.codings.note(value),
+            (17, b't') if name.eq_ignore_ascii_case("transfer-encoding") => {
+                self.codings.note(value)
+            }
             _ => {}
         }
     }
 
     fn note_connection(&mut self, value: &[u8]) {
+        // Most often that is all there is.
+        if value.eq_ignore_ascii_case(b"keep-alive") {
+            self.keep_alive = true;
+            return;
+        }
         for option in list(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
             self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");

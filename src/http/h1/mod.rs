@@ -98,8 +98,20 @@ impl From<UriError> for Reject {
 
 /// Whether `text` is a token (RFC 9110 §5.6.2).
 pub(crate) fn is_token(text: &[u8]) -> bool {
-    !text.is_empty()
-        && text
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+    !text.is_empty() && text.iter().all(|&byte| TOKEN[usize::from(byte)])
 }
+
+const TOKEN: [bool; 256] = {
+    let (mut table, marks) = ([false; 256], *b"!#$%&'*+-.^_`|~");
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
+};

@@ -10,6 +10,7 @@ mod fields;
 mod forwarded;
 mod request;
 mod response;
+mod role;
 mod spelling;
 mod trusted;
 

@@ -399,8 +399,9 @@ impl<S: Service> Connection<S> {
                 content = 0;
                 let pool = self.core.futures().clone();
                 let source = (input, &mut *state);
-                let sending = self.send_stream(source, batch, stream, answer.framing, &mut content);
-                pool.boxed(sending).await
+                let framing = answer.framing;
+                pool.boxed(|| self.send_stream(source, batch, stream, framing, &mut content))
+                    .await
             }
             body => self.send_large(batch, body, answer.framing).await,
         };

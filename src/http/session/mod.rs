@@ -211,7 +211,7 @@ pub fn serve<S: Service>(
                 };
                 registration.busy();
                 let pool = connection.core.futures().clone();
-                let after = pool.boxed(connection.exchange(first)).await;
+                let after = pool.boxed(|| connection.exchange(first)).await;
                 if !matches!(after, After::Keep) {
                     break 'over after;
                 }
@@ -230,8 +230,8 @@ impl<S: Service> Connection<S> {
         let pool = self.core.futures().clone();
         match after {
             After::Keep | After::Close => None,
-            After::Linger => Some(pool.boxed(self.linger())),
-            After::Tunnel(switched) => Some(pool.boxed(self.tunnel(switched))),
+            After::Linger => Some(pool.boxed(|| self.linger())),
+            After::Tunnel(switched) => Some(pool.boxed(|| self.tunnel(switched))),
             After::Reset => {
                 self.core.reset_on_close(&self.peer.socket);
                 None

@@ -29,7 +29,7 @@ impl<S: Service> Connection<S> {
     ) -> Option<Pooled<'c, After<S::Epoch>>> {
         let from = self.service.proxy_header(&self.peer)?;
         let pool = self.core.futures().clone();
-        Some(pool.boxed(self.introduced(from, registration)))
+        Some(pool.boxed(|| self.introduced(from, registration)))
     }
 
     async fn introduced(
@@ -53,7 +53,7 @@ impl<S: Service> Connection<S> {
         }
         registration.busy();
         let pool = self.core.futures().clone();
-        pool.boxed(self.exchange(rest)).await
+        pool.boxed(|| self.exchange(rest)).await
     }
 
     /// The header, and what came behind it in the same bytes. `None` when the connection is to be

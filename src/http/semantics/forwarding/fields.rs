@@ -4,8 +4,9 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
+use super::role::Role;
 use crate::http::h1::{Reject, is_token, list};
-use crate::http::types::{FieldName, FieldValue, Fields, Version};
+use crate::http::types::{FieldName, FieldValue, Version};
 
 /// Most fields that Connection may name. Each is looked for among all fields, so a long list would
 /// be work for nothing; browsers and backends name one.
@@ -119,7 +120,7 @@ fn checked_name(name: FieldName) -> Result<FieldName, FieldOpError> {
     if !is_token(name.as_str().as_bytes()) {
         return Err(FieldOpError::Name);
     }
-    if is_hop_by_hop(name.as_str()) || is_written_here(name.as_str()) {
+    if Role::of(name.as_str()).is_owned() {
         return Err(FieldOpError::Owned);
     }
     Ok(name)
@@ -142,17 +143,17 @@ fn is_control(byte: u8) -> bool {
     byte == 0x7f || (byte < b' ' && byte != b'\t')
 }
 
-/// Appends one field line. What would not stay one line is left out: nothing that gets here can be
-/// such a field, and this is the last place where that can be made sure of.
+/// Appends one field line, of a message that was parsed, of an operation, or of ours: a token and a
+/// value that stays one line, which is asserted and not looked for again.
 pub(super) fn write_line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    let safe = is_token(name.as_bytes()) && memchr::memchr3(b'\r', b'\n', 0, value).is_none();
-    debug_assert!(safe, "field {name:?} would split the head");
-    if safe {
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
-    }
+    debug_assert!(
+        is_token(name.as_bytes()) && memchr::memchr3(b'\r', b'\n', 0, value).is_none(),
+        "field {name:?} would split the head"
+    );
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// What Connection says, beside `close` and `keep-alive`.
@@ -165,22 +166,19 @@ pub(super) struct ConnectionOptions<'b> {
 }
 
 impl<'b> ConnectionOptions<'b> {
-    /// Reads all Connection fields.
+    /// Reads the value of a Connection field.
     ///
     /// # Errors
-    /// 400 when more than [`CONNECTION_OPTIONS_MAX`] fields are named.
-    pub(super) fn of(fields: &Fields<'b>) -> Result<Self, Reject> {
-        let mut options = Self::default();
-        for value in fields.get_all("connection") {
-            for option in list(value) {
-                options.note(option)?;
-            }
+    /// 400 when more than [`CONNECTION_OPTIONS_MAX`] fields are named by all of them.
+    pub(super) fn read(&mut self, value: &'b [u8]) -> Result<(), Reject> {
+        // Most often that is all there is.
+        if value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close") {
+            return Ok(());
         }
-        Ok(options)
+        list(value).try_for_each(|option| self.note(option))
     }
 
     fn note(&mut self, option: &'b [u8]) -> Result<(), Reject> {
-        // Most often that is all there is.
         if option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive") {
             return Ok(());
         }
@@ -207,43 +205,6 @@ impl<'b> ConnectionOptions<'b> {
         let name = name.as_bytes();
         self.names.iter().any(|n| n.eq_ignore_ascii_case(name))
     }
-}
-
-/// Whether a field is always about one connection, or owned by the framing (RFC 9110 §7.6.1, §11.7,
-/// RFC 9112 §6): it is removed, and written anew where it is needed.
-pub(super) fn is_hop_by_hop(name: &str) -> bool {
-    let is = |other: &str| name.eq_ignore_ascii_case(other);
-    match name.len() {
-        2 => is("te"),
-        // Scripts that read HTTP_PROXY from their environment would believe it.
-        5 => is("proxy"),
-        7 => is("trailer") || is("upgrade"),
-        10 => is("connection") || is("keep-alive"),
-        14 => is("content-length") || is("http2-settings"),
-        16 => is("proxy-connection"),
-        17 => is("transfer-encoding"),
-        18 => is("proxy-authenticate"),
-        19 => is("proxy-authorization"),
-        25 => is("proxy-authentication-info"),
-        _ => false,
-    }
-}
-
-/// Whether a field that isn't about one connection is written by the proxy alone all the same.
-fn is_written_here(name: &str) -> bool {
-    ["host", "via", "expect"]
-        .iter()
-        .any(|other| name.eq_ignore_ascii_case(other))
-}
-
-/// Whether a field is about the client and how it came: it is believed from listed peers alone.
-pub(super) fn is_about_client(name: &str) -> bool {
-    let name = name.as_bytes();
-    name.eq_ignore_ascii_case(b"forwarded")
-        || name.eq_ignore_ascii_case(b"x-real-ip")
-        || name
-            .get(..12)
-            .is_some_and(|start| start.eq_ignore_ascii_case(b"x-forwarded-"))
 }
 
 /// Whether Connection can't take a field away: one that says for whom the message is, what it is,
@@ -291,7 +252,7 @@ fn is_protected(name: &str) -> bool {
         let start = name.as_bytes().get(..prefix.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
-    is_about_client(name)
+    Role::of(name).is_about_client()
         || begins(b"access-control-")
         || begins(b"if-")
         || begins(b"sec-")
@@ -311,12 +272,12 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn connection(values: &[&'static str]) -> Fields<'static> {
-        let mut fields = Fields::default();
+    fn connection(values: &[&'static str]) -> Result<ConnectionOptions<'static>, Reject> {
+        let mut options = ConnectionOptions::default();
         for value in values {
-            fields.push("Connection", value.as_bytes());
+            options.read(value.as_bytes())?;
         }
-        fields
+        Ok(options)
     }
 
     #[test]
@@ -385,11 +346,11 @@ mod tests {
 
     #[test]
     fn connection_names_what_may_be_named() {
-        let fields = connection(&[
+        let options = connection(&[
             "close, X-Secret , Host,,te",
             "UPGRADE, cookie, a b, X-Forwarded-For",
-        ]);
-        let options = ConnectionOptions::of(&fields).expect("few");
+        ])
+        .expect("few");
         assert!(options.upgrade);
         assert!(options.names("x-secret"));
         for name in ["Host", "Cookie", "X-Forwarded-For", "a b", "close", ""] {
@@ -400,13 +361,13 @@ mod tests {
     #[test]
     fn the_fields_that_connection_names_are_bounded() {
         let names = |count: usize| -> &'static str { "x,".repeat(count).leak() };
-        assert!(ConnectionOptions::of(&connection(&[names(CONNECTION_OPTIONS_MAX)])).is_ok());
-        let over = ConnectionOptions::of(&connection(&[names(CONNECTION_OPTIONS_MAX + 1)]));
+        assert!(connection(&[names(CONNECTION_OPTIONS_MAX)]).is_ok());
+        let over = connection(&[names(CONNECTION_OPTIONS_MAX + 1)]);
         assert_eq!(
             over.err(),
             Some(Reject::bad("limit: fields named in Connection"))
         );
         let harmless: &'static str = "close,".repeat(1000).leak();
-        assert!(ConnectionOptions::of(&connection(&[harmless])).is_ok());
+        assert!(connection(&[harmless]).is_ok());
     }
 }

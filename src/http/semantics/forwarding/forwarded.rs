@@ -7,10 +7,11 @@
 
 use std::borrow::Cow;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use smallvec::SmallVec;
 
+use crate::http::h1::encode::write_decimal;
 use crate::http::types::{Fields, Request};
 use crate::http::uri::parse_authority;
 
@@ -139,19 +140,19 @@ pub(super) struct Hops<'r> {
     peer: Option<IpAddr>,
     /// The scheme and the authority of this hop.
     scheme: &'static str,
-    authority: Cow<'r, str>,
+    authority: &'r str,
     /// Those that the client used at the outermost proxy.
     client_scheme: Option<Cow<'r, [u8]>>,
     client_authority: Option<Cow<'r, [u8]>>,
 }
 
 impl<'r> Hops<'r> {
-    /// Reads the fields of a request; only `believed` ones count. `scheme` is that of our listener.
+    /// Reads the fields of a request that came from this peer; they count if it is believed. What this
+    /// hop knows by itself is the scheme of our listener and the request's [`authority`].
     pub(super) fn of(
-        request: &'r Request<'_>,
-        peer: Option<IpAddr>,
-        believed: bool,
-        scheme: &'static str,
+        fields: &'r Fields<'_>,
+        (peer, believed): (Option<IpAddr>, bool),
+        (scheme, authority): (&'static str, &'r str),
     ) -> Self {
         let mut hops = Self {
             list: SmallVec::new(),
@@ -159,12 +160,12 @@ impl<'r> Hops<'r> {
             elements: Vec::new(),
             peer: peer.map(|address| address.to_canonical()),
             scheme,
-            authority: authority(request),
+            authority,
             client_scheme: None,
             client_authority: None,
         };
         if believed {
-            hops.read(&request.fields);
+            hops.read(fields);
         }
         hops
     }
@@ -282,16 +283,37 @@ impl<'o> List<'o> {
 }
 
 fn write_address(out: &mut Vec<u8>, address: IpAddr) {
-    // Writing into a vector can't fail.
-    let _ = write!(out, "{address}");
+    match address {
+        IpAddr::V4(address) => write_v4(out, address),
+        // Writing into a vector can't fail.
+        IpAddr::V6(address) => drop(write!(out, "{address}")),
+    }
+}
+
+fn write_v4(out: &mut Vec<u8>, address: Ipv4Addr) {
+    for (place, octet) in address.octets().into_iter().enumerate() {
+        if place > 0 {
+            out.push(b'.');
+        }
+        write_decimal(out, octet.into());
+    }
 }
 
 /// Host and port of a request as its Host field would have them.
 pub(super) fn authority<'r>(request: &'r Request<'_>) -> Cow<'r, str> {
     match request.port {
-        Some(port) => Cow::Owned(format!("{}:{port}", request.host)),
+        Some(port) => Cow::Owned(with_port(&request.host, port)),
         None => Cow::Borrowed(&request.host),
     }
+}
+
+fn with_port(host: &str, port: u16) -> String {
+    let mut text = Vec::with_capacity(host.len() + 6);
+    text.extend_from_slice(host.as_bytes());
+    text.push(b':');
+    write_decimal(&mut text, port.into());
+    // It is text: a host, a colon and digits.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// The first element of a list.
@@ -312,13 +334,14 @@ fn is_scheme(text: &[u8]) -> bool {
 }
 
 fn write_element(out: &mut Vec<u8>, client: Option<IpAddr>, host: &[u8], proto: &[u8]) {
-    // Writing into a vector can't fail.
-    let _ = match client {
-        Some(IpAddr::V4(address)) => write!(out, "for={address}"),
-        // A colon and a bracket are no token: they need quotes (RFC 7239 §6).
-        Some(IpAddr::V6(address)) => write!(out, "for=\"[{address}]\""),
-        None => write!(out, "for=unknown"),
-    };
+    out.extend_from_slice(b"for=");
+    match client {
+        Some(IpAddr::V4(address)) => write_v4(out, address),
+        // A colon and a bracket are no token: they need quotes (RFC 7239 §6). Writing into a vector
+        // can't fail.
+        Some(IpAddr::V6(address)) => drop(write!(out, "\"[{address}]\"")),
+        None => out.extend_from_slice(b"unknown"),
+    }
     if !host.is_empty() {
         out.extend_from_slice(b";host=");
         write_value(out, host);
@@ -412,7 +435,9 @@ mod tests {
     fn told(peer: &str, believed: bool, fields: &str) -> [String; 4] {
         let head = format!("GET / HTTP/1.1\r\nHost: a:8080\r\n{fields}\r\n");
         let request = parse_head(head.as_bytes(), &HeadLimits::default()).expect("valid");
-        let hops = Hops::of(&request, peer.parse().ok(), believed, "http");
+        let authority = authority(&request);
+        let peer = (peer.parse().ok(), believed);
+        let hops = Hops::of(&request.fields, peer, ("http", &authority));
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).expect("ASCII");
         // A list begins where it begins, whatever stands before it.
         let (mut list, mut forwarded) = (b"A: ".to_vec(), b"B: ".to_vec());

@@ -4,15 +4,14 @@
 //! frames it is written here from what was parsed, never copied, so that the backend can't find
 //! another end than we did (RFC 9112 §11.2).
 
-use std::io::Write;
 use std::net::IpAddr;
 
 use super::FieldOp;
-use super::fields::{
-    ConnectionOptions, each_added, is_about_client, is_hop_by_hop, replaces, via, write_line,
-};
+use super::fields::{ConnectionOptions, each_added, replaces, via, write_line};
 use super::forwarded::{Hops, authority};
+use super::role::{Role, Roles};
 use super::spelling::{rewritten_path, spelled_path, strip_segments, write_query};
+use crate::http::h1::encode::write_decimal;
 use crate::http::h1::response::Asked;
 use crate::http::h1::{Reject, is_token, list};
 use crate::http::types::{Framing, Method, Request, TargetForm, Version};
@@ -101,36 +100,72 @@ fn write_head(
     request: &Request<'_>,
     context: &RequestContext<'_>,
 ) -> Result<Asked, Reject> {
-    let options = ConnectionOptions::of(&request.fields)?;
-    let fields: usize = request
-        .fields
-        .iter()
-        .map(|(n, v)| n.len() + v.len() + 4)
-        .sum();
-    out.reserve(request.target.len() + fields + HEAD_ROOM);
+    let seen = Seen::of(request)?;
+    out.reserve(request.target.len() + seen.bytes + HEAD_ROOM);
 
+    let authority = authority(request);
     write_request_line(out, request, context.target)?;
-    write_host(out, request, context.host)?;
-    for (name, value) in request.fields.iter() {
-        if is_passed(name, &options, context) {
+    write_host(out, request, context.host, &authority)?;
+    for ((name, value), &role) in request.fields.iter().zip(&seen.roles) {
+        if is_passed(name, role, &seen.options, context) {
             write_line(out, name, value);
         }
     }
     each_added(context.operations, |name, value| {
         write_line(out, name.as_str(), value.as_bytes());
     });
-    let upgrade = match context.upgrade && context.framing == Framing::None && options.upgrade {
+    let upgrade = match context.upgrade && context.framing == Framing::None && seen.options.upgrade
+    {
         true => offered_upgrade(request),
         false => None,
     };
-    write_connection(out, request, context, upgrade.as_deref());
-    write_framing(out, request, context);
-    write_hops(out, request, context);
+    write_connection(out, &seen, context, upgrade.as_deref());
+    write_framing(out, request, &seen, context);
+    write_hops(out, request, context, &authority);
     out.extend_from_slice(b"\r\n");
     Ok(Asked {
         upgrade,
         ..Asked::method(request.method)
     })
+}
+
+/// What one walk over the fields of a request has found.
+struct Seen<'b> {
+    roles: Roles,
+    options: ConnectionOptions<'b>,
+    /// The client takes trailers.
+    trailers: bool,
+    has_length: bool,
+    /// What all field lines need at most.
+    bytes: usize,
+}
+
+impl<'b> Seen<'b> {
+    fn of(request: &Request<'b>) -> Result<Self, Reject> {
+        let mut seen = Self {
+            roles: Roles::new(),
+            options: ConnectionOptions::default(),
+            trailers: false,
+            has_length: false,
+            bytes: 0,
+        };
+        for (name, value) in request.fields.iter() {
+            let role = Role::of(name);
+            match role {
+                Role::Connection => seen.options.read(value)?,
+                // A client of HTTP/1.0 can't be sent trailers, whatever it says.
+                Role::Te if request.version == Version::Http11 => {
+                    let named = |coding: &[u8]| coding.eq_ignore_ascii_case(b"trailers");
+                    seen.trailers |= list(value).any(named);
+                }
+                Role::ContentLength => seen.has_length = true,
+                _ => {}
+            }
+            seen.roles.push(role);
+            seen.bytes += name.len() + value.len() + 4;
+        }
+        Ok(seen)
+    }
 }
 
 /// Room for what is written beside the fields of the client: the addresses, Via, the framing.
@@ -145,9 +180,7 @@ fn write_request_line(
         return Err(Reject::new(405, "method is not passed to a backend"));
     }
     let method = request.method.as_str().as_bytes();
-    if !is_token(method) {
-        return Err(Reject::bad("method is not a token"));
-    }
+    debug_assert!(is_token(method), "the parser takes nothing else");
     out.extend_from_slice(method);
     out.push(b' ');
     match target {
@@ -187,15 +220,20 @@ fn is_prefix(path: &str, prefix: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Host comes first (RFC 9112 §3.2).
-fn write_host(out: &mut Vec<u8>, request: &Request<'_>, host: HostField<'_>) -> Result<(), Reject> {
-    let kept;
+/// Host comes first (RFC 9112 §3.2). `authority` is that of the request.
+fn write_host(
+    out: &mut Vec<u8>,
+    request: &Request<'_>,
+    host: HostField<'_>,
+    authority: &str,
+) -> Result<(), Reject> {
     let host = match host {
         HostField::Set(host) => host,
         HostField::Keep(backend) if request.host.is_empty() => backend,
+        // The parser has checked it.
         HostField::Keep(_) => {
-            kept = authority(request);
-            &kept
+            write_line(out, "Host", authority.as_bytes());
+            return Ok(());
         }
     };
     if crate::http::uri::parse_authority(host.as_bytes()).is_err() {
@@ -206,33 +244,30 @@ fn write_host(out: &mut Vec<u8>, request: &Request<'_>, host: HostField<'_>) -> 
 }
 
 /// Whether a field of the client goes on to the backend as it is.
-fn is_passed(name: &str, options: &ConnectionOptions<'_>, context: &RequestContext<'_>) -> bool {
-    if name.eq_ignore_ascii_case("trailer") {
+fn is_passed(
+    name: &str,
+    role: Role,
+    options: &ConnectionOptions<'_>,
+    context: &RequestContext<'_>,
+) -> bool {
+    let ours = match role {
+        Role::EndToEnd | Role::Via => !name.as_bytes().contains(&b'_') && !options.names(name),
         // Trailers pass where the body is chunked (RFC 9110 §6.6.2).
-        return context.framing == Framing::Chunked && !replaces(context.operations, name);
-    }
-    !is_hop_by_hop(name)
-        && !name.eq_ignore_ascii_case("host")
-        && !name.eq_ignore_ascii_case("expect")
-        && !name.contains('_')
-        && !is_client_told(name, context.peer_trusted)
-        && !options.names(name)
-        && !replaces(context.operations, name)
-}
-
-/// Whether a field tells of the client and is dropped, or written anew.
-fn is_client_told(name: &str, peer_trusted: bool) -> bool {
-    let rewritten = [
-        "x-forwarded-for",
-        "x-forwarded-proto",
-        "x-forwarded-host",
-        "forwarded",
-    ];
-    is_about_client(name)
-        && (!peer_trusted
-            || rewritten
-                .iter()
-                .any(|other| name.eq_ignore_ascii_case(other)))
+        Role::Trailer => context.framing == Framing::Chunked,
+        // Names with an underscore among them, which many backends take for another field.
+        Role::AboutClient => {
+            context.peer_trusted && !name.as_bytes().contains(&b'_') && !options.names(name)
+        }
+        Role::Connection
+        | Role::Te
+        | Role::Upgrade
+        | Role::ContentLength
+        | Role::OfConnection
+        | Role::Host
+        | Role::Expect
+        | Role::Hop => false,
+    };
+    ours && !replaces(context.operations, name)
 }
 
 /// The protocols of the request's Upgrade that may be asked for; None when there are none, or the
@@ -266,23 +301,17 @@ pub fn offered_upgrade(request: &Request<'_>) -> Option<Box<[u8]>> {
 /// Appends Connection, and the fields that it names.
 fn write_connection(
     out: &mut Vec<u8>,
-    request: &Request<'_>,
+    seen: &Seen<'_>,
     context: &RequestContext<'_>,
     upgrade: Option<&[u8]>,
 ) {
-    // A client of HTTP/1.0 can't be sent trailers, whatever it says.
-    let trailers = request.version == Version::Http11
-        && request
-            .fields
-            .get_all("te")
-            .any(|value| list(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers")));
     if let Some(upgrade) = upgrade {
         write_line(out, "Upgrade", upgrade);
     }
-    if trailers {
+    if seen.trailers {
         write_line(out, "TE", b"trailers");
     }
-    let value: &[u8] = match (upgrade.is_some(), trailers, context.keep_alive) {
+    let value: &[u8] = match (upgrade.is_some(), seen.trailers, context.keep_alive) {
         (true, true, _) => b"upgrade, TE",
         (true, false, _) => b"upgrade",
         (false, true, true) => b"TE",
@@ -294,17 +323,23 @@ fn write_connection(
 }
 
 /// Appends Content-Length or Transfer-Encoding, and Expect.
-fn write_framing(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestContext<'_>) {
-    // Writing into a vector can't fail.
+fn write_framing(
+    out: &mut Vec<u8>,
+    request: &Request<'_>,
+    seen: &Seen<'_>,
+    context: &RequestContext<'_>,
+) {
     match context.framing {
         Framing::Length(length) => {
-            let _ = write!(out, "Content-Length: {length}\r\n");
+            out.extend_from_slice(b"Content-Length: ");
+            write_decimal(out, length);
+            out.extend_from_slice(b"\r\n");
         }
         Framing::Chunked => write_line(out, "Transfer-Encoding", b"chunked"),
         // A method that usually has content says that it has none (RFC 9110 §8.6).
         Framing::None => {
             let usual = matches!(request.method, Method::Post | Method::Put | Method::Patch);
-            if usual || request.fields.get("content-length").is_some() {
+            if usual || seen.has_length {
                 write_line(out, "Content-Length", b"0");
             }
         }
@@ -315,9 +350,18 @@ fn write_framing(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestCont
 }
 
 /// Appends what tells of the way the request has come.
-fn write_hops(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestContext<'_>) {
+fn write_hops(
+    out: &mut Vec<u8>,
+    request: &Request<'_>,
+    context: &RequestContext<'_>,
+    authority: &str,
+) {
     write_line(out, "Via", via(request.version));
-    let hops = Hops::of(request, context.peer, context.peer_trusted, context.scheme);
+    let hops = Hops::of(
+        &request.fields,
+        (context.peer, context.peer_trusted),
+        (context.scheme, authority),
+    );
     let operations = context.operations;
     write_made(out, operations, "X-Forwarded-For", |out| {
         hops.write_forwarded_for(out);
@@ -333,8 +377,8 @@ fn write_hops(out: &mut Vec<u8>, request: &Request<'_>, context: &RequestContext
     });
 }
 
-/// Appends a field of ours whose value `make` appends, unless there is none, an operation stands in
-/// its place, or it would not stay one line.
+/// Appends a field of ours whose value `make` appends, unless there is none, or an operation stands in
+/// its place.
 fn write_made(
     out: &mut Vec<u8>,
     operations: &[FieldOp],
@@ -349,9 +393,11 @@ fn write_made(
     out.extend_from_slice(b": ");
     let value = out.len();
     make(out);
-    let safe = memchr::memchr3(b'\r', b'\n', 0, &out[value..]).is_none();
-    debug_assert!(safe, "field {name:?} would split the head");
-    match safe && out.len() > value {
+    debug_assert!(
+        memchr::memchr3(b'\r', b'\n', 0, &out[value..]).is_none(),
+        "field {name:?} would split the head"
+    );
+    match out.len() > value {
         true => out.extend_from_slice(b"\r\n"),
         false => out.truncate(start),
     }

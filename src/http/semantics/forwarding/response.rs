@@ -1,12 +1,11 @@
 //! What of a backend's response goes on to the client, and how its body is framed for the client.
 
-use std::sync::Arc;
-
 use super::FieldOp;
-use super::fields::{ConnectionOptions, each_added, is_hop_by_hop, replaces, via};
-use crate::http::h1::encode::{HeadContext, HeadWriter, ResponseFraming};
+use super::fields::{ConnectionOptions, each_added, replaces, via};
+use super::role::{Role, Roles};
+use crate::http::h1::encode::{FieldLines, HeadContext, HeadWriter, ResponseFraming};
 use crate::http::h1::response::{BackendResponse, ResponseError};
-use crate::http::types::{FieldName, FieldValue, ResponseHead, Status, Version};
+use crate::http::types::{ResponseHead, Status, Version};
 
 /// How the client finds the end of the body, in the version that it speaks: a length where the
 /// backend told one, else chunks or the close. `asked_head`: the client asked by HEAD.
@@ -32,7 +31,7 @@ pub fn passes_interim(status: Status, version: Version, expects_continue: bool) 
     }
 }
 
-/// The head for the client. Removed: fields about the backend's connection, those that Connection
+/// The head for the client, without an allocation for each field. Removed: fields about the backend's connection, those that Connection
 /// names (save protected ones), what is for a proxy, and the framing, which the session writes.
 /// Via is added to what isn't interim, then the operations act.
 ///
@@ -48,14 +47,11 @@ pub fn response_head(
     operations: &[FieldOp],
 ) -> Result<ResponseHead, ResponseError> {
     let mut head = ResponseHead::new(response.status.0);
-    let mut pass = |name: &str, value: &[u8]| {
-        let name = match usual_name(name) {
-            Some(name) => FieldName::Static(name),
-            None => FieldName::Shared(Arc::from(name)),
-        };
-        head.push(name, FieldValue::Owned(value.into()));
-    };
+    let room = response.fields.iter().map(|(n, v)| n.len() + v.len() + 4);
+    let mut lines = FieldLines::with_room(room.sum::<usize>() + VIA_ROOM);
+    let mut pass = |name: &str, value: &[u8]| lines.push(name, value);
     each_passed(response, framing, operations, &mut pass)?;
+    head.passed = lines;
     if response.status.0 >= 200 {
         each_added(operations, |name, value| {
             head.push(name.clone(), value.clone())
@@ -98,15 +94,23 @@ fn each_passed(
     operations: &[FieldOp],
     pass: &mut impl FnMut(&str, &[u8]),
 ) -> Result<(), ResponseError> {
-    let options = ConnectionOptions::of(&response.fields)?;
+    let mut options = ConnectionOptions::default();
+    let mut roles = Roles::new();
+    for (name, value) in response.fields.iter() {
+        let role = Role::of(name);
+        if role == Role::Connection {
+            options.read(value)?;
+        }
+        roles.push(role);
+    }
     // The operations are for the response that the client asked for, not for what announces it.
     let interim = response.status.0 < 200;
     let operations = if interim { &[] } else { operations };
-    for (name, value) in response.fields.iter() {
-        let ours = match () {
-            () if name.eq_ignore_ascii_case("trailer") => framing == ResponseFraming::Chunked,
-            () if name.eq_ignore_ascii_case("upgrade") => response.status.0 == 101,
-            () => !is_hop_by_hop(name),
+    for ((name, value), role) in response.fields.iter().zip(roles) {
+        let ours = match role {
+            Role::Trailer => framing == ResponseFraming::Chunked,
+            Role::Upgrade => response.status.0 == 101,
+            role => !role.is_hop_by_hop(),
         };
         if ours && !options.names(name) && !replaces(operations, name) {
             pass(name, value);
@@ -118,37 +122,8 @@ fn each_passed(
     Ok(())
 }
 
-/// The constant for a field name in its usual spelling, which saves an allocation.
-fn usual_name(name: &str) -> Option<&'static str> {
-    const USUAL: &[&str] = &[
-        "Accept-Ranges",
-        "Access-Control-Allow-Origin",
-        "Age",
-        "Cache-Control",
-        "Content-Encoding",
-        "Content-Language",
-        "Content-Security-Policy",
-        "Content-Type",
-        "Date",
-        "ETag",
-        "Expires",
-        "Last-Modified",
-        "Location",
-        "Server",
-        "Set-Cookie",
-        "Strict-Transport-Security",
-        "Vary",
-        "Via",
-        "X-Content-Type-Options",
-        "X-Frame-Options",
-        "X-Powered-By",
-        "content-type",
-        "date",
-        "server",
-    ];
-    let found = USUAL.binary_search(&name).ok()?;
-    Some(USUAL[found])
-}
+/// Room for the line of Via.
+const VIA_ROOM: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -282,19 +257,5 @@ mod tests {
         };
         let written = write_response_head(&mut out, &response, &context, &[]);
         assert_eq!((written, &out[..]), (Err(error), &b"before"[..]));
-    }
-
-    #[test]
-    fn usual_names_are_in_order() {
-        for name in [
-            "Accept-Ranges",
-            "ETag",
-            "X-Powered-By",
-            "server",
-            "content-type",
-        ] {
-            assert_eq!(usual_name(name), Some(name));
-        }
-        assert_eq!(usual_name("SERVER"), None);
     }
 }

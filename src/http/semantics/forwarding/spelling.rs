@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::http::types::Request;
+use crate::http::types::{Request, TargetForm};
 use crate::http::uri::{UriError, canonical_path, encode_path, split_absolute, split_query};
 
 /// What can't stand in a query as it came: it would end the target or the line.
@@ -17,10 +17,11 @@ const QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b
 
 /// The path of a request in origin or absolute form, percent-encoded.
 pub(super) fn spelled_path<'r>(request: &'r Request<'_>) -> Cow<'r, str> {
-    let rest = match split_absolute(request.target) {
-        Some((_, rest)) => rest,
-        None => request.target,
+    let absolute = match request.form {
+        TargetForm::Absolute => split_absolute(request.target),
+        _ => None,
     };
+    let rest = absolute.map_or(request.target, |(_, rest)| rest);
     let (raw, _) = split_query(rest);
     if raw == request.path {
         return encode_path(&request.path);
