@@ -5,7 +5,6 @@ mod direct;
 mod file;
 mod progress;
 
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::splice::{self, Cause, Moved, RelayRules};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::{Once, Timer};
-use crate::runtime::op::{Interest, Op, Output, ZeroCopyLedger};
+use crate::runtime::op::{Interest, Op, Output};
 
 /// Why a send did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +41,6 @@ pub struct Sender {
     rule: ProgressRule,
     /// Bytes that the kernel has taken over the whole life of the connection.
     taken: u64,
-    /// What became of its zero-copy sends, once there were any.
-    ledger: Option<Rc<ZeroCopyLedger>>,
 }
 
 impl Sender {
@@ -54,7 +51,6 @@ impl Sender {
             socket,
             rule,
             taken: 0,
-            ledger: None,
         }
     }
 

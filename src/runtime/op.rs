@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::ffi::CString;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use rustix::fs::{OFlags, ResolveFlags};
@@ -138,7 +139,7 @@ pub enum Op {
         range: (u32, u32),
         /// More follows at once (`MSG_MORE`).
         more: bool,
-        /// Where the connection keeps account of such sends.
+        /// Where the transfer keeps account of such sends.
         ledger: Rc<ZeroCopyLedger>,
     },
     /// Runs a job on a helper thread; the completion has [`Output::Answer`], or `ECANCELED` when
@@ -176,22 +177,30 @@ pub struct Completion {
     pub output: Output,
 }
 
-/// What became of the zero-copy sends of one connection.
+/// What became of the zero-copy sends of one transfer.
 #[derive(Debug, Default)]
 pub struct ZeroCopyLedger {
+    peer: Option<IpAddr>,
     awaited: Cell<u32>,
-    copied: Cell<bool>,
 }
 
 impl ZeroCopyLedger {
+    /// For sends to a machine with this address; `None` where they stay on ours.
+    pub fn to(peer: Option<IpAddr>) -> Self {
+        Self {
+            peer,
+            ..Self::default()
+        }
+    }
+
+    /// Where they go; `None` where that is our own machine.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
     /// How many notifications are still to come.
     pub fn awaited(&self) -> u32 {
         self.awaited.get()
-    }
-
-    /// Whether a notification said that the kernel had copied: the route can't do better.
-    pub fn copied(&self) -> bool {
-        self.copied.get()
     }
 
     /// A send was taken, and its notification is to come.
@@ -200,8 +209,7 @@ impl ZeroCopyLedger {
     }
 
     /// A notification came.
-    pub(crate) fn notified(&self, copied: bool) {
+    pub(crate) fn notified(&self) {
         self.awaited.set(self.awaited.get().saturating_sub(1));
-        self.copied.set(self.copied.get() | copied);
     }
 }

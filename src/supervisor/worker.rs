@@ -198,13 +198,14 @@ impl WorkerPlan {
         let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
         // Several processes share what the configuration allows, and not what the kernel allows each.
         let processes = server.processes.get();
-        let share = |count: usize| (count / processes).max(1);
         let budget = Budget::of(Means {
             cores: plan.cores.len(),
             listeners,
             descriptors: raise_descriptors(),
             memory: server.memory_limit.map(|bytes| bytes / processes as u64),
-            max_conns: server.max_conns.map(|count| share(count.get())),
+            max_conns: server
+                .max_conns
+                .map(|count| (count.get() / processes).max(1)),
         });
         if let Some(warning) = budget.warning(plan.cores.len()) {
             tracing::warn!("{warning}");

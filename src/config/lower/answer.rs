@@ -308,10 +308,15 @@ impl Reader<'_> {
     }
 
     fn direct(&mut self, table: &Table, section: Section) -> Option<DirectMode> {
-        match table.get("direct")?.item.value {
+        let entry = table.get("direct")?;
+        match &entry.item.value {
             Value::Boolean(true) => Some(DirectMode::On),
             Value::Boolean(false) => Some(DirectMode::Off),
-            _ => self.word(table, section, "direct", &[("auto", DirectMode::Auto)]),
+            Value::String(word) if word == "auto" => Some(DirectMode::Auto),
+            _ => {
+                self.wrong(section, entry, &entry.item);
+                None
+            }
         }
     }
 

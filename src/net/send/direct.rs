@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::runtime::engine::syscall::FileKind;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
-use crate::runtime::op::{Op, OpenRequest, Output};
+use crate::runtime::op::{Op, OpenRequest, Output, ZeroCopyLedger};
 use crate::util::clock::since_epoch;
 
 /// How long a client may keep a block waiting.
@@ -63,8 +64,8 @@ pub(super) struct Source {
     claims: VecDeque<BlockClaim>,
     /// It kept a block waiting, and has taken this many pieces since without.
     slow: Option<u32>,
-    /// The client is on another machine.
-    leaves: bool,
+    /// The zero-copy sends of this transfer.
+    ledger: Rc<ZeroCopyLedger>,
 }
 
 /// What there is to send next.
@@ -181,21 +182,20 @@ impl Sender {
             block,
             claims: VecDeque::new(),
             slow: None,
-            leaves: self.leaves_machine(),
+            ledger: Rc::new(ZeroCopyLedger::to(self.other_machine())),
         }))
     }
 
-    /// Whether the client is on another machine, as far as its address tells.
-    fn leaves_machine(&self) -> bool {
+    /// The client's address if it is another machine's, as far as that tells.
+    fn other_machine(&self) -> Option<IpAddr> {
         let ip = |address: Option<rustix::net::SocketAddrAny>| {
-            std::net::SocketAddr::try_from(address?)
+            SocketAddr::try_from(address?)
                 .ok()
                 .map(|address| address.ip().to_canonical())
         };
-        let Some(peer) = ip(self.core.peer_address(&self.socket)) else {
-            return false;
-        };
-        !peer.is_loopback() && ip(self.core.local_address(&self.socket)) != Some(peer)
+        let peer = ip(self.core.peer_address(&self.socket))?;
+        let ours = ip(self.core.local_address(&self.socket));
+        (!peer.is_loopback() && ours != Some(peer)).then_some(peer)
     }
 
     /// Sends bytes of a fixed buffer, all of them unless the client keeps them waiting for too long.
@@ -210,7 +210,7 @@ impl Sender {
         while from < to {
             self.share(sending).await;
             match self
-                .send_some(sending, source.leaves, &bytes, (from, to))
+                .send_some(sending, &source.ledger, &bytes, (from, to))
                 .await
             {
                 Ok(sent) => {
@@ -250,13 +250,12 @@ impl Sender {
     async fn send_some(
         &mut self,
         sending: &FileSend,
-        leaves: bool,
+        ledger: &Rc<ZeroCopyLedger>,
         bytes: &Rc<FixedBuf>,
         (from, to): (usize, usize),
     ) -> Result<usize, Errno> {
         let more = sending.more || sending.left() > (to - from) as u64;
-        let ledger = self.ledger.get_or_insert_default();
-        let threshold = self.core.zero_copy_from(leaves, ledger);
+        let threshold = self.core.zero_copy_from(ledger);
         if threshold.is_some_and(|least| (to - from) as u64 >= least) {
             let mut send = self.core.many(Op::SendZeroCopy {
                 socket: Some(self.socket.clone()),

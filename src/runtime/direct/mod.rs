@@ -9,6 +9,8 @@ mod blocks;
 pub mod pressure;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +25,11 @@ use super::executor::Core;
 use super::op::{Op, Output, ZeroCopyLedger};
 use super::tuning::{Tuning, ZEROCOPY_ON_FROM, ZeroCopy};
 
-/// Most notifications that one connection may have outstanding; beyond it sends are copied.
+/// Most clients that are remembered to get copies whatever was asked for; the one that was noted longest
+/// ago is forgotten first, and tried once more.
+const COPIED_MAX: usize = 64;
+
+/// Most notifications that one transfer may have outstanding; beyond it sends are copied.
 const AWAITED_MAX: u32 = 16;
 
 /// How long a sample of memory is believed.
@@ -65,6 +71,8 @@ pub(crate) struct Direct {
     zero_copy: Cell<ZeroCopy>,
     /// The kernel has refused such a send for what it is.
     zero_copy_refused: Cell<bool>,
+    /// Clients to whom the kernel has copied after all.
+    copied: RefCell<VecDeque<IpAddr>>,
     memory: RefCell<Option<Arc<MemoryFiles>>>,
     /// Memory was short when it was sampled last.
     pressed: Cell<bool>,
@@ -80,6 +88,7 @@ impl Default for Direct {
             tuning: Cell::default(),
             zero_copy: Cell::new(ZeroCopy::Off),
             zero_copy_refused: Cell::new(false),
+            copied: RefCell::default(),
             memory: RefCell::default(),
             pressed: Cell::new(false),
             sampled: Cell::new(None),
@@ -154,8 +163,8 @@ impl Core {
     }
 
     /// Bytes from which on a send out of a fixed buffer is to be made without a copy; `None` for never.
-    /// `leaves`: the client is on another machine.
-    pub fn zero_copy_from(&self, leaves: bool, ledger: &ZeroCopyLedger) -> Option<u64> {
+    /// `ledger` is that of the transfer.
+    pub fn zero_copy_from(&self, ledger: &ZeroCopyLedger) -> Option<u64> {
         let direct = &self.inner().direct;
         if direct.zero_copy_refused.get() || ledger.awaited() >= AWAITED_MAX {
             return None;
@@ -163,8 +172,11 @@ impl Core {
         match direct.zero_copy.get() {
             ZeroCopy::Off => None,
             ZeroCopy::On => Some(ZEROCOPY_ON_FROM),
-            ZeroCopy::Auto if leaves && !ledger.copied() => direct.tuning.get().zerocopy_from,
-            ZeroCopy::Auto => None,
+            ZeroCopy::Auto => {
+                let peer = ledger.peer()?;
+                let from = direct.tuning.get().zerocopy_from;
+                from.filter(|_| !direct.copied.borrow().contains(&peer))
+            }
         }
     }
 
@@ -189,7 +201,14 @@ impl Core {
     }
 
     pub(crate) fn notified(&self, ledger: &ZeroCopyLedger, copied: bool) {
-        ledger.notified(copied);
+        ledger.notified();
+        if copied && let Some(peer) = ledger.peer() {
+            let routes = &mut *self.inner().direct.copied.borrow_mut();
+            if !routes.contains(&peer) {
+                routes.truncate(COPIED_MAX - 1);
+                routes.push_front(peer);
+            }
+        }
         self.count_direct(|counts| counts.zerocopy_copied += u64::from(copied));
     }
 
@@ -200,3 +219,6 @@ impl Core {
         self.release_fixed();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise, statfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::client::{Client, End};
 use crate::support::server::Server;
@@ -70,14 +74,74 @@ fn resident(tree: &Tree, name: &str) -> usize {
 }
 
 fn start(engine: Engine, tree: &Tree, server: &str, site: &str) -> Server {
-    Setup::run(
-        engine,
-        &format!(
-            "[server]\n{server}\n[site.\"localhost\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {:?}\n{site}\n",
-            tree.root()
-        ),
-    )
-    .start()
+    start_at(Ipv4Addr::LOCALHOST, engine, tree, server, site)
+}
+
+fn start_at(at: Ipv4Addr, engine: Engine, tree: &Tree, server: &str, site: &str) -> Server {
+    let root = tree.root();
+    let config = format!(
+        "[server]\n{server}\n[site.\"localhost\"]\nlisten = [\"{at}:0\"]\nroot = {root:?}\n{site}\n"
+    );
+    Setup::run(engine, &config).start()
+}
+
+/// Another machine, as far as sockets can tell: a network namespace, and a pair of devices between it
+/// and ours. It is gone at the end of the test.
+struct Elsewhere {
+    name: String,
+    /// Our address on the way there.
+    ours: Ipv4Addr,
+}
+
+impl Elsewhere {
+    /// `None`, with a word, where that isn't permitted.
+    fn new() -> Option<Self> {
+        let id = std::process::id();
+        // For tests of networks (RFC 2544 §C.2.2).
+        let net = |host| Ipv4Addr::new(198, 18, (id >> 6) as u8, ((id & 0x3f) << 2) as u8 | host);
+        let (name, ours, theirs) = (format!("bw{id}"), net(1), net(2));
+        let elsewhere = Self { name, ours };
+        let (name, device) = (&elsewhere.name, format!("{}v", elsewhere.name));
+        let done = [
+            format!("netns add {name}"),
+            format!("link add {device} type veth peer name eth0 netns {name}"),
+            format!("addr add {ours}/30 dev {device}"),
+            format!("link set {device} up"),
+            format!("-n {name} addr add {theirs}/30 dev eth0"),
+            format!("-n {name} link set eth0 up"),
+        ]
+        .iter()
+        .all(|line| ip(line));
+        if !done {
+            eprintln!("SKIPPED: no network namespace can be made (root and ip(8) are needed)");
+            return None;
+        }
+        Some(elsewhere)
+    }
+
+    /// Does something in a thread that is there.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let space = File::open(format!("/run/netns/{}", self.name)).expect("it was made");
+        std::thread::scope(|scope| {
+            let there = scope.spawn(move || {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(space.as_fd(), kind).expect("we are root");
+                work()
+            });
+            there.join().expect("the work is done")
+        })
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.name));
+    }
+}
+
+fn ip(line: &str) -> bool {
+    let output = Command::new("ip").args(line.split(' ')).output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 /// What the worker has counted.
@@ -245,4 +309,36 @@ fn what_is_sent_without_a_copy_is_whole_and_its_memory_comes_back() {
         core["connections"] == 0 && core["memory_bytes"].as_u64().is_some_and(|it| it < 4 << 20)
     });
     assert!(server.connect().get("/file").body == content);
+}
+
+#[test]
+fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
+    if let Some(why) = crate::support::uring_missing() {
+        eprintln!("SKIPPED: sends without a copy need io_uring: {why}");
+        return;
+    }
+    let Some(tree) = tree_on_disk() else { return };
+    let Some(elsewhere) = Elsewhere::new() else {
+        return;
+    };
+    let content = noise(6 * MIB);
+    cold(&tree, "file", &content);
+    let ours = elsewhere.ours;
+    let server = start_at(ours, Engine::Uring, &tree, "workers = 1", "direct = true");
+    let get = || {
+        evict(&tree, "file");
+        let body = elsewhere.run(|| server.connect().get("/file").body);
+        assert!(body == content);
+        counted(&server, "zerocopy_sends")
+    };
+    let first = get();
+    if first == 0 {
+        eprintln!("SKIPPED: this kernel has no send without a copy that reports its use (6.2)");
+        return;
+    }
+    // What goes through a pair of devices in one machine is copied at its other end.
+    wait_until("it says that it has copied", PATIENCE, || {
+        counted(&server, "zerocopy_copied") > 0
+    });
+    assert_eq!(get(), first, "it was tried again");
 }
