@@ -203,9 +203,7 @@ impl WorkerPlan {
             listeners,
             descriptors: raise_descriptors(),
             memory: server.memory_limit.map(|bytes| bytes / processes as u64),
-            max_conns: server
-                .max_conns
-                .map(|count| (count.get() / processes).max(1)),
+            max_conns: server.max_conns.map(|all| (all.get() / processes).max(1)),
         });
         if let Some(warning) = budget.warning(plan.cores.len()) {
             tracing::warn!("{warning}");

@@ -60,6 +60,14 @@ impl Blocks {
         list.find(|block| block.index == index && block.file == *file)
     }
 
+    /// Forgets a block whose read failed when nobody claims it any more: whoever asks next has it read again.
+    fn forget_failed(&mut self, file: &FileId, index: u64) {
+        self.list.retain(|block| {
+            let failed = block.claims == 0 && matches!(block.state, State::Failed);
+            !(failed && block.index == index && block.file == *file)
+        });
+    }
+
     /// Takes the least recently used block out that nobody needs.
     fn evict(&mut self) -> Option<Block> {
         let unused = |block: &Block| match &block.state {
@@ -105,16 +113,11 @@ impl BlockClaim {
 
 impl Drop for BlockClaim {
     fn drop(&mut self) {
-        let unused = {
-            let blocks = &mut *self.core.inner().direct.blocks.borrow_mut();
-            let Some(block) = blocks.find(&self.file, self.index) else {
-                return;
-            };
+        let blocks = &mut *self.core.inner().direct.blocks.borrow_mut();
+        if let Some(block) = blocks.find(&self.file, self.index) {
             block.claims -= 1;
-            let failed = block.claims == 0 && matches!(block.state, State::Failed);
-            failed.then(|| blocks.evict())
-        };
-        drop(unused);
+            blocks.forget_failed(&self.file, self.index);
+        }
     }
 }
 
@@ -262,7 +265,9 @@ async fn load(
             Ok(buffer) => State::Ready(Rc::new(buffer)),
             Err(_) => State::Failed,
         };
-        match std::mem::replace(&mut block.state, state) {
+        let before = std::mem::replace(&mut block.state, state);
+        blocks.forget_failed(&file, index);
+        match before {
             State::Loading(waiting) => waiting,
             State::Ready(_) | State::Failed => Vec::new(),
         }
