@@ -261,6 +261,15 @@ pub(super) const FLAGS: &[Flag] = &[
         "Copy large proxied bodies, instead of passing them on through pipes",
     ),
     flag(
+        "zerocopy",
+        Table::Server,
+        "zerocopy",
+        Kind::Word("auto|on|off", &["auto", "on", "off"]),
+        LISTENING,
+        "Send what was read past the page cache without a copy [default: auto, which is for large \
+         pieces to other machines]",
+    ),
+    flag(
         "max-conns",
         Table::Server,
         "max_conns",

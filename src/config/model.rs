@@ -21,6 +21,8 @@ use crate::http::semantics::negotiate::Coding;
 use crate::http::types::{FieldName, FieldValue, Method, Status};
 
 pub use crate::http::types::StatusSet;
+pub use crate::runtime::direct::admission::DirectMode;
+pub use crate::runtime::tuning::ZeroCopy;
 pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
 pub use upstream::{
@@ -91,6 +93,8 @@ pub struct Server {
     pub engine: Engine,
     /// Whether large bodies and tunnels go from socket to socket through a pipe, without a copy.
     pub splice: bool,
+    /// When files leave without a copy, from buffers that the network device reads.
+    pub zerocopy: ZeroCopy,
     /// Most bytes of memory of all processes of a generation; `None` takes a part of what there is.
     pub memory_limit: Option<u64>,
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the
@@ -398,6 +402,8 @@ pub struct Files {
     pub hidden_files: bool,
     /// Which symbolic links are followed.
     pub symlinks: Symlinks,
+    /// Whether large files that aren't in memory are read past the page cache.
+    pub direct: DirectMode,
 }
 
 impl Files {

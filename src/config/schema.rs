@@ -253,6 +253,15 @@ const SERVER: &[Key] = &[
          socket through a pipe (splice). Without it they are copied. Files aren't concerned.",
     ),
     key(
+        "zerocopy",
+        "\"auto\", \"on\" or \"off\"",
+        "\"off\"",
+        "\"auto\"",
+        "Whether what was read past the page cache (`direct`) is sent without a copy, io_uring only.\n\
+         \"auto\" does so for large pieces to other machines, while the kernel doesn't say that it had\n\
+         to copy; \"on\" from 16 KiB on, to everybody.",
+    ),
+    key(
         "memory_limit",
         SIZE,
         "\"2GiB\"",

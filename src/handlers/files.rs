@@ -19,6 +19,7 @@ use crate::http::session::{Body, Piece, Response};
 use crate::http::types::{Method, Request, ResponseHead, Status};
 use crate::http::uri::encode_path;
 use crate::net::send::FilePart;
+use crate::runtime::direct::admission::DirectMode;
 
 /// The one directory whose name begins with a dot and which is served (RFC 8615).
 const WELL_KNOWN: &str = ".well-known";
@@ -30,6 +31,8 @@ struct Chosen {
     coding: Option<Coding>,
     /// Whether another request might have got another coding.
     varies: bool,
+    /// Whether it is read past the page cache where it isn't in memory.
+    direct: DirectMode,
 }
 
 impl App {
@@ -81,7 +84,7 @@ impl App {
         let size = file.stat.size;
         Some(Response {
             head,
-            body: self.part(&file, 0, size),
+            body: part(&file, 0, size, DirectMode::Off),
         })
     }
 
@@ -151,6 +154,7 @@ impl App {
             media_type,
             coding: None,
             varies: false,
+            direct: files.direct,
         };
         if !files.precompressed.is_empty() {
             let there = self.files.sidecars(root, path, &chosen.file).await;
@@ -226,7 +230,7 @@ impl App {
         }
         Response {
             head,
-            body: self.part(&chosen.file, 0, size),
+            body: chosen.part(0, size),
         }
     }
 
@@ -251,12 +255,12 @@ impl App {
         match select(&request.fields, size, RANGES_MAX) {
             Selection::Whole => Response {
                 head,
-                body: self.part(&chosen.file, 0, size),
+                body: chosen.part(0, size),
             },
             Selection::Single(range) => {
                 head.status = Status(206);
                 head.push("Content-Range", range.content_range(size));
-                let body = self.part(&chosen.file, range.first, range.length());
+                let body = chosen.part(range.first, range.length());
                 Response { head, body }
             }
             Selection::Multiple(ranges) => self.multipart(head, chosen, &ranges, size),
@@ -285,7 +289,7 @@ impl App {
         let mut pieces = Vec::with_capacity(2 * ranges.len() + 1);
         for (part_head, range) in multipart.parts() {
             pieces.push(Piece::Bytes(part_head.as_bytes().to_vec()));
-            pieces.push(match self.part(&chosen.file, range.first, range.length()) {
+            pieces.push(match chosen.part(range.first, range.length()) {
                 Body::File(part) => Piece::File(part),
                 Body::Shared(bytes, range) => Piece::Bytes(bytes[range].to_vec()),
                 _ => Piece::Bytes(Vec::new()),
@@ -297,22 +301,29 @@ impl App {
             body: Body::Pieces(pieces),
         }
     }
+}
 
-    /// A part of a file as a body.
-    fn part(&self, file: &Rc<OpenFile>, offset: u64, length: u64) -> Body {
-        if let Some(content) = &file.content {
-            let (start, end) = (offset as usize, (offset + length) as usize);
-            return Body::Shared(Rc::clone(content), start..end);
-        }
-        let Some(fd) = &file.fd else {
-            return Body::Empty;
-        };
-        Body::File(FilePart {
-            file: fd.clone(),
-            offset,
-            length,
-        })
+impl Chosen {
+    fn part(&self, offset: u64, length: u64) -> Body {
+        part(&self.file, offset, length, self.direct)
     }
+}
+
+/// A part of a file as a body.
+fn part(file: &OpenFile, offset: u64, length: u64, direct: DirectMode) -> Body {
+    if let Some(content) = &file.content {
+        let (start, end) = (offset as usize, (offset + length) as usize);
+        return Body::Shared(Rc::clone(content), start..end);
+    }
+    let Some(fd) = &file.fd else {
+        return Body::Empty;
+    };
+    Body::File(FilePart {
+        file: fd.clone(),
+        offset,
+        length,
+        direct,
+    })
 }
 
 /// Whether a segment of the path begins with a dot, `/.well-known/` at the top excepted.

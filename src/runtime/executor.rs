@@ -4,8 +4,10 @@
 //! the next timer as its timeout; copy the completions out; wake whom they concern. Tasks never run
 //! while completions are being taken, so no task sees the core half-changed.
 
+mod fixed;
 mod memory;
 mod ops;
+mod stop;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -22,6 +24,8 @@ use rustix::io::Errno;
 
 use super::budget::Gauge;
 use super::buf::BufPool;
+use super::buf::fixed::FixedPool;
+use super::direct::Direct;
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
 use super::heartbeat::Heartbeat;
@@ -57,9 +61,6 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
-/// Most turns that a core takes to collect what is in flight when it stops.
-const STOP_TURNS_MAX: usize = 10_000;
-
 /// Counters of one core, for tests and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -75,6 +76,8 @@ pub struct Usage {
     pub buffers: usize,
     /// Pipes in use.
     pub pipes: usize,
+    /// Fixed buffers that are held.
+    pub fixed: usize,
 }
 
 pub(crate) struct Inner {
@@ -98,6 +101,8 @@ pub(crate) struct Inner {
     send_buffers: RefCell<Vec<Vec<u8>>>,
     pub(crate) pipes: RefCell<PipePool>,
     pub(crate) corking: Cell<bool>,
+    fixed: Rc<FixedPool>,
+    pub(crate) direct: Direct,
     futures: FuturePool,
     wake: Arc<Wake>,
     wakes: Cell<u64>,
@@ -171,6 +176,8 @@ impl Core {
             send_buffers: RefCell::default(),
             pipes: RefCell::default(),
             corking: Cell::new(true),
+            fixed: Rc::default(),
+            direct: Direct::default(),
             futures: FuturePool::default(),
             wake,
             wakes: Cell::new(0),
@@ -223,6 +230,7 @@ impl Core {
             timers: self.0.timers.borrow().len(),
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
             pipes: self.0.pipes.borrow().in_use(),
+            fixed: self.0.fixed.held(),
         }
     }
 
@@ -557,42 +565,5 @@ impl Core {
         for task in starved.queue.drain(..back) {
             self.wake_task(task);
         }
-    }
-
-    /// Ends every task, then cancels and collects every op. Says whether nothing is in flight any
-    /// more; when something is, the engine and its buffers are leaked, never freed under the kernel.
-    pub fn shut_down(&self) -> bool {
-        loop {
-            // The end of one task may start another.
-            let ids = self.0.tasks.borrow().ids();
-            if ids.is_empty() {
-                break;
-            }
-            for id in ids {
-                let future = self.0.tasks.borrow_mut().remove(id);
-                future.into_iter().for_each(|future| self.discard(future));
-            }
-        }
-        self.close_pipes();
-        let deadline = self.now() + Duration::from_secs(5);
-        for _ in 0..STOP_TURNS_MAX {
-            for key in self.unfinished() {
-                self.cancel(key);
-            }
-            let idle = self.0.slots.borrow().len() == 0 && self.0.closer.is_empty();
-            if idle && !self.0.engine.borrow().pending() {
-                return true;
-            }
-            if self.turn(Some(Duration::from_millis(10))).is_err() || self.now() > deadline {
-                break;
-            }
-        }
-        self.0.engine.borrow_mut().leak();
-        std::mem::forget(self.clone());
-        false
-    }
-
-    fn unfinished(&self) -> Vec<SlotKey> {
-        self.0.slots.borrow().unfinished()
     }
 }

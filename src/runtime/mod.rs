@@ -5,6 +5,7 @@ pub mod address;
 pub mod affinity;
 pub mod budget;
 pub mod buf;
+pub mod direct;
 pub mod engine;
 pub mod executor;
 pub mod fd;
@@ -22,6 +23,7 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod timer;
+pub mod tuning;
 
 #[cfg(test)]
 pub(crate) use testing::{on_each_engine, run};

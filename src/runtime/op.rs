@@ -5,13 +5,17 @@
 //! [`crate::runtime::engine::syscall`].
 
 use std::any::Any;
+use std::cell::Cell;
 use std::ffi::CString;
+use std::net::IpAddr;
+use std::rc::Rc;
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 use socket2::SockAddr;
 
 use super::buf::RecvBuf;
+use super::buf::fixed::FixedBuf;
 use super::fd::Fd;
 pub use super::offload::Job;
 
@@ -102,6 +106,42 @@ pub enum Op {
         /// Offset in the file.
         offset: u64,
     },
+    /// Reads at an offset into a fixed buffer, which is given back as [`Output::Fixed`], filled up to the
+    /// end of what was read. `ECANCELED` without the buffer: it was lost with the helper that had it.
+    ReadFixed {
+        /// A regular file, perhaps opened with `O_DIRECT`: then offset and length are multiples of what
+        /// the file asks for.
+        file: Fd,
+        /// Where to.
+        buffer: FixedBuf,
+        /// Where in the buffer to begin; before it stays what there is.
+        at: u32,
+        /// How many bytes to ask for: at most as many as there is room for behind `at`.
+        len: u32,
+        /// Offset in the file.
+        offset: u64,
+    },
+    /// Sends part of a fixed buffer without copying it (`IORING_OP_SEND_ZC` with
+    /// `IORING_SEND_ZC_REPORT_USAGE`, kernel 6.2), as much as the socket takes at once. The first
+    /// completion says how many bytes went, or why none did; if it has *more*, the terminal one says
+    /// when the kernel needs the bytes no more: 0, or 1 if it has copied them after all. Between the two
+    /// the slot awaits the notification: it holds the bytes, and no descriptor; dropping the future
+    /// cancels nothing then.
+    ///
+    /// `EOPNOTSUPP` on an engine without such a send.
+    SendZeroCopy {
+        /// A connected stream socket; `None` while the notification is awaited, so that the connection
+        /// can be closed, which may be what brings it.
+        socket: Option<Fd>,
+        /// The bytes.
+        bytes: Rc<FixedBuf>,
+        /// Which of them to send: at most those that are filled.
+        range: (u32, u32),
+        /// More follows at once (`MSG_MORE`).
+        more: bool,
+        /// Where the transfer keeps account of such sends.
+        ledger: Rc<ZeroCopyLedger>,
+    },
     /// Runs a job on a helper thread; the completion has [`Output::Answer`], or `ECANCELED` when
     /// the job panicked or the helpers are gone.
     Offload(Job),
@@ -115,6 +155,8 @@ pub enum Output {
     None,
     /// The buffer of a send or a read.
     Data(Vec<u8>),
+    /// The buffer of a read into a fixed one.
+    Fixed(FixedBuf),
     /// Bytes in one of the core's shared buffers.
     Received(RecvBuf),
     /// A connection.
@@ -133,4 +175,41 @@ pub struct Completion {
     pub more: bool,
     /// What came with it.
     pub output: Output,
+}
+
+/// What became of the zero-copy sends of one transfer.
+#[derive(Debug, Default)]
+pub struct ZeroCopyLedger {
+    peer: Option<IpAddr>,
+    awaited: Cell<u32>,
+}
+
+impl ZeroCopyLedger {
+    /// For sends to a machine with this address; `None` where they stay on ours.
+    pub fn to(peer: Option<IpAddr>) -> Self {
+        Self {
+            peer,
+            ..Self::default()
+        }
+    }
+
+    /// Where they go; `None` where that is our own machine.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// How many notifications are still to come.
+    pub fn awaited(&self) -> u32 {
+        self.awaited.get()
+    }
+
+    /// A send was taken, and its notification is to come.
+    pub(crate) fn await_one(&self) {
+        self.awaited.set(self.awaited.get() + 1);
+    }
+
+    /// A notification came.
+    pub(crate) fn notified(&self) {
+        self.awaited.set(self.awaited.get().saturating_sub(1));
+    }
 }

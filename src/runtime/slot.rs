@@ -46,6 +46,8 @@ pub(crate) enum State {
     InFlight,
     /// Its cancellation was asked for; the terminal completion is still to come.
     Cancelling,
+    /// A zero-copy send has its result; the notification that ends it is still to come.
+    Notifying,
     /// The terminal completion came and waits for the future to take it.
     Done,
 }
@@ -209,6 +211,12 @@ impl SlotTable {
     /// Bytes of the table.
     pub(crate) fn bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Slot>() + self.waiting.capacity() * size_of::<Waiting>()
+    }
+
+    /// Whether there are slots, and all of them await the notification of a zero-copy send.
+    pub(crate) fn only_notifications(&self) -> bool {
+        let mut slots = self.slots.iter();
+        !self.slots.is_empty() && slots.all(|(_, slot)| slot.state == State::Notifying)
     }
 
     /// The keys of all slots whose terminal completion has not come.

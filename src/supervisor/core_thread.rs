@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use self::memory::Keeper;
 pub(super) use self::reports::{Account, End, Event, Message, Report, Reporter};
+use super::limits::fixed_per_core;
 use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
@@ -28,6 +29,8 @@ use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
 use crate::runtime::affinity::{self, CpuId};
 use crate::runtime::budget::Ledger;
+use crate::runtime::buf::fixed::FIXED_BYTES;
+use crate::runtime::direct::pressure::MemoryFiles;
 use crate::runtime::engine::caps::{EngineKind, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -35,6 +38,7 @@ use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{Receiver, Wake};
 use crate::runtime::offload::HelperPort;
 use crate::runtime::task::TaskId;
+use crate::runtime::tuning::{Tuning, ZeroCopy};
 use crate::upstream::Share;
 use crate::upstream::group;
 
@@ -70,6 +74,8 @@ pub(super) struct Setup {
     pub(super) connections_max: usize,
     /// Most files that it may keep open.
     pub(super) files_max: usize,
+    /// What it has for cold files.
+    pub(super) cold: ColdMeans,
     /// The access log.
     pub(super) log: Option<(Format, SinkHandle)>,
     /// What others see of its turns.
@@ -78,6 +84,25 @@ pub(super) struct Setup {
     pub(super) ledger: Arc<Ledger>,
     /// Where its reports go.
     pub(super) reporter: Reporter,
+}
+
+/// What a core has for files that aren't in memory.
+#[derive(Clone)]
+pub(super) struct ColdMeans {
+    /// Most fixed buffers that it may have.
+    fixed_max: u16,
+    /// Where it looks whether memory is short. Opened early: a confined worker can't.
+    memory: Arc<MemoryFiles>,
+}
+
+impl ColdMeans {
+    /// For each of so many cores, those of other processes included.
+    pub(super) fn of(memory_limit: Option<u64>, cores: usize) -> Self {
+        Self {
+            fixed_max: fixed_per_core(memory_limit, cores),
+            memory: Arc::new(MemoryFiles::open()),
+        }
+    }
 }
 
 /// What the service of a core is made from.
@@ -206,6 +231,12 @@ fn serve<S: Serves>(
     core.report_to(setup.heartbeat);
     core.account_to(Arc::clone(&setup.ledger), setup.reporter.core);
     core.allow_pipes(setup.first.model.server.splice);
+    core.allow_fixed(setup.cold.fixed_max, FIXED_BYTES);
+    core.watch_page_cache(Arc::clone(&setup.cold.memory));
+    tune(core, &setup.first);
+    if setup.first.model.server.zerocopy == ZeroCopy::On && !core.has_zero_copy() {
+        tracing::warn!("zerocopy = \"on\" does nothing: sends without a copy need io_uring");
+    }
     let registry = Rc::new(Registry::default());
     let log = setup
         .log
@@ -262,6 +293,11 @@ fn serve<S: Serves>(
     core.run_until(|| life.done.get())?;
     let registry = &life.registry;
     Ok((registry.population().open(), registry.limits().counts()))
+}
+
+/// Takes the numbers and the choice of a configuration.
+fn tune(core: &Core, swap: &Swap) {
+    core.tune(Tuning::default(), swap.model.server.zerocopy);
 }
 
 /// What the tasks that run a core know of each other.
@@ -378,6 +414,7 @@ impl<S: Serves> Life<S> {
         let all = swap.placed(&self.listening.borrow());
         self.service.swap(swap, &all);
         self.core.allow_pipes(swap.model.server.splice);
+        tune(&self.core, swap);
         self.listen(swap, &new);
         let removed: Vec<Rc<Listening>> = self
             .listening
@@ -452,6 +489,7 @@ impl<S: Serves> Life<S> {
             refused: self.core.ring_refused(),
             categories: self.categories(),
             level: self.core.memory_level(),
+            direct: self.core.direct_counts(),
             upstreams: self.service.upstreams(),
         }
     }

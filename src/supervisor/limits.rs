@@ -1,5 +1,6 @@
 //! How many connections a core may hold, from what the kernel and the configuration allow.
 
+use crate::runtime::buf::fixed::FIXED_BYTES;
 use crate::runtime::memory::Available;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -18,6 +19,9 @@ const CORE_CONNECTIONS_MAX: u64 = 1 << 19;
 
 /// Most files that a core keeps open.
 const FILES_MAX: u64 = 4096;
+
+/// Most fixed buffers of a core.
+const FIXED_MAX: u64 = 32;
 
 /// Fewer connections than this are worth a warning when nobody asked for so few.
 const FEW: usize = 1000;
@@ -149,6 +153,18 @@ impl Budget {
     }
 }
 
+/// How many fixed buffers of 1 MiB a core may have: 32, and at most a sixteenth of what `memory_limit`
+/// leaves for each core. Fewer than 2 aren't worth having.
+pub(super) fn fixed_per_core(memory: Option<u64>, cores: usize) -> u16 {
+    let share = memory.map_or(FIXED_MAX, |bytes| {
+        bytes / 16 / (FIXED_BYTES as u64) / cores.max(1) as u64
+    });
+    match share.min(FIXED_MAX) {
+        0 | 1 => 0,
+        count => count as u16,
+    }
+}
+
 /// How many connections a process with this limit of descriptors (`None` for any number) may hold on
 /// all of its cores together, when nothing else limits them.
 pub fn connections_for(descriptors: Option<u64>, cores: usize) -> usize {
@@ -221,6 +237,20 @@ mod tests {
         ] {
             let limit = MemoryLimit::of(configured, processes, available);
             assert_eq!((limit.bytes, limit.source), (bytes, source));
+        }
+    }
+
+    #[test]
+    fn fixed_buffers_are_a_small_part_of_the_memory() {
+        for (memory, cores, count) in [
+            (None, 64, 32),
+            (Some(2 << 30), 2, 32),
+            (Some(256 << 20), 2, 8),
+            (Some(64 << 20), 2, 2),
+            (Some(32 << 20), 2, 0),
+            (Some(0), 0, 0),
+        ] {
+            assert_eq!(fixed_per_core(memory, cores), count, "{memory:?}");
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub(super) use self::handlers::app;
 use super::bind::ListenError;
 use super::core_thread::{
-    self, Account, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,
+    self, Account, ColdMeans, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,
 };
 use super::limits::{Budget, Means, MemoryLimit, raise_descriptors};
 use super::stall::{self, Sight, Watch};
@@ -119,6 +119,7 @@ pub(super) struct WorkerPlan {
     memory: MemoryLimit,
     /// What tells how large the process is, opened before it is confined.
     statm: Option<OwnedFd>,
+    cold: ColdMeans,
 }
 
 impl WorkerPlan {
@@ -144,13 +145,12 @@ impl WorkerPlan {
         // Several processes share what the configuration allows, and not what the kernel allows each.
         let processes = server.processes.get();
         let memory = MemoryLimit::of(server.memory_limit, processes, memory::available());
-        let share = |count: usize| (count / processes).max(1);
         let budget = Budget::of(Means {
             cores: plan.cores.len(),
             listeners,
             descriptors: raise_descriptors(),
             memory: server.memory_limit.map(|bytes| bytes / processes as u64),
-            max_conns: server.max_conns.map(|count| share(count.get())),
+            max_conns: server.max_conns.map(|all| (all.get() / processes).max(1)),
         });
         if let Some(warning) = budget.warning(plan.cores.len()) {
             tracing::warn!("{warning}");
@@ -164,6 +164,7 @@ impl WorkerPlan {
         );
         Ok(Self {
             selection,
+            cold: ColdMeans::of(server.memory_limit, plan.cores.len() * processes),
             cpus: plan.cores,
             budget,
             memory,
@@ -284,6 +285,7 @@ impl Worker {
                 first: Arc::clone(&first),
                 connections_max: plan.budget.connections_per_core,
                 files_max: plan.budget.files_per_core,
+                cold: plan.cold.clone(),
                 log: format.zip(sink),
                 heartbeat: Arc::clone(&heartbeat),
                 ledger: Arc::clone(&ledger),

@@ -15,6 +15,8 @@ use beltway::http::session::{
 use beltway::http::types::{Request, ResponseHead};
 use beltway::net::listener::{Listening, accept_loop, limits};
 use beltway::net::send::{FilePart, ProgressRule};
+use beltway::runtime::direct::DirectCounts;
+use beltway::runtime::direct::admission::DirectMode;
 use beltway::runtime::engine::sim::{
     self, ClientId, Config, End, Faults, ListenerId, Random, World,
 };
@@ -22,6 +24,7 @@ use beltway::runtime::executor::Core;
 use beltway::runtime::fd::Fd;
 use beltway::runtime::future::Timer;
 use beltway::runtime::op::{Op, OpenRequest, Output};
+use beltway::runtime::tuning::{Tuning, ZeroCopy};
 use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::client::{FILES, Manner, pause, script};
@@ -40,6 +43,8 @@ struct Handlers {
     /// How often each request was answered, by its target.
     called: RefCell<BTreeMap<String, u32>>,
     logged: Cell<u64>,
+    /// How files are read that aren't in memory.
+    direct: DirectMode,
 }
 
 /// A configuration: nothing but limits.
@@ -70,6 +75,7 @@ impl Handlers {
             length: self.core.stat(&file).expect("an open file").size,
             file,
             offset: 0,
+            direct: self.direct,
         })
     }
 
@@ -371,7 +377,7 @@ impl Plan {
     }
 }
 
-fn run(seed: u64) -> (u64, usize) {
+fn run(seed: u64) -> (u64, usize, DirectCounts) {
     let faults = Faults::seeded(seed);
     let mut config = Config::seeded(seed);
     // A client must be able to take what is under way within the time that the server lingers.
@@ -398,7 +404,17 @@ fn run(seed: u64) -> (u64, usize) {
         registry: Rc::default(),
         called: RefCell::default(),
         logged: Cell::new(0),
+        direct: match random.below(2) {
+            0 => DirectMode::Off,
+            _ => DirectMode::On,
+        },
     });
+    core.allow_fixed(random.between(1, 6) as u16, 4096 << random.below(2));
+    let tuning = Tuning {
+        zerocopy_from: Some(random.between(1, 5000)),
+        direct_depth: random.between(1, 4) as usize,
+    };
+    core.tune(tuning, ZeroCopy::Auto);
     let (listener, id) = world.listen();
     let plans: Vec<Plan> = (0..random.between(1, 6) as usize)
         .map(|client| Plan::new(&world, id, client, 40 << 10))
@@ -438,7 +454,7 @@ fn run(seed: u64) -> (u64, usize) {
     drop(handlers);
     assert!(core.shut_down(), "everything is collected");
     world.finish();
-    (world.trace_hash(), answered)
+    (world.trace_hash(), answered, core.direct_counts())
 }
 
 #[test]
@@ -447,14 +463,27 @@ fn every_http_request_is_answered_once() {
         told(seed, || run(seed).0);
         return;
     }
-    let mut answered = 0;
+    let (mut answered, mut cold) = (0, [0; 8]);
     for seed in 0..number("BELTWAY_SIM_SEEDS").unwrap_or(SEEDS) / 2 {
         told(seed, || {
-            let (hash, whole) = run(seed);
+            let (hash, whole, direct) = run(seed);
             answered += whole;
+            let came = [
+                direct.transfers,
+                direct.shared,
+                direct.unsupported,
+                direct.no_room,
+                direct.failed,
+                direct.given_back,
+                direct.zerocopy_sends,
+                direct.zerocopy_copied,
+            ];
+            cold.iter_mut().zip(came).for_each(|(all, one)| *all += one);
             hash
         });
     }
-    println!("{answered} whole HTTP responses");
+    println!("{answered} whole HTTP responses; of cold files: {cold:?}");
     assert!(answered > 0);
+    // Each way that a cold file can go was gone.
+    assert!(cold.iter().all(|times| *times > 0), "{cold:?}");
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::proxy::Options;
 use super::read::Reader;
 use crate::config::diagnostics::Diagnostic;
-use crate::config::model::{Action, Cors, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks};
+use crate::config::model::{
+    Action, Cors, DirectMode, ErrorPage, ErrorPages, Files, HeaderOp, Symlinks,
+};
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
 use crate::http::router::{Pattern, Template};
@@ -17,7 +19,7 @@ use crate::http::types::{FieldValue, Status};
 const ACTIONS: [&str; 4] = ["root", "redirect", "respond", "proxy"];
 
 /// Keys that say how files are served, and need a root.
-const FILE_KEYS: [&str; 8] = [
+const FILE_KEYS: [&str; 9] = [
     "index",
     "list",
     "spa",
@@ -26,6 +28,7 @@ const FILE_KEYS: [&str; 8] = [
     "range",
     "hidden_files",
     "symlinks",
+    "direct",
 ];
 
 /// The page of a single-page application where no other is named.
@@ -59,6 +62,7 @@ impl Default for Answer {
                 range: true,
                 hidden_files: false,
                 symlinks: Symlinks::Beneath,
+                direct: DirectMode::Auto,
             },
             proxy: Options::default(),
             headers: Arc::new([]),
@@ -298,7 +302,21 @@ impl Reader<'_> {
             symlinks: self
                 .word(table, section, "symlinks", &symlinks)
                 .unwrap_or(inherited.symlinks),
+            direct: self.direct(table, section).unwrap_or(inherited.direct),
             root,
+        }
+    }
+
+    fn direct(&mut self, table: &Table, section: Section) -> Option<DirectMode> {
+        let entry = table.get("direct")?;
+        match &entry.item.value {
+            Value::Boolean(true) => Some(DirectMode::On),
+            Value::Boolean(false) => Some(DirectMode::Off),
+            Value::String(word) if word == "auto" => Some(DirectMode::Auto),
+            _ => {
+                self.wrong(section, entry, &entry.item);
+                None
+            }
         }
     }
 

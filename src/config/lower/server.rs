@@ -9,8 +9,9 @@ use super::read::Reader;
 use crate::config::diagnostics::Diagnostic;
 use crate::config::model::{
     AccessLog, Engine, Limits, LogFormat, LogLevel, LogTarget, Sandbox, Server, Timeouts, Workers,
+    ZeroCopy,
 };
-use crate::config::raw::{Item, Table, Value};
+use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
 
 /// Most threads: beyond it a number is a slip.
@@ -36,6 +37,7 @@ impl Default for Server {
             pin: None,
             engine: Engine::Auto,
             splice: true,
+            zerocopy: ZeroCopy::Auto,
             memory_limit: None,
             max_conns: None,
             processes: NonZeroUsize::MIN,
@@ -78,6 +80,33 @@ impl Default for Timeouts {
 }
 
 impl Reader<'_> {
+    /// `zerocopy`, which needs io_uring: under epoll a send without a copy tells its end by the socket's
+    /// error queue, which looks like an error of the connection to all who wait for it.
+    fn zerocopy(&mut self, table: &Table) -> Option<ZeroCopy> {
+        let words = [
+            ("auto", ZeroCopy::Auto),
+            ("on", ZeroCopy::On),
+            ("off", ZeroCopy::Off),
+        ];
+        let wanted = self.word(table, Section::Server, "zerocopy", &words)?;
+        let is = |entry: &Entry, word: &str| matches!(&entry.item.value, Value::String(it) if it == word);
+        if wanted == ZeroCopy::On
+            && let Some(engine) = table.get("engine").filter(|it| is(it, "epoll"))
+            && let Some(entry) = table.get("zerocopy")
+        {
+            self.diagnostics.push(
+                Diagnostic::new(
+                    entry.item.at,
+                    "sends without a copy need io_uring",
+                    "can't be on",
+                )
+                .with(engine.key_at, "this asks for epoll")
+                .help("write zerocopy = \"auto\", or take the engine away"),
+            );
+        }
+        Some(wanted)
+    }
+
     /// The table `[server]`. What is wrong in it is reported and has its default.
     pub(super) fn server(&mut self, table: &Table) -> Server {
         const AT: Section = Section::Server;
@@ -101,6 +130,7 @@ impl Reader<'_> {
                 .word(table, AT, "engine", &engines)
                 .unwrap_or(default.engine),
             splice: self.boolean(table, AT, "splice").unwrap_or(default.splice),
+            zerocopy: self.zerocopy(table).unwrap_or(default.zerocopy),
             memory_limit: self.size(table, AT, "memory_limit", MEMORY_MIN..=u64::MAX),
             max_conns: self
                 .integer(table, AT, "max_conns", 1..=u64::MAX)

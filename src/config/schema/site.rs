@@ -145,6 +145,16 @@ pub(super) const ANSWER: &[Key] = &[
         "Which symbolic links are followed: none, those that stay beneath the root, or all.",
     ),
     key(
+        "direct",
+        "\"auto\", true or false",
+        "true",
+        "\"auto\"",
+        "Whether files of 1 MiB and more that aren't in memory are read past the page cache\n\
+         (O_DIRECT), so that a sweep over an archive doesn't evict what everybody asks for. \"auto\"\n\
+         does so while memory is short, for files that nobody asked for lately. A file system that\n\
+         has no O_DIRECT is read through the page cache.",
+    ),
+    key(
         "cors",
         "true, false, an origin or a list of origins",
         "[\"https://app.example.com\"]",

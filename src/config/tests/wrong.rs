@@ -40,7 +40,7 @@ fn a_key_of_another_version_is_unknown() {
     3 | tls = "auto"
       | ^^^ unknown key
       |
-      = help: the keys are aliases, listen, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
+      = help: the keys are aliases, listen, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, direct, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
 
     1 error in the configuration
     "#);
@@ -200,6 +200,33 @@ root = "www"
       |
     3 | [site.":8080"
       |              ^
+
+    2 errors in the configuration
+    "#);
+}
+
+#[test]
+fn sends_without_a_copy_need_io_uring_and_direct_is_one_of_three() {
+    let server = "[server]\nengine = \"epoll\"\nzerocopy = \"on\"\n";
+    let site = "[site.\":8080\"]\nroot = \"www\"\ndirect = \"always\"\n";
+    insta::assert_snapshot!(case(&[server, site].concat()).errors(), @r#"
+    error: sends without a copy need io_uring
+     --> beltway.toml:3:12
+      |
+    2 | engine = "epoll"
+      | ------ this asks for epoll
+    3 | zerocopy = "on"
+      |            ^^^^ can't be on
+      |
+      = help: write zerocopy = "auto", or take the engine away
+
+    error: `direct` needs "auto", true or false
+     --> beltway.toml:6:10
+      |
+    6 | direct = "always"
+      |          ^^^^^^^^ not this
+      |
+      = help: write it such as direct = true
 
     2 errors in the configuration
     "#);

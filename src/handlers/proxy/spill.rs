@@ -17,6 +17,7 @@ use rustix::io::{Errno, pwrite};
 
 use crate::config::model::Spill;
 use crate::net::send::FilePart;
+use crate::runtime::direct::admission::DirectMode;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Once;
@@ -172,6 +173,8 @@ impl SpillFile {
             file: open.here.clone(),
             offset: from,
             length: self.length - from,
+            // It was written just now.
+            direct: DirectMode::Off,
         })
     }
 }

@@ -1,8 +1,12 @@
 //! Files: by sendfile(2), never before their pages are in memory.
 
+use std::time::Instant;
+
 use rustix::io::Errno;
 
+use super::direct::Way;
 use super::{Progress, SendError, Sender, noop};
+use crate::runtime::direct::admission::DirectMode;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::op::Op;
@@ -25,6 +29,8 @@ pub struct FilePart {
     pub offset: u64,
     /// Bytes; the file had them when it was looked at.
     pub length: u64,
+    /// Whether what isn't in memory is read past the page cache.
+    pub direct: DirectMode,
 }
 
 impl Sender {
@@ -50,6 +56,8 @@ impl Sender {
             had_share: false,
             more,
             head,
+            direct: part.direct,
+            way: Way::default(),
         };
         let corked = sending.left() >= CORK_FROM && !more;
         if corked {
@@ -65,11 +73,15 @@ impl Sender {
                 }
                 Step::WaitForClient => self.wait_for_client(timer, &mut sending).await?,
                 Step::WaitForDisk => {
+                    // In a box, so that what is seldom needed is no part of every connection.
+                    if sending.direct != DirectMode::Off
+                        && Box::pin(self.direct(timer, &mut sending)).await?
+                    {
+                        continue;
+                    }
                     let asked = self.core.now();
                     self.read_ahead(&sending).await?;
-                    if let Some(progress) = &mut sending.progress {
-                        progress.forgive(asked, self.core.now());
-                    }
+                    sending.forgive(asked, self.core.now());
                 }
                 Step::Failed(error) => return Err(error),
             }
@@ -82,7 +94,7 @@ impl Sender {
     }
 
     /// Waits until this transfer may send in this turn.
-    async fn share(&self, sending: &mut FileSend) {
+    pub(super) async fn share(&self, sending: &mut FileSend) {
         while self.core.bulk_left() == 0 {
             if std::mem::take(&mut sending.had_share) {
                 self.core.yield_turn().await;
@@ -106,7 +118,9 @@ impl Sender {
         }
         if sending.offset >= sending.known_to {
             let window = sending.left().min(WINDOW);
-            if !self.is_resident(&sending.file, sending.offset, window) {
+            if self.is_read_direct(sending)
+                || !self.is_resident(&sending.file, sending.offset, window)
+            {
                 return Step::WaitForDisk;
             }
             sending.known_to = sending.offset + window;
@@ -135,7 +149,7 @@ impl Sender {
         there(offset + window - 1) && there(offset)
     }
 
-    async fn wait_for_client(
+    pub(super) async fn wait_for_client(
         &self,
         timer: &mut Timer,
         sending: &mut FileSend,
@@ -177,18 +191,20 @@ impl Sender {
 }
 
 /// A head and a part of a file on their way.
-struct FileSend {
+pub(super) struct FileSend {
     head: Vec<u8>,
     head_at: usize,
-    file: Fd,
-    offset: u64,
-    end: u64,
+    pub(super) file: Fd,
+    pub(super) offset: u64,
+    pub(super) end: u64,
     /// Up to here the file is known to be in memory.
     known_to: u64,
-    progress: Option<Progress>,
+    pub(super) progress: Option<Progress>,
     /// It has sent in this turn.
-    had_share: bool,
-    more: bool,
+    pub(super) had_share: bool,
+    pub(super) more: bool,
+    pub(super) direct: DirectMode,
+    pub(super) way: Way,
 }
 
 impl FileSend {
@@ -196,11 +212,18 @@ impl FileSend {
         self.head_at == self.head.len() && self.offset == self.end
     }
 
-    fn left(&self) -> u64 {
+    pub(super) fn left(&self) -> u64 {
         self.end - self.offset
     }
 
-    fn took(&mut self, sent: usize) {
+    /// The client isn't to blame for the time between these two.
+    pub(super) fn forgive(&mut self, since: Instant, now: Instant) {
+        if let Some(progress) = &mut self.progress {
+            progress.forgive(since, now);
+        }
+    }
+
+    pub(super) fn took(&mut self, sent: usize) {
         let of_head = sent.min(self.head.len() - self.head_at);
         self.head_at += of_head;
         self.offset += (sent - of_head) as u64;

@@ -5,6 +5,8 @@
 //! all of it becomes the working set: many small buffers, not few.
 #![allow(unsafe_code)]
 
+pub mod fixed;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
@@ -27,6 +29,9 @@ struct Pages {
     base: NonNull<u8>,
     layout: Layout,
 }
+
+// SAFETY: it owns its memory alone, as a box does.
+unsafe impl Send for Pages {}
 
 impl Pages {
     fn new(bytes: usize) -> Self {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::buf::BufPool;
+use super::buf::fixed::FixedMemory;
 use super::fd::{Closing, Handle};
 use super::op::{Job, Op};
 use super::slot::{SlotKey, SlotTable};
@@ -194,6 +195,21 @@ impl Engine {
         match self {
             Self::Ring(ring) => ring.refused,
             Self::Poll(_) | Self::Sim(_) => 0,
+        }
+    }
+
+    /// Registers a new fixed buffer, where the engine can.
+    pub(crate) fn register_fixed(&mut self, memory: &mut FixedMemory) {
+        match self {
+            Self::Ring(ring) => ring.register_fixed(memory),
+            Self::Poll(_) | Self::Sim(_) => {}
+        }
+    }
+
+    /// Takes a registered buffer back, whose memory is freed next.
+    pub(crate) fn forget_fixed(&mut self, memory: &FixedMemory) {
+        if let Self::Ring(ring) = self {
+            ring.forget_fixed(memory);
         }
     }
 

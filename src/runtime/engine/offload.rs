@@ -6,11 +6,13 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat2};
 use rustix::io::Errno;
 
+use crate::runtime::buf::fixed::FixedMemory;
 use crate::runtime::op::{Job, Op, OpenRequest};
 use crate::runtime::sys;
 
 type Opened = Result<OwnedFd, Errno>;
 type ReadDone = (Vec<u8>, Result<usize, Errno>);
+type FixedDone = (Box<FixedMemory>, Result<usize, Errno>);
 
 /// The job of an op that may block; `None` for one that has no such form.
 ///
@@ -30,6 +32,23 @@ pub(crate) fn job(op: &mut Op) -> Option<Job> {
                 data.resize(len, 0);
                 let read = rustix::io::pread(sys::borrow(file), &mut data[..], offset);
                 let done: ReadDone = (data, read);
+                Box::new(done)
+            }))
+        }
+        Op::ReadFixed {
+            file,
+            buffer,
+            at,
+            len,
+            offset,
+        } => {
+            let (file, offset) = (file.raw(), *offset);
+            let (at, end) = (*at as usize, (*at + *len) as usize);
+            let mut memory = buffer.lend()?;
+            Some(Box::new(move || {
+                let room = &mut memory.room()[at..end];
+                let read = rustix::io::pread(sys::borrow(file), room, offset);
+                let done: FixedDone = (memory, read);
                 Box::new(done)
             }))
         }
@@ -59,13 +78,24 @@ pub(crate) fn finish(op: &mut Op, answer: Box<dyn Any + Send>) -> i32 {
         Op::Read { data, .. } => match answer.downcast::<ReadDone>().map(|done| *done) {
             Ok((bytes, read)) => {
                 *data = bytes;
-                match read {
-                    Ok(len) => i32::try_from(len).unwrap_or(i32::MAX),
-                    Err(errno) => -errno.raw_os_error(),
-                }
+                as_result(read)
+            }
+            Err(_) => -Errno::CANCELED.raw_os_error(),
+        },
+        Op::ReadFixed { buffer, .. } => match answer.downcast::<FixedDone>().map(|done| *done) {
+            Ok((memory, read)) => {
+                buffer.give_back(memory);
+                as_result(read)
             }
             Err(_) => -Errno::CANCELED.raw_os_error(),
         },
         _ => -Errno::INVAL.raw_os_error(),
+    }
+}
+
+fn as_result(read: Result<usize, Errno>) -> i32 {
+    match read {
+        Ok(len) => i32::try_from(len).unwrap_or(i32::MAX),
+        Err(errno) => -errno.raw_os_error(),
     }
 }

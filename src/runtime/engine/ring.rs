@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use super::caps::RingFlags;
 use super::{Event, sqe};
 use crate::runtime::buf::BufPool;
+use crate::runtime::buf::fixed::{FIXED_MAX, FixedMemory};
 use crate::runtime::fd::{Closing, Handle};
 use crate::runtime::mailbox::Wake;
 use crate::runtime::op::Op;
@@ -49,6 +50,8 @@ pub(crate) struct Ring {
     pub(crate) local: Vec<Event>,
     pub(crate) woken: bool,
     leaked: bool,
+    /// Whether the table of fixed buffers takes another one.
+    takes_fixed: bool,
     /// What became of the forbidden entries, while and after they are tried.
     tried: Option<[Option<i32>; sqe::FORBIDDEN_COUNT]>,
     /// Entries that the kernel refused because the ring is restricted.
@@ -83,6 +86,10 @@ impl Ring {
         let _ = submitter.register_ring_fd();
         // Blocking file ops go to kernel workers: a few are enough for a cold disk.
         let _ = submitter.register_iowq_max_workers(&mut [8, 2]);
+        // Empty places: a buffer is put there when it is made (kernel 5.19).
+        let takes_fixed = submitter
+            .register_buffers_sparse(u32::from(FIXED_MAX))
+            .is_ok();
         if flags.restricted() {
             submitter.register_restrictions(&mut sqe::restrictions())?;
             submitter.register_enable_rings()?;
@@ -102,6 +109,7 @@ impl Ring {
             local: Vec::new(),
             woken: false,
             leaked: false,
+            takes_fixed,
             tried: None,
             refused: 0,
         };
@@ -243,9 +251,13 @@ impl Ring {
                         if !more && !self.hows.is_empty() {
                             self.hows.remove(&key);
                         }
+                        let result = match cqueue::notif(entry.flags()) {
+                            true => sqe::notified(entry.result()),
+                            false => entry.result(),
+                        };
                         events.push(Event {
                             key,
-                            result: entry.result(),
+                            result,
                             more,
                             buffer,
                         });
@@ -272,6 +284,44 @@ impl Ring {
     /// What has become of the forbidden entries so far.
     pub(crate) fn tried(&self) -> [Option<i32>; sqe::FORBIDDEN_COUNT] {
         self.tried.unwrap_or_default()
+    }
+
+    /// Puts a fixed buffer into the ring's table, where it stays until [`Self::forget_fixed`]. Beyond the
+    /// memory lock limit it can't be put there, and is used as plain memory.
+    pub(crate) fn register_fixed(&mut self, memory: &mut FixedMemory) {
+        if !self.takes_fixed {
+            return;
+        }
+        let (address, bytes) = memory.range();
+        let range = libc::iovec {
+            iov_base: address as *mut libc::c_void,
+            iov_len: bytes,
+        };
+        // SAFETY: the memory is a fixed buffer's, which is freed only after `forget_fixed`, or with the
+        // ring, or never, if the ring is leaked.
+        let done = unsafe {
+            self.submitter
+                .register_buffers_update(u32::from(memory.index()), &[range], None)
+        };
+        match done {
+            Ok(()) => memory.set_registered(),
+            // It would be the same for the next one.
+            Err(_) => self.takes_fixed = false,
+        }
+    }
+
+    /// Takes a fixed buffer out of the ring's table.
+    pub(crate) fn forget_fixed(&mut self, memory: &FixedMemory) {
+        let nothing = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        // SAFETY: an empty range names no memory. The kernel holds on to the pages of the old one until
+        // the last op that uses them has ended.
+        let _ = unsafe {
+            self.submitter
+                .register_buffers_update(u32::from(memory.index()), &[nothing], None)
+        };
     }
 
     /// Gives ring and buffers up without freeing them: an op is still in flight.

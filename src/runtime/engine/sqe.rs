@@ -9,6 +9,7 @@ use rustix::fs::{CWD, OFlags};
 
 use std::os::fd::AsRawFd;
 
+use crate::runtime::fd::Fd;
 use crate::runtime::op::{Interest, Op};
 use crate::runtime::slot::SlotKey;
 
@@ -28,7 +29,7 @@ const FORBIDDEN_LAST: u64 = u64::MAX - 2;
 pub(crate) const FORBIDDEN_COUNT: usize = 5;
 
 /// Every opcode that the entries below have. A restricted ring refuses all others with `EACCES`.
-const OPCODES: [u8; 10] = [
+const OPCODES: [u8; 12] = [
     opcode::Nop::CODE,
     opcode::Accept::CODE,
     opcode::AsyncCancel::CODE,
@@ -37,16 +38,24 @@ const OPCODES: [u8; 10] = [
     opcode::OpenAt2::CODE,
     opcode::PollAdd::CODE,
     opcode::Read::CODE,
+    opcode::ReadFixed::CODE,
     opcode::Recv::CODE,
     opcode::Send::CODE,
+    opcode::SendZc::CODE,
 ];
 
 /// Every flag that the entries below have. A restricted ring refuses all others.
 const FLAGS: Flags = Flags::BUFFER_SELECT;
 
-/// `IORING_UNREGISTER_RING_FDS` and `IORING_UNREGISTER_PBUF_RING`: all that a ring registers or takes
-/// back once it runs.
-const REGISTER_OPCODES: [u8; 2] = [21, 23];
+/// `IORING_REGISTER_BUFFERS_UPDATE`, `IORING_UNREGISTER_RING_FDS` and `IORING_UNREGISTER_PBUF_RING`: all
+/// that a ring registers or takes back once it runs.
+const REGISTER_OPCODES: [u8; 3] = [16, 21, 23];
+
+/// `IORING_SEND_ZC_REPORT_USAGE`: the notification says whether the kernel copied (kernel 6.2).
+const REPORT_USAGE: u16 = 8;
+
+/// `IORING_NOTIF_USAGE_ZC_COPIED`, the bit of a notification that says so.
+const USAGE_COPIED: u32 = 1 << 31;
 
 /// What a ring may be asked for (`IORING_REGISTER_RESTRICTIONS`, kernel 5.10).
 pub(crate) fn restrictions() -> Vec<Restriction> {
@@ -174,10 +183,53 @@ pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> En
                 .offset(*offset)
                 .build()
         }
+        Op::ReadFixed {
+            file,
+            buffer,
+            at,
+            len,
+            offset,
+        } => {
+            let file = types::Fd(file.raw());
+            let index = buffer.registered();
+            // The core has checked that `at` and `len` are within the buffer.
+            let target = buffer.memory().map_or(std::ptr::null_mut(), |memory| {
+                memory.room()[*at as usize..].as_mut_ptr()
+            });
+            match index {
+                Some(index) => opcode::ReadFixed::new(file, target, *len, index)
+                    .offset(*offset)
+                    .build(),
+                None => opcode::Read::new(file, target, *len)
+                    .offset(*offset)
+                    .build(),
+            }
+        }
+        Op::SendZeroCopy {
+            socket,
+            bytes,
+            range,
+            more,
+            ..
+        } => {
+            let socket = types::Fd(socket.as_ref().map_or(-1, Fd::raw));
+            let sent = &bytes.bytes()[range.0 as usize..range.1 as usize];
+            let more = if *more { libc::MSG_MORE } else { 0 };
+            opcode::SendZc::new(socket, sent.as_ptr(), sent.len() as u32)
+                .buf_index(bytes.registered())
+                .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more)
+                .zc_flags(REPORT_USAGE)
+                .build()
+        }
         Op::Offload(_) => opcode::Nop::new().build(),
     };
     debug_assert!(may(&entry), "an op that a restricted ring refuses");
     entry.user_data(key.to_bits())
+}
+
+/// The result of a notification of a zero-copy send: whether the kernel has copied.
+pub(crate) fn notified(result: i32) -> i32 {
+    i32::from(result as u32 & USAGE_COPIED != 0)
 }
 
 /// Whether a restricted ring takes this entry's opcode.
@@ -212,9 +264,11 @@ pub(crate) fn wake(number: RawFd) -> Entry {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::rc::Rc;
 
     use super::*;
     use crate::runtime::buf::BufPool;
+    use crate::runtime::buf::fixed::FIXED_BYTES;
     use crate::runtime::engine::Engine;
     use crate::runtime::engine::poll::Poll;
     use crate::runtime::executor::Core;
@@ -226,6 +280,7 @@ mod tests {
     /// One of every op, with its variations.
     fn ops(core: &Core) -> Vec<Op> {
         let fd = || core.own(tempfile::tempfile().unwrap().into());
+        core.allow_fixed(2, FIXED_BYTES);
         let ops = vec![
             Op::Accept {
                 listener: fd(),
@@ -269,6 +324,20 @@ mod tests {
                 len: 1,
                 offset: 0,
             },
+            Op::ReadFixed {
+                file: fd(),
+                buffer: core.fixed_buffer().unwrap(),
+                at: 0,
+                len: 1,
+                offset: 0,
+            },
+            Op::SendZeroCopy {
+                socket: Some(fd()),
+                bytes: Rc::new(core.fixed_buffer().unwrap()),
+                range: (0, 0),
+                more: true,
+                ledger: Rc::default(),
+            },
             Op::Offload(Box::new(|| Box::new(()))),
         ];
         for op in &ops {
@@ -276,6 +345,7 @@ mod tests {
             match op {
                 Op::Accept { .. } | Op::Recv { .. } | Op::Send { .. } | Op::Ready { .. } => {}
                 Op::Connect { .. } | Op::Open(_) | Op::Read { .. } | Op::Offload(_) => {}
+                Op::ReadFixed { .. } | Op::SendZeroCopy { .. } => {}
             }
         }
         ops

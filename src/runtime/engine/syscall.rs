@@ -8,8 +8,8 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fadvise, fstat, openat2,
-    sendfile,
+    Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fadvise, fstat,
+    openat2, sendfile, statx,
 };
 use rustix::io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2};
 use rustix::net::{self, RecvFlags, SendFlags, SocketAddrAny, sockopt};
@@ -18,6 +18,7 @@ use socket2::{Socket, Type};
 use super::Engine;
 use super::sim::Sim;
 use crate::runtime::address::Address;
+use crate::runtime::buf::fixed::FIXED_ALIGN;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::op::OpenRequest;
@@ -255,6 +256,30 @@ impl Core {
             file,
             |os| fstat(os).map(|stat| FileStat::from(&stat)),
             |sim| sim.stat(file),
+        )
+    }
+
+    /// What O_DIRECT asks of offsets and sizes in this file, in bytes (`STATX_DIOALIGN`, kernel 6.1);
+    /// 4096 where the kernel doesn't say.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the file system has no O_DIRECT for it, or wants buffers of a larger alignment
+    /// than ours; others as statx(2).
+    pub fn direct_alignment(&self, file: &Fd) -> Result<usize, Errno> {
+        self.at_once(
+            file,
+            |os| {
+                let stat = statx(os, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+                if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+                    return Ok(FIXED_ALIGN);
+                }
+                let memory = stat.stx_dio_mem_align as usize;
+                match stat.stx_dio_offset_align as usize {
+                    offset if offset > 0 && memory <= FIXED_ALIGN => Ok(offset),
+                    _ => Err(Errno::OPNOTSUPP),
+                }
+            },
+            |sim| sim.direct_alignment(file),
         )
     }
 

@@ -8,7 +8,7 @@ use crate::runtime::task::TaskId;
 /// Bytes of what belongs to a core and to no task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
-    /// Receive buffers, free or not.
+    /// Receive buffers and fixed ones, free or not.
     pub buffers: u64,
     /// Slots of ops.
     pub slots: u64,
@@ -24,12 +24,17 @@ impl Core {
             + self.0.slots.borrow().bytes()
             + kept
             + usize::from(self.0.buffers.count()) * BUFFER_SIZE
+            + self.fixed_held()
     }
 
-    /// Bytes of its receive buffers and of the slots of ops.
+    fn fixed_held(&self) -> usize {
+        usize::from(self.0.fixed.made()) * self.0.fixed.size()
+    }
+
+    /// Bytes of its receive buffers and fixed ones, and of the slots of ops.
     pub fn parts(&self) -> Parts {
         Parts {
-            buffers: self.0.buffers.count() as u64 * BUFFER_SIZE as u64,
+            buffers: (usize::from(self.0.buffers.count()) * BUFFER_SIZE + self.fixed_held()) as u64,
             slots: self.0.slots.borrow().bytes() as u64,
         }
     }

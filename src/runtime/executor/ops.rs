@@ -10,7 +10,7 @@ use crate::runtime::fd::Fd;
 use crate::runtime::future::{Many, Once};
 use crate::runtime::op::{Completion, Op, Output};
 use crate::runtime::scope::ScopeId;
-use crate::runtime::slot::{SlotKey, State};
+use crate::runtime::slot::{Slot, SlotKey, State};
 use crate::runtime::sys::heap;
 
 /// Most turns that a refusal may take; the kernel refuses at the submission, in the first one.
@@ -40,6 +40,7 @@ impl Core {
     }
 
     fn submit(&self, op: Op, scope: Option<ScopeId>) -> Option<SlotKey> {
+        check_range(&op);
         let mut slots = self.0.slots.borrow_mut();
         let key = slots.insert(op, self.0.current.get(), scope).ok()?;
         if let Some(scope) = scope {
@@ -173,6 +174,11 @@ impl Core {
                 return;
             };
             let op = if event.more { None } else { slot.op.take() };
+            if slot.state == State::Notifying
+                && let Some(Op::SendZeroCopy { ledger, .. }) = &op
+            {
+                self.notified(ledger, event.result == 1);
+            }
             let output = self.output(op, slot.op.as_ref(), &event);
             let result = match u32::try_from(event.result) {
                 Ok(bytes) => Ok(bytes),
@@ -183,12 +189,13 @@ impl Core {
                 more: event.more,
                 output,
             };
+            let leaves = !event.more || awaits_notification(slot);
             if !event.more {
                 slot.state = State::Done;
-                if let Some(scope) = slot.leave_scope() {
-                    let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
-                    waiter.inspect(|task| self.wake_task(*task));
-                }
+            }
+            if leaves && let Some(scope) = slot.leave_scope() {
+                let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
+                waiter.inspect(|task| self.wake_task(*task));
             }
             match slot.task {
                 Some(task) => {
@@ -243,6 +250,15 @@ impl Core {
             Some(Op::Read { mut data, .. }) => {
                 data.truncate(usize::try_from(event.result).unwrap_or(0));
                 Output::Data(data)
+            }
+            Some(Op::ReadFixed { mut buffer, at, .. }) => {
+                let end = at as usize + usize::try_from(event.result).unwrap_or(0);
+                buffer.fill_to(end);
+                // Without its memory it was lost with a job that was never run.
+                match buffer.size() {
+                    0 => Output::None,
+                    _ => Output::Fixed(buffer),
+                }
             }
             Some(Op::Open(_)) if event.result >= 0 => Output::Opened(self.adopt(event.result)),
             _ => Output::None,
@@ -341,5 +357,36 @@ impl Core {
             }
             None => {}
         }
+    }
+}
+
+/// After a completion with *more*: whether all that is still to come is the notification of a zero-copy
+/// send. The kernel needs the bytes and nothing else then: the connection may close, and whoever waits
+/// for the end of its ops need not wait for this.
+fn awaits_notification(slot: &mut Slot) -> bool {
+    let Some(Op::SendZeroCopy { socket, ledger, .. }) = slot.op.as_mut() else {
+        return false;
+    };
+    *socket = None;
+    ledger.await_one();
+    slot.state = State::Notifying;
+    true
+}
+
+/// Reads and sends of fixed buffers stay within them.
+fn check_range(op: &Op) {
+    match op {
+        Op::ReadFixed {
+            buffer, at, len, ..
+        } => {
+            let end = u64::from(*at) + u64::from(*len);
+            assert!(end <= buffer.size() as u64, "a read beyond its buffer");
+        }
+        Op::SendZeroCopy { bytes, range, .. } => {
+            let filled = bytes.bytes().len();
+            let within = range.0 <= range.1 && range.1 as usize <= filled;
+            assert!(within, "a send beyond what was read");
+        }
+        _ => {}
     }
 }

@@ -4,9 +4,11 @@
 //! and the connection ends. [`protocol`] has the lines and is pure; [`server`] is the master's half,
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
-//! `beltway status` tells, [`upstreams`] what of it is about backends, and [`memory`] about memory.
+//! `beltway status` tells, [`upstreams`] what of it is about backends, [`memory`] about memory and
+//! [`direct`] about cold files.
 
 pub mod client;
+pub mod direct;
 pub mod memory;
 pub mod path;
 pub mod protocol;

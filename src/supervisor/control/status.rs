@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::direct::DirectStatus;
 use super::memory::MemoryStatus;
 use super::upstreams::{self, UpstreamStatus};
 
@@ -175,6 +176,8 @@ pub struct CoreStatus {
     pub slots: u64,
     /// Whether it answered this question in time.
     pub responding: bool,
+    /// Cold files that it read past the page cache, since the worker's start.
+    pub direct: DirectStatus,
 }
 
 /// A configuration that is in use in a worker.
@@ -311,6 +314,7 @@ impl WorkerStatus {
         self.sandbox.text(text);
         self.memory.text(text);
         self.table_of_cores(text);
+        DirectStatus::sum(self.cores.iter().map(|core| &core.direct)).text(text);
         for ListenerStatus {
             address,
             connections,
@@ -477,6 +481,7 @@ mod tests {
                     tasks: 15,
                     slots: 18,
                     responding: true,
+                    direct: DirectStatus::default(),
                 },
                 CoreStatus {
                     core: 1,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::http::session::Counts;
 use crate::runtime::budget::Level;
+use crate::runtime::direct::DirectCounts;
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{EngineKind, Restriction};
 use crate::runtime::mailbox::Wake;
@@ -94,6 +95,8 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) categories: Vec<(&'static str, u64)>,
     /// How short memory is for it.
     pub(in crate::supervisor) level: Level,
+    /// What was read past the page cache and sent without a copy.
+    pub(in crate::supervisor) direct: DirectCounts,
     /// What it knows of each upstream of the current configuration.
     pub(in crate::supervisor) upstreams: Vec<group::Account>,
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Process, servers};
 use crate::runtime::budget::Level;
 use crate::runtime::engine::Forbidden;
+use crate::supervisor::control::direct::DirectStatus;
 use crate::supervisor::control::memory::MemoryStatus;
 use crate::supervisor::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use crate::supervisor::core_thread::{Account, Message};
@@ -106,6 +107,7 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         memory_bytes: account.memory as u64,
         tasks: account.tasks as u64,
         slots: account.slots as u64,
+        direct: DirectStatus::of(&account.direct),
         responding: true,
         ..silent(core, worker)
     });

@@ -4,6 +4,7 @@ mod changes;
 mod coded;
 mod conditions;
 mod content;
+mod direct;
 mod directories;
 mod paths;
 mod ranges;

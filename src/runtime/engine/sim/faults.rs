@@ -86,6 +86,16 @@ pub struct Faults {
     pub connect_lost: f64,
     /// No pipe can be had.
     pub no_pipe: f64,
+    /// A file can't be opened with O_DIRECT.
+    pub no_direct: f64,
+    /// A read into a fixed buffer takes up to 100 ms.
+    pub slow_disk: f64,
+    /// A zero-copy send is refused for what it is.
+    pub zero_copy_refused: f64,
+    /// A notification says that the kernel has copied.
+    pub zero_copy_copied: f64,
+    /// A notification comes up to 400 ms later.
+    pub late_notification: f64,
 }
 
 impl Faults {
@@ -120,6 +130,11 @@ impl Faults {
             connect_refused: rate(0.3),
             connect_lost: rate(0.3),
             no_pipe: rate(0.5),
+            no_direct: rate(0.5),
+            slow_disk: rate(0.5),
+            zero_copy_refused: rate(0.2),
+            zero_copy_copied: rate(0.5),
+            late_notification: rate(0.9),
         }
     }
 }

@@ -71,6 +71,8 @@ pub(super) enum Object {
     /// An end of a pipe.
     Pipe(usize),
     File(usize),
+    /// A file that was opened with O_DIRECT.
+    Direct(usize),
     Directory(Vec<u8>),
 }
 

@@ -236,6 +236,14 @@ impl Sim {
         Ok(len)
     }
 
+    /// What O_DIRECT asks of offsets and addresses of this file.
+    pub(crate) fn direct_alignment(&mut self, file: &Fd) -> Result<usize, Errno> {
+        match self.kernel.borrow_mut().descriptor(number(file)).object {
+            Object::Direct(_) => Ok(ops::DIRECT_ALIGN),
+            _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
     pub(crate) fn will_need(&mut self, file: &Fd, offset: u64, len: u64) {
         let kernel = &mut *self.kernel.borrow_mut();
         if let Ok(inode) = kernel.inode_of(number(file)) {
@@ -247,7 +255,7 @@ impl Sim {
     pub(crate) fn stat(&mut self, fd: &Fd) -> Result<FileStat, Errno> {
         let kernel = &mut *self.kernel.borrow_mut();
         let inode = match &kernel.descriptor(number(fd)).object {
-            Object::File(inode) => *inode,
+            Object::File(inode) | Object::Direct(inode) => *inode,
             Object::Directory(path) => {
                 let path = path.clone();
                 kernel.files.inode_of(&path)?
@@ -318,8 +326,26 @@ impl Kernel {
         }
     }
 
+    /// Opens a file that is open once more (proc(5), /proc/self/fd), to be read from the disk itself.
+    fn open_again(&mut self, number: u32) -> Result<u32, Errno> {
+        if !self.open_descriptors().contains(&number) {
+            return Err(Errno::NOENT);
+        }
+        let inode = self.inode_of(number)?;
+        if self.random.chance(self.faults.no_direct) {
+            return Err(Errno::INVAL);
+        }
+        Ok(self.open(Object::Direct(inode)))
+    }
+
     /// Opens a file or a directory for reading.
     fn open_path(&mut self, request: &OpenRequest) -> Result<u32, Errno> {
+        if let Some(number) = request.path.to_bytes().strip_prefix(b"/proc/self/fd/") {
+            let number = std::str::from_utf8(number)
+                .ok()
+                .and_then(|it| it.parse().ok());
+            return self.open_again(number.ok_or(Errno::NOENT)?);
+        }
         let from = self.directory_of(request.dir.as_ref())?;
         let path = (self.files).resolve(&from, request.path.to_bytes(), request.resolve)?;
         if self.random.chance(self.faults.no_descriptors) {

@@ -16,6 +16,12 @@ use crate::runtime::slot::SlotKey;
 /// What a received buffer holds beyond what was received.
 const POISON: u8 = 0xdb;
 
+/// What offsets, sizes and addresses of a read from the disk itself are multiples of.
+pub(super) const DIRECT_ALIGN: usize = 512;
+
+/// Longest delay of a late notification.
+const NOTIFIED_MAX_NS: u64 = 400_000_000;
+
 /// Which op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -28,6 +34,10 @@ pub(super) enum Kind {
     Writable,
     Open,
     Read,
+    ReadFixed,
+    SendZeroCopy,
+    /// A zero-copy send that was taken: the bytes are still on their way out of its memory.
+    Notify,
 }
 
 /// Memory that the kernel uses until the terminal completion.
@@ -76,6 +86,11 @@ fn kind_of(op: &Op) -> (Kind, Option<u32>) {
         },
         Op::Open(request) => (Kind::Open, request.dir.as_ref().map(|fd| fd.raw() as u32)),
         Op::Read { file, .. } => (Kind::Read, number(file)),
+        Op::ReadFixed { file, .. } => (Kind::ReadFixed, number(file)),
+        Op::SendZeroCopy { socket, .. } => (
+            Kind::SendZeroCopy,
+            socket.as_ref().map(|socket| socket.raw() as u32),
+        ),
         Op::Offload(_) => (Kind::Open, None),
     }
 }
@@ -91,6 +106,16 @@ fn memory_of(op: &Op) -> Option<Memory> {
             address: data.as_ptr() as usize,
             len: data.len(),
             checksum: 0,
+        }),
+        Op::ReadFixed { buffer, .. } => Some(Memory {
+            address: buffer.address() as usize,
+            len: buffer.size(),
+            checksum: 0,
+        }),
+        Op::SendZeroCopy { bytes, range, .. } => Some(Memory {
+            address: bytes.address() as usize,
+            len: bytes.bytes().len(),
+            checksum: checksum(&bytes.bytes()[range.0 as usize..range.1 as usize]),
         }),
         Op::Connect { address, .. } => Some(Memory {
             address: std::ptr::from_ref(&**address) as usize,
@@ -132,12 +157,14 @@ impl Kernel {
 
     /// Two receives or two sends at once on one socket would mix up the order of its bytes.
     pub(super) fn refuse_second(&self, number: u32, kind: Kind) {
-        if !matches!(kind, Kind::Receive | Kind::Send) {
+        let sends = |kind| matches!(kind, Kind::Send | Kind::SendZeroCopy);
+        if kind != Kind::Receive && !sends(kind) {
             return;
         }
+        let same = |other| other == kind || (sends(kind) && sends(other));
         for key in &self.descriptors[number as usize].ops {
             let other = self.ops.get(&key.to_bits());
-            if other.is_some_and(|other| other.kind == kind && !other.terminal) {
+            if other.is_some_and(|other| same(other.kind) && !other.terminal) {
                 self.fail(format_args!(
                     "a second {kind:?} on descriptor {number} while one is in flight"
                 ));
@@ -151,9 +178,12 @@ impl Kernel {
             self.fail("an op is submitted twice");
         };
         op.submitted = true;
-        let disk = matches!(op.kind, Kind::Open | Kind::Read);
+        let disk = matches!(op.kind, Kind::Open | Kind::Read | Kind::ReadFixed);
         let connects = op.kind == Kind::Connect;
-        let delay = if disk {
+        let slow = op.kind == Kind::ReadFixed && self.random.chance(self.faults.slow_disk);
+        let delay = if slow {
+            self.random.between(1_000_000, 100_000_000)
+        } else if disk {
             self.random.between(20_000, 800_000)
         } else if connects {
             // There and back.
@@ -195,6 +225,12 @@ impl Kernel {
             (Kind::Readable, Some(number)) => self.ready(key, number, Way::Up),
             (Kind::Writable, Some(number)) => self.ready(key, number, Way::Down),
             (Kind::Read, Some(number)) => self.read(key, number, hands),
+            (Kind::ReadFixed, Some(number)) => self.read_fixed(key, number, hands),
+            (Kind::SendZeroCopy, Some(number)) => self.send_zero_copy(key, number, hands),
+            (Kind::Notify, _) => {
+                let copied = self.random.chance(self.faults.zero_copy_copied);
+                self.post(key, i32::from(copied), false, None);
+            }
             (_, _) => self.open_file(key, hands),
         }
     }
@@ -361,6 +397,85 @@ impl Kernel {
         self.post(key, len as i32, false, None);
     }
 
+    /// A read into a fixed buffer. A file that was opened with O_DIRECT is read from the disk alone, at
+    /// places and in sizes that the disk has.
+    fn read_fixed(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let op = slot.and_then(|slot| slot.op.as_mut());
+        let Some(Op::ReadFixed {
+            buffer,
+            at,
+            len,
+            offset,
+            ..
+        }) = op
+        else {
+            self.fail("the slot of a read holds another op");
+        };
+        let (inode, direct) = match self.descriptor(number).object {
+            Object::File(inode) => (inode, false),
+            Object::Direct(inode) => (inode, true),
+            _ => return self.post(key, failed(Errno::ISDIR), false, None),
+        };
+        if direct {
+            let all = [*offset, u64::from(*len), buffer.address() + u64::from(*at)];
+            if all.iter().any(|of| !of.is_multiple_of(DIRECT_ALIGN as u64)) {
+                return self.post(key, failed(Errno::INVAL), false, None);
+            }
+        }
+        if self.random.chance(self.faults.io_error) {
+            return self.post(key, failed(Errno::IO), false, None);
+        }
+        let bytes = match self.files.bytes(inode, *offset, *len as usize) {
+            Ok(bytes) => bytes,
+            Err(errno) => return self.post(key, failed(errno), false, None),
+        };
+        let mut read = bytes.len();
+        if read > 0 && self.random.chance(self.faults.short_read) {
+            read = self.random.part(read);
+        }
+        if let Some(memory) = buffer.memory() {
+            memory.room()[*at as usize..][..read].copy_from_slice(&bytes[..read]);
+        }
+        if !direct {
+            self.files.set_warm(inode, *offset, *len as usize, true);
+        }
+        self.post(key, read as i32, false, None);
+    }
+
+    /// A zero-copy send: what was taken stays where it is until the notification.
+    fn send_zero_copy(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let op = slot.and_then(|slot| slot.op.as_ref());
+        let Some(Op::SendZeroCopy { bytes, range, .. }) = op else {
+            self.fail("the slot of a send holds another op");
+        };
+        if self.random.chance(self.faults.zero_copy_refused) {
+            return self.post(key, failed(Errno::OPNOTSUPP), false, None);
+        }
+        let sent = &bytes.bytes()[range.0 as usize..range.1 as usize];
+        let result = match self.random.chance(self.faults.would_block) {
+            true => Err(Errno::AGAIN),
+            false => self.take_from_server(number, sent),
+        };
+        let result = result.map_or_else(failed, |sent| sent as i32);
+        // A send that failed has a notification, too, or none.
+        let notifies = result >= 0 || self.random.chance(0.5);
+        self.post(key, result, notifies, None);
+        if !notifies {
+            return;
+        }
+        self.descriptor(number).ops.retain(|of| *of != key);
+        if let Some(op) = self.ops.get_mut(&key.to_bits()) {
+            (op.kind, op.fd) = (Kind::Notify, None);
+        }
+        let mut delay = self.latency_ns();
+        if self.random.chance(self.faults.late_notification) {
+            delay += self.random.below(NOTIFIED_MAX_NS);
+        }
+        self.schedule(key, delay);
+    }
+
     /// The executor wants an op to end.
     pub(super) fn cancel(&mut self, key: SlotKey) {
         self.note("cancel", key.to_bits(), 0);
@@ -374,7 +489,11 @@ impl Kernel {
         let Some(kind) = known.map(|op| op.kind) else {
             return;
         };
-        let disk = matches!(kind, Kind::Open | Kind::Read);
+        if kind == Kind::Notify {
+            // The op is done; nothing calls its bytes back.
+            return;
+        }
+        let disk = matches!(kind, Kind::Open | Kind::Read | Kind::ReadFixed);
         if disk && self.random.chance(0.5) {
             return;
         }
