@@ -91,6 +91,11 @@ pub struct Server {
     pub engine: Engine,
     /// Whether large bodies and tunnels go from socket to socket through a pipe, without a copy.
     pub splice: bool,
+    /// Whether a thread of the kernel on another CPU submits what each ring is asked for
+    /// (`IORING_SETUP_SQPOLL`). Never with epoll, without pinning, or in several processes.
+    pub sqpoll: bool,
+    /// Whether each core accepts from a socket of its own (`SO_REUSEPORT`).
+    pub reuseport: bool,
     /// Bytes of memory that connections may be counted against; `None` for no such limit.
     pub memory_limit: Option<u64>,
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the

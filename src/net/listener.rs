@@ -1,7 +1,7 @@
 //! Accepting connections under the rules of the accept gate.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::task::Poll;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::accept_gate::{AcceptGate, Decision, Limits};
+use super::spread::Seat;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
@@ -52,6 +53,8 @@ pub struct Population {
     /// How often another holder of the listening sockets has let go of them.
     let_go: Cell<u64>,
     waiting: Cell<Vec<TaskId>>,
+    /// Where other cores see how many there are.
+    seat: OnceCell<Rc<Seat>>,
 }
 
 impl Population {
@@ -106,10 +109,19 @@ impl Population {
         self.stage.get() >= Stage::Expired
     }
 
+    /// Shows other cores how many there are. Once, before there is any.
+    pub fn show(&self, seat: Rc<Seat>) {
+        // There is one seat for each core.
+        let _ = self.seat.set(seat);
+    }
+
     /// Counts a connection from `listening`, here and there, until the guard is dropped.
     pub fn enter(self: &Rc<Self>, core: &Core, listening: &Rc<Listening>) -> Member {
         self.open.set(self.open.get() + 1);
         listening.population.open.set(listening.open() + 1);
+        if let Some(seat) = self.seat.get() {
+            seat.enter();
+        }
         Member {
             population: Rc::clone(self),
             listening: Rc::clone(listening),
@@ -136,6 +148,9 @@ impl Population {
 
     fn leave(&self, core: &Core) {
         self.open.set(self.open.get() - 1);
+        if let Some(seat) = self.seat.get() {
+            seat.leave();
+        }
         let waiting = self.waiting.take();
         waiting.into_iter().for_each(|task| core.wake_task(task));
     }

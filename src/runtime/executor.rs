@@ -30,6 +30,7 @@ use super::scope::ScopeTable;
 use super::slot::{SlotKey, SlotTable};
 use super::task::{FuturePool, TaskId, TaskTable};
 use super::timer::{TimerKey, Wheel};
+use super::tuning::Tuning;
 
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
@@ -92,6 +93,7 @@ pub(crate) struct Inner {
     send_buffers: RefCell<Vec<Vec<u8>>>,
     pub(crate) pipes: RefCell<PipePool>,
     pub(crate) corking: Cell<bool>,
+    tuning: Cell<Tuning>,
     futures: FuturePool,
     wake: Arc<Wake>,
     wakes: Cell<u64>,
@@ -164,6 +166,7 @@ impl Core {
             send_buffers: RefCell::default(),
             pipes: RefCell::default(),
             corking: Cell::new(true),
+            tuning: Cell::new(Tuning::default()),
             futures: FuturePool::default(),
             wake,
             wakes: Cell::new(0),

@@ -20,6 +20,7 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod timer;
+pub mod tuning;
 
 #[cfg(test)]
 pub(crate) use testing::{on_each_engine, run};

@@ -18,3 +18,4 @@ mod smuggling;
 mod static_files;
 mod supervise;
 mod support;
+mod toggles;
