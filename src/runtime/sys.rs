@@ -1,6 +1,8 @@
 //! The few calls that need `unsafe`, each behind a safe signature with its reason.
 #![allow(unsafe_code)]
 
+pub(crate) mod trial;
+
 use rustix::io::Errno;
 use socket2::{SockAddr, SockRef};
 

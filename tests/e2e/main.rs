@@ -19,3 +19,4 @@ mod static_files;
 mod supervise;
 mod support;
 mod toggles;
+mod tune;
