@@ -33,6 +33,11 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     except(
         "banned:std::fs",
+        "src/runtime/affinity/topology.rs",
+        "read at the start, before any core runs",
+    ),
+    except(
+        "banned:std::fs",
         "src/runtime/memory.rs",
         "read at the start, before any core runs",
     ),

@@ -37,10 +37,6 @@ const BELIEVED: Duration = Duration::from_millis(900);
 /// look like one, so a file that was changed this shortly ago is not yet known by its times.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Files up to this size are kept in memory whole and leave with their head in one send: no call for the
-/// file, no copy but the kernel's.
-pub const CONTENT_MAX: u64 = 64 << 10;
-
 /// Largest file whose content is hashed for an entity tag when its time of modification says nothing.
 const HASHED_MAX: u64 = 256 << 20;
 
@@ -395,7 +391,9 @@ impl OpenFiles {
         {
             return Found::File(known);
         }
-        let content = if stat.size <= CONTENT_MAX {
+        // What is kept in memory whole leaves with its head in one send: no call for the file, no copy
+        // but the kernel's.
+        let content = if stat.size <= self.core.tuning().sendfile_from {
             self.read(&fd, stat.size).await
         } else {
             None

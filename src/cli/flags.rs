@@ -270,6 +270,23 @@ pub(super) const FLAGS: &[Flag] = &[
          pieces to other machines]",
     ),
     flag(
+        "sqpoll",
+        Table::Server,
+        "sqpoll",
+        Kind::Switch { default: false },
+        LISTENING,
+        "Let a thread of the kernel on another CPU submit what io_uring is asked for; takes two CPUs \
+         for each thread",
+    ),
+    flag(
+        "reuseport",
+        Table::Server,
+        "reuseport",
+        Kind::Switch { default: false },
+        LISTENING,
+        "Let each thread accept from a socket of its own, to which the kernel assigns clients",
+    ),
+    flag(
         "max-conns",
         Table::Server,
         "max_conns",
@@ -392,6 +409,8 @@ impl Flag {
             "hidden-files" => "no-hidden-files",
             "pin" => "no-pin",
             "splice" => "no-splice",
+            "sqpoll" => "no-sqpoll",
+            "reuseport" => "no-reuseport",
             "access-log" => "no-access-log",
             "sandbox" => "no-sandbox",
             other => other,

@@ -11,6 +11,7 @@ mod serve;
 mod server;
 mod show;
 mod start;
+mod tune;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -47,6 +48,7 @@ Examples:
   beltway reload -c /etc/beltway/beltway.toml
   beltway server drain app 10.0.0.1:3000
   beltway doctor                       say what this machine lacks, and the command that mends it
+  beltway tune                         measure which way of sending pays on this machine
 
 `beltway COMMAND --help` has the flags of a command. Each is a key of the configuration file.
 Variables such as BELTWAY_SERVER_WORKERS=2 set keys of [server] and the tables in it. --set wins
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
         Some(("check", matches)) => check::main(matches),
         Some(("show", matches)) => show::main(matches),
         Some(("doctor", matches)) => doctor::main(matches),
+        Some(("tune", matches)) => tune::main(matches),
         Some(("server", matches)) => server::main(matches),
         Some((crate::supervisor::WORKER_COMMAND, _)) => run::worker(),
         Some((crate::supervisor::CHECK_COMMAND, _)) => run::check(),
@@ -106,6 +109,7 @@ fn command() -> Command {
         .subcommands(control::commands())
         .subcommand(server::command())
         .subcommand(doctor::command())
+        .subcommand(tune::command())
         .subcommands(run::hidden_commands())
         .arg(config_arg().help("Same as `beltway run -c FILE`"))
         .arg(

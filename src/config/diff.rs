@@ -206,6 +206,7 @@ fn restart(old: &Model, new: &Model) -> Vec<Restart> {
         ("workers", a.workers != b.workers, THREADS),
         ("pin", a.pin != b.pin, THREADS),
         ("engine", a.engine != b.engine, THREADS),
+        ("sqpoll", a.sqpoll != b.sqpoll, THREADS),
         (
             "processes",
             a.processes != b.processes,

@@ -18,6 +18,7 @@ pub mod raw;
 pub mod references;
 pub mod schema;
 pub mod sources;
+pub mod tuning;
 pub mod units;
 
 use std::sync::Arc;

@@ -95,6 +95,11 @@ pub struct Server {
     pub splice: bool,
     /// When files leave without a copy, from buffers that the network device reads.
     pub zerocopy: ZeroCopy,
+    /// Whether a thread of the kernel on another CPU submits what each ring is asked for
+    /// (`IORING_SETUP_SQPOLL`). Never with epoll, without pinning, or in several processes.
+    pub sqpoll: bool,
+    /// Whether each core accepts from a socket of its own (`SO_REUSEPORT`).
+    pub reuseport: bool,
     /// Most bytes of memory of all processes of a generation; `None` takes a part of what there is.
     pub memory_limit: Option<u64>,
     /// Most open connections of the whole process; `None` leaves it to `memory_limit` and the

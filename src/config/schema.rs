@@ -262,6 +262,24 @@ const SERVER: &[Key] = &[
          to copy; \"on\" from 16 KiB on, to everybody.",
     ),
     key(
+        "sqpoll",
+        BOOLEAN,
+        "true",
+        "false",
+        "Whether a thread of the kernel submits what each of our threads asks of io_uring, on a CPU of\n\
+         its own, which it keeps busy while there is traffic. It takes two CPUs for each thread, and\n\
+         without `workers` there are half as many threads as CPUs. epoll has no such thing.",
+    ),
+    key(
+        "reuseport",
+        BOOLEAN,
+        "true",
+        "false",
+        "Whether each thread accepts from a socket of its own (SO_REUSEPORT), to which the kernel\n\
+         assigns clients by their addresses. Without it threads share one socket for each address, and\n\
+         connections are spread evenly. It counts for addresses that are opened from then on.",
+    ),
+    key(
         "memory_limit",
         SIZE,
         "\"2GiB\"",

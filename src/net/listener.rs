@@ -1,7 +1,7 @@
 //! Accepting connections under the rules of the accept gate.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::task::Poll;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::accept_gate::{AcceptGate, Decision, Limits};
+use super::spread::Seat;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
@@ -56,6 +57,8 @@ pub struct Population {
     paused: Cell<bool>,
     /// The tasks of the listeners.
     listeners: RefCell<Vec<TaskId>>,
+    /// Where other cores see how many there are.
+    seat: OnceCell<Rc<Seat>>,
 }
 
 impl Population {
@@ -124,6 +127,12 @@ impl Population {
         self.stage.get() >= Stage::Expired
     }
 
+    /// Shows other cores how many there are. Once, before there is any.
+    pub fn show(&self, seat: Rc<Seat>) {
+        // There is one seat for each core.
+        let _ = self.seat.set(seat);
+    }
+
     /// Counts a connection from `listening`, here and there, until the guard is dropped.
     pub fn enter(self: &Rc<Self>, core: &Core, listening: &Rc<Listening>) -> Member {
         let groups = Groups {
@@ -153,6 +162,9 @@ impl Population {
 
     fn leave(&self, core: &Core) {
         self.open.set(self.open.get() - 1);
+        if let Some(seat) = self.seat.get() {
+            seat.leave();
+        }
         let waiting = self.waiting.take();
         waiting.into_iter().for_each(|task| core.wake_task(task));
     }
@@ -243,6 +255,9 @@ impl Groups {
         let (all, own) = (&self.population, &self.listening.population);
         all.open.set(all.open() + 1);
         own.open.set(own.open() + 1);
+        if let Some(seat) = all.seat.get() {
+            seat.enter();
+        }
         Member(Rc::clone(self))
     }
 

@@ -9,6 +9,7 @@ pub mod recv;
 pub mod send;
 pub mod socket;
 pub mod splice;
+pub mod spread;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -27,6 +27,34 @@ const SOCKET_MODE: Mode = Mode::from_raw_mode(0o666);
 /// # Errors
 /// From socket(2), bind(2) and listen(2): EADDRINUSE, EADDRNOTAVAIL, EACCES, EAFNOSUPPORT …
 pub fn tcp(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    listen(unbound(address)?, address, false)
+}
+
+/// Like [`tcp`], and [`tcp_beside`] may make more for the same address.
+///
+/// It is bound before it says so (`SO_REUSEPORT`, socket(7)): an address that somebody has, also
+/// another server of ours with sockets of this kind, is in use as ever, and only then do others of
+/// this user get in beside it.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn tcp_first(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    listen(unbound(address)?, address, true)
+}
+
+/// A further listening socket for the address of one from [`tcp_first`]. The kernel spreads clients
+/// over all of them by a hash of both ends' addresses. A socket that is closed takes along who waits
+/// in its accept queue.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn tcp_beside(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = unbound(address)?;
+    socket.set_reuse_port(true)?;
+    listen(socket, address, true).map(|(socket, _)| socket)
+}
+
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -37,7 +65,15 @@ pub fn tcp(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
         socket.set_only_v6(true)?;
     }
     socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+/// Binds and listens; `several`: other sockets may listen there, too.
+fn listen(socket: Socket, address: SocketAddr, several: bool) -> io::Result<(OwnedFd, SocketAddr)> {
     socket.bind(&address.into())?;
+    if several {
+        socket.set_reuse_port(true)?;
+    }
     socket.listen(BACKLOG)?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
     Ok((socket.into(), bound))

@@ -28,11 +28,6 @@ use patience::{Endlessly, Patience, PatientWithSink, Waits};
 /// Up to so many bytes are copied; more go through a pipe.
 pub const COPY_MAX: usize = 16 << 10;
 
-/// From so many bytes on that are still to come it pays to relay them. What the socket has had so far
-/// came into a receive buffer and is copied in any case. To change over ends the receive and arms
-/// another one afterwards; to receive the rest by buffers of 4 KiB costs more on both engines.
-pub const RELAY_FROM: u64 = COPY_MAX as u64;
-
 /// How patient a relay is with its two ends.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayRules {

@@ -4,7 +4,9 @@
 //! (cpusets, taskset) says which CPUs, and a container's quota says how much of them. A core per
 //! CPU beyond the quota only makes the kernel stop all of them together for the rest of a period.
 //!
-//! [`plan`] and the parsers are pure; [`allowed_cpus`], [`cpu_quota`] and [`pin`] touch the system.
+//! [`plan`] and the parsers are pure; [`Cpus::of_this_machine`] and [`pin`] touch the system.
+
+mod topology;
 
 use std::fmt;
 use std::fs;
@@ -12,59 +14,151 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::thread::CpuSet;
 
+pub use self::topology::{Topology, parse_list};
+
 /// The number of a CPU, as the kernel counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CpuId(pub usize);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The number of workers that the user asked for; `None` leaves it to the machine.
+    pub workers: Option<usize>,
+    /// The user's word on pinning.
+    pub pin: Option<bool>,
+    /// Whether each core has a poller beside it, a thread of the kernel on a CPU of its own.
+    pub pollers: bool,
+}
+
+/// The CPUs of this machine, as far as they are ours.
+#[derive(Clone, Debug, Default)]
+pub struct Cpus {
+    /// Those that we may run on, lowest first.
+    pub allowed: Vec<usize>,
+    /// CPUs' worth of time that the control group allows; `None` without a limit.
+    pub quota: Option<f64>,
+    /// Which of them belong together.
+    pub topology: Topology,
+}
+
+impl Cpus {
+    /// Asks the machine. To be asked before any thread is pinned.
+    pub fn of_this_machine() -> Self {
+        let allowed = allowed_cpus();
+        let topology = Topology::read(Path::new("/sys/devices/system"), &allowed);
+        Self {
+            quota: cpu_quota(),
+            topology,
+            allowed,
+        }
+    }
+}
 
 /// How many cores to start and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// One entry for each core, at least one; `None` is a core that the kernel may move.
     pub cores: Vec<Option<CpuId>>,
+    /// The CPU of each core's poller, where pollers were asked for; else empty.
+    pub pollers: Vec<CpuId>,
     /// Why, in words for the log.
     pub reason: String,
 }
 
+/// There are not enough CPUs for pollers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooFewCpus {
+    /// What there is, in words.
+    pub there: String,
+    /// Threads that would do, at least 1; `None` where none do.
+    pub workers_max: Option<usize>,
+}
+
 /// Decides how many cores to start and what to pin them to.
 ///
-/// `requested` is the number of workers that the user asked for, or `None` for one core for each
-/// of the `allowed` CPUs, capped by `quota` CPUs rounded up. `pin` is the user's word on pinning;
-/// without one, cores are pinned when each has a CPU for itself and there is more than one CPU. A
-/// quota below the allowed CPUs leaves them unpinned too: neighbours with the same quota
-/// would all choose the same first CPUs while the others stand idle. With `pin` and more cores
-/// than CPUs, cores share CPUs in turn.
-pub fn plan(
-    requested: Option<usize>,
-    allowed: &[usize],
-    quota: Option<f64>,
-    pin: Option<bool>,
-) -> Plan {
-    let cpus = allowed.len().max(1);
-    let quota_cpus = quota.map_or(cpus, |quota| (quota.ceil() as usize).clamp(1, cpus));
-    let count = requested.unwrap_or(quota_cpus).max(1);
-    let count_reason = match (requested, quota) {
+/// Without a number of workers there is one core for each allowed CPU, capped by the quota rounded
+/// up. Without a word on pinning, cores are pinned when each has a CPU for itself and there is more
+/// than one CPU. A quota below the allowed CPUs leaves them unpinned too: neighbours with the same
+/// quota would all choose the same first CPUs while the others stand idle. With pinning asked for
+/// and more cores than CPUs, cores share CPUs in turn. Which CPUs come first, [`Topology::order`]
+/// says.
+///
+/// With pollers each core takes two CPUs, since a poller spins, and on a CPU that it shares it takes
+/// the time of whom it polls for.
+///
+/// # Errors
+/// With pollers, when there are fewer than two CPUs for each core.
+pub fn plan(wanted: Wanted, cpus: &Cpus) -> Result<Plan, TooFewCpus> {
+    let Cpus {
+        allowed,
+        quota,
+        topology,
+    } = cpus;
+    let count_cpus = allowed.len().max(1);
+    let quota_cpus = quota.map_or(count_cpus, |quota| {
+        (quota.ceil() as usize).clamp(1, count_cpus)
+    });
+    if wanted.pollers {
+        return with_pollers(wanted, cpus, quota_cpus);
+    }
+    let count = wanted.workers.unwrap_or(quota_cpus).max(1);
+    let count_reason = match (wanted.workers, quota) {
         (Some(_), _) => "as asked for".to_owned(),
-        (None, Some(quota)) if quota_cpus < cpus => {
-            format!("the quota is {quota} of {}", plural(cpus, "CPU"))
+        (None, Some(quota)) if quota_cpus < count_cpus => {
+            format!("the quota is {quota} of {}", plural(count_cpus, "CPU"))
         }
-        (None, _) => format!("{} allowed", plural(cpus, "CPU")),
+        (None, _) => format!("{} allowed", plural(count_cpus, "CPU")),
     };
-    let (pinned, pin_reason) = match pin {
+    let (pinned, pin_reason) = match wanted.pin {
         _ if allowed.is_empty() => (false, ", unpinned: the allowed CPUs are unknown"),
         Some(true) => (true, ", pinned as asked for"),
         Some(false) => (false, ", unpinned as asked for"),
-        None if cpus == 1 => (false, ", unpinned: there is one CPU"),
-        None if count > cpus => (false, ", unpinned: more cores than CPUs"),
-        None if quota_cpus < cpus => (false, ", unpinned: the quota isn't bound to certain CPUs"),
+        None if count_cpus == 1 => (false, ", unpinned: there is one CPU"),
+        None if count > count_cpus => (false, ", unpinned: more cores than CPUs"),
+        None if quota_cpus < count_cpus => {
+            (false, ", unpinned: the quota isn't bound to certain CPUs")
+        }
         None => (true, ", pinned"),
     };
+    let order = topology.order(allowed, count);
     let cores = (0..count)
-        .map(|core| pinned.then(|| CpuId(allowed[core % allowed.len()])))
+        .map(|core| pinned.then(|| CpuId(order[core % order.len()])))
         .collect();
-    Plan {
+    Ok(Plan {
         cores,
+        pollers: Vec::new(),
         reason: format!("{} ({count_reason}){pin_reason}", plural(count, "core")),
+    })
+}
+
+fn with_pollers(wanted: Wanted, cpus: &Cpus, usable: usize) -> Result<Plan, TooFewCpus> {
+    let workers_max = usable.min(cpus.allowed.len()) / 2;
+    let count = wanted.workers.unwrap_or(workers_max);
+    if count == 0 || count > workers_max {
+        let there = match cpus.quota {
+            _ if cpus.allowed.is_empty() => "which CPUs this process may use is unknown".to_owned(),
+            Some(quota) if usable < cpus.allowed.len() => {
+                format!("the control group allows the time of {quota} CPUs")
+            }
+            _ => format!("this process may use {}", plural(cpus.allowed.len(), "CPU")),
+        };
+        return Err(TooFewCpus {
+            there,
+            workers_max: (workers_max > 0).then_some(workers_max),
+        });
     }
+    let mut order = cpus.topology.order(&cpus.allowed, 2 * count).into_iter();
+    let cores = order
+        .by_ref()
+        .take(count)
+        .map(|it| Some(CpuId(it)))
+        .collect();
+    Ok(Plan {
+        cores,
+        pollers: order.take(count).map(CpuId).collect(),
+        reason: format!("{}, pinned, each with a poller", plural(count, "core")),
+    })
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -270,6 +364,25 @@ mod tests {
     const V2_MOUNT: &str =
         "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
+    fn plan(
+        workers: Option<usize>,
+        allowed: &[usize],
+        quota: Option<f64>,
+        pin: Option<bool>,
+    ) -> Plan {
+        let cpus = Cpus {
+            allowed: allowed.to_vec(),
+            quota,
+            topology: Topology::default(),
+        };
+        let wanted = Wanted {
+            workers,
+            pin,
+            pollers: false,
+        };
+        super::plan(wanted, &cpus).unwrap()
+    }
+
     fn pinned(plan: &Plan) -> Vec<Option<usize>> {
         plan.cores.iter().map(|cpu| cpu.map(|cpu| cpu.0)).collect()
     }
@@ -310,6 +423,46 @@ mod tests {
             "nothing known"
         );
         assert_eq!(plan(Some(0), &[0, 1], None, None).cores.len(), 1);
+    }
+
+    #[test]
+    fn pollers_take_a_cpu_for_each_core_or_are_refused() {
+        let plan = |workers, allowed: &[usize], quota| {
+            let cpus = Cpus {
+                allowed: allowed.to_vec(),
+                quota,
+                topology: Topology::default(),
+            };
+            let wanted = Wanted {
+                workers,
+                pin: None,
+                pollers: true,
+            };
+            super::plan(wanted, &cpus)
+        };
+        for (workers, cores, pollers) in [
+            (None, vec![0, 2], vec![5, 6]),
+            (Some(1), vec![0], vec![2]),
+            (Some(2), vec![0, 2], vec![5, 6]),
+        ] {
+            let plan = plan(workers, &[0, 2, 5, 6], None).unwrap();
+            let at: Vec<usize> = pinned(&plan).into_iter().flatten().collect();
+            assert_eq!(at, cores);
+            assert_eq!(
+                plan.pollers.iter().map(|cpu| cpu.0).collect::<Vec<_>>(),
+                pollers
+            );
+        }
+        for (workers, allowed, quota, there, workers_max) in [
+            (None, &[3][..], None, "may use 1 CPU", None),
+            (Some(2), &[0, 1], None, "may use 2 CPUs", Some(1)),
+            (Some(1), &[0, 1], Some(0.5), "the time of 0.5 CPUs", None),
+            (None, &[], None, "unknown", None),
+        ] {
+            let error = plan(workers, allowed, quota).unwrap_err();
+            assert!(error.there.contains(there), "{error:?}");
+            assert_eq!(error.workers_max, workers_max, "{error:?}");
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ use super::slot::{SlotKey, SlotTable};
 use super::sys::heap;
 use super::task::{FuturePool, TaskId, TaskTable};
 use super::timer::{TimerKey, Wheel};
+use super::tuning::Tuning;
 
 pub use memory::Parts;
 
@@ -103,6 +104,7 @@ pub(crate) struct Inner {
     pub(crate) corking: Cell<bool>,
     fixed: Rc<FixedPool>,
     pub(crate) direct: Direct,
+    pub(crate) tuning: Cell<Tuning>,
     futures: FuturePool,
     wake: Arc<Wake>,
     wakes: Cell<u64>,
@@ -178,6 +180,7 @@ impl Core {
             corking: Cell::new(true),
             fixed: Rc::default(),
             direct: Direct::default(),
+            tuning: Cell::new(Tuning::default()),
             futures: FuturePool::default(),
             wake,
             wakes: Cell::new(0),

@@ -113,6 +113,22 @@ impl Fd {
         self.handle().raw()
     }
 
+    /// The descriptor itself, for another thread.
+    ///
+    /// # Errors
+    /// Gives it back when something else refers to it, an engine has registered it, or other cores
+    /// share it.
+    pub fn into_owned(self) -> Result<OwnedFd, Self> {
+        if self.registration() != UNREGISTERED || !matches!(self.handle(), Handle::Os(_)) {
+            return Err(self);
+        }
+        let mut inner = Rc::try_unwrap(self.0).map_err(Self)?;
+        match inner.handle.take() {
+            Some(Handle::Os(fd)) => Ok(fd),
+            _ => unreachable!("it was looked at"),
+        }
+    }
+
     pub(crate) fn registration(&self) -> u32 {
         self.0.registration.get()
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod heap;
+pub(crate) mod trial;
 
 use rustix::io::Errno;
 use socket2::{SockAddr, SockRef};

@@ -24,6 +24,7 @@ use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
 use crate::net::socket::paces;
+use crate::net::spread::{Handed, Seat};
 use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
 use crate::observability::sink::SinkHandle;
@@ -33,6 +34,7 @@ use crate::runtime::buf::fixed::FIXED_BYTES;
 use crate::runtime::direct::pressure::MemoryFiles;
 use crate::runtime::engine::caps::{EngineKind, Selection};
 use crate::runtime::executor::Core;
+use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{Receiver, Wake};
@@ -51,6 +53,10 @@ const LOG_STOP: Duration = Duration::from_millis(100);
 /// Turns between the last accept and the end of idle connections: enough to receive what the clients
 /// that were accepted last have sent already, so that their requests have begun.
 const SETTLE_TURNS: usize = 16;
+
+/// How long after a socket was removed a connection from it may come from another core: ten times what
+/// it takes a core that is busy to look.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// Everything that a core is made from.
 pub(super) struct Setup {
@@ -82,6 +88,10 @@ pub(super) struct Setup {
     pub(super) heartbeat: Arc<Heartbeat>,
     /// The memory of the process.
     pub(super) ledger: Arc<Ledger>,
+    /// The numbers that depend on the machine.
+    pub(super) tuning: Tuning,
+    /// Its place among the others; `None` for one that is alone.
+    pub(super) seat: Option<Seat>,
     /// Where its reports go.
     pub(super) reporter: Reporter,
 }
@@ -233,22 +243,33 @@ fn serve<S: Serves>(
     core.allow_pipes(setup.first.model.server.splice);
     core.allow_fixed(setup.cold.fixed_max, FIXED_BYTES);
     core.watch_page_cache(Arc::clone(&setup.cold.memory));
-    tune(core, &setup.first);
+    core.tune(setup.tuning, setup.first.model.server.zerocopy);
     if setup.first.model.server.zerocopy == ZeroCopy::On && !core.has_zero_copy() {
         tracing::warn!("zerocopy = \"on\" does nothing: sends without a copy need io_uring");
     }
     let registry = Rc::new(Registry::default());
+    let seat = setup.seat.map(Rc::new);
+    if let Some(seat) = &seat {
+        // Without sockets it is yet to come, and what is handed on would be of none that is known.
+        if !setup.first.listeners.is_empty() {
+            seat.serves(setup.first.epoch);
+        }
+        registry.population().show(Rc::clone(seat));
+    }
+    // Also when this thread panics: what is handed to one that is gone would wait for ever.
+    let _closing = seat.clone().map(Closing);
     let log = setup
         .log
         .map(|(format, sink)| CoreLog::new(core, format, sink));
     let listening: Vec<Rc<Listening>> = setup.first.listenings(&[]);
+    let share = Share {
+        index: setup.reporter.core,
+        of: setup.cores,
+    };
     let service = make(Parts {
         core,
         wake: setup.wake,
-        share: Share {
-            index: setup.reporter.core,
-            of: setup.cores,
-        },
+        share,
         first: &setup.first,
         listeners: &setup.first.placed(&listening),
         registry: Rc::clone(&registry),
@@ -262,6 +283,8 @@ fn serve<S: Serves>(
         log,
         reporter: setup.reporter.clone(),
         connections_max: setup.connections_max,
+        share,
+        seat,
         listening: RefCell::new(listening.clone()),
         accepting: Cell::new(0),
         waits_for_accepts: Cell::new(None),
@@ -295,9 +318,37 @@ fn serve<S: Serves>(
     Ok((registry.population().open(), registry.limits().counts()))
 }
 
-/// Takes the numbers and the choice of a configuration.
+/// Gives a connection to the core that should have it, or back where that is this one.
+fn hand_on(
+    core: &Core,
+    seat: Option<&Rc<Seat>>,
+    accepted: Fd,
+    listening: &Listening,
+) -> Option<Fd> {
+    let Some((seat, to)) = seat.and_then(|seat| Some((seat, seat.better()?))) else {
+        return Some(accepted);
+    };
+    let socket = match accepted.into_owned() {
+        Ok(socket) => socket,
+        Err(accepted) => return Some(accepted),
+    };
+    let listening = listening.id();
+    let handed = seat.hand(to, Handed { listening, socket });
+    handed.err().map(|handed| core.own(handed.socket))
+}
+
+/// Closes a core's place however its thread ends.
+struct Closing(Rc<Seat>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close(drop);
+    }
+}
+
+/// Takes the choice of a configuration.
 fn tune(core: &Core, swap: &Swap) {
-    core.tune(Tuning::default(), swap.model.server.zerocopy);
+    core.tune(core.tuning(), swap.model.server.zerocopy);
 }
 
 /// What the tasks that run a core know of each other.
@@ -308,6 +359,10 @@ struct Life<S> {
     log: Option<Rc<CoreLog>>,
     reporter: Reporter,
     connections_max: usize,
+    /// Which one of how many it is.
+    share: Share,
+    /// Its place among the others, where there are others.
+    seat: Option<Rc<Seat>>,
     /// The sockets of the configuration in force, and removed ones that still have connections.
     listening: RefCell<Vec<Rc<Listening>>>,
     /// Listeners that still accept.
@@ -325,16 +380,28 @@ impl<S: Serves> Life<S> {
         for listening in new {
             let serving = swap.listeners.iter().find(|it| it.id == listening.id());
             let Some(serving) = serving else { continue };
+            let Share { index, of } = self.share;
+            if serving.part.is_some_and(|part| !part.is_for(index, of)) {
+                continue;
+            }
             self.accepting.set(self.accepting.get() + 1);
             let socket = Arc::clone(&serving.socket);
+            let has_parts = serving.part.is_some();
             self.core
-                .spawn(Rc::clone(self).accept(Rc::clone(listening), socket));
+                .spawn(Rc::clone(self).accept(Rc::clone(listening), socket, has_parts));
         }
     }
 
     /// Accepts on one socket until it, or the core, is drained.
-    async fn accept(self: Rc<Self>, listening: Rc<Listening>, socket: Arc<OwnedFd>) {
+    async fn accept(
+        self: Rc<Self>,
+        listening: Rc<Listening>,
+        socket: Arc<OwnedFd>,
+        has_parts: bool,
+    ) {
         let (core, registry) = (&self.core, &self.registry);
+        // What the kernel has spread stays where it is.
+        let seat = self.seat.as_ref().filter(|_| !has_parts);
         let _accepting = Accepting(&self);
         accept_loop(
             core.clone(),
@@ -343,6 +410,9 @@ impl<S: Serves> Life<S> {
             Rc::clone(&listening),
             limits(self.connections_max),
             |accepted, member| {
+                let Some(accepted) = hand_on(core, seat, accepted, &listening) else {
+                    return;
+                };
                 let connection = session::serve(
                     core.clone(),
                     accepted,
@@ -362,6 +432,7 @@ impl<S: Serves> Life<S> {
         let mut seen = 0;
         loop {
             self.core.woken(&mut seen).await;
+            self.take_handed();
             loop {
                 match mailbox.pop() {
                     Some(Message::Drain { deadline, handover }) => {
@@ -396,10 +467,37 @@ impl<S: Serves> Life<S> {
         }
     }
 
+    /// Serves what other cores have accepted for this one.
+    fn take_handed(self: &Rc<Self>) {
+        if let Some(seat) = &self.seat {
+            seat.take_handed(|handed| self.serve_handed(handed));
+        }
+    }
+
+    fn serve_handed(self: &Rc<Self>, handed: Handed) {
+        let known = self.listening.borrow();
+        let listening = known.iter().find(|it| it.id() == handed.listening);
+        let Some(listening) = listening.cloned() else {
+            // Its socket was removed longer ago than a connection is on its way.
+            return tracing::warn!("a connection of a removed listener was closed");
+        };
+        let connection = session::serve(
+            self.core.clone(),
+            self.core.own(handed.socket),
+            self.registry.population().enter(&self.core, &listening),
+            listening,
+            Rc::clone(&self.service),
+        );
+        self.core.spawn(connection);
+    }
+
     fn begin_drain(self: &Rc<Self>, deadline: Instant, handover: bool) {
         let population = self.registry.population();
         if population.closed() {
             return;
+        }
+        if let Some(seat) = &self.seat {
+            seat.close(|handed| self.serve_handed(handed));
         }
         population.close(if handover { Rest::Leave } else { Rest::Take });
         self.core.spawn(Rc::clone(self).drain(deadline, handover));
@@ -408,6 +506,8 @@ impl<S: Serves> Life<S> {
 
     /// Answers by another configuration from now on. What it no longer listens on drains by itself.
     fn swap(self: &Rc<Self>, swap: &Arc<Swap>) {
+        // What was handed on by the configuration in force is served by it.
+        self.take_handed();
         let known = self.listening.borrow().clone();
         let new = swap.listenings(&known);
         self.listening.borrow_mut().extend(new.iter().cloned());
@@ -433,6 +533,9 @@ impl<S: Serves> Life<S> {
                 .spawn(Rc::clone(self).drain_listener(listening, deadline));
         }
         self.core.wake_all();
+        if let Some(seat) = &self.seat {
+            seat.serves(swap.epoch);
+        }
         self.reporter.report(Event::Swapped(swap.epoch));
     }
 
@@ -457,6 +560,11 @@ impl<S: Serves> Life<S> {
                     "connections of a removed listener were cut"
                 );
             }
+        }
+        if self.seat.is_some() {
+            // Another core may have handed on a connection just before it heard of the change.
+            timer.set(self.core.now() + ON_ITS_WAY);
+            timer.bound(|| Poll::<()>::Pending).await;
         }
         let mut known = self.listening.borrow_mut();
         known.retain(|known| !Rc::ptr_eq(known, &listening));

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bind::Part;
 use super::control::memory::MemoryStatus;
 use super::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use super::control::upstreams::UpstreamStatus;
@@ -20,8 +21,9 @@ pub(super) type SocketId = u32;
 /// From the master.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToWorker {
-    /// Listening sockets, with these numbers; one descriptor for each.
-    Sockets(Vec<SocketId>),
+    /// Listening sockets, with these numbers; one descriptor for each. Beside it which one it is, where
+    /// its address has one for each core.
+    Sockets(Vec<(SocketId, Option<Part>)>),
     /// The first configuration, after its sockets. Comes once.
     Start(Box<Start>),
     /// Another configuration takes the place of the one in force.
@@ -188,6 +190,8 @@ pub(super) struct Ready {
     pub(super) engines: Vec<(String, String, usize)>,
     /// What is enforced.
     pub(super) sandbox: Report,
+    /// Where the numbers that depend on the machine come from: a file, or `defaults`.
+    pub(super) tuning: String,
 }
 
 /// Why a worker doesn't start.

@@ -16,7 +16,8 @@ use super::signals::{Signal, Signals};
 use super::stall::LOOK_EVERY;
 use super::swap::{Serving, Swap};
 use super::worker::{
-    GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, target,
+    GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, parts_of,
+    target,
 };
 use super::{banner, hook, privileges, refusal};
 use crate::config::model::{AccessLog, LogTarget, Model};
@@ -45,7 +46,7 @@ pub fn run(model: Arc<Model>, origin: Origin) -> Result<(), StartError> {
 /// # Errors
 /// [`StartError::Listen`] with every address that failed.
 fn bind(model: &Model) -> Result<Vec<BoundListener>, StartError> {
-    bind::bind(&model.listeners).map_err(StartError::Listen)
+    bind::bind(&model.listeners, parts_of(&model.server)).map_err(StartError::Listen)
 }
 
 /// Serves on sockets that listen already. To be called before the process has other threads: signals
@@ -134,8 +135,11 @@ pub(super) fn open(listeners: Vec<BoundListener>) -> Opened {
             id,
             listener: listener.listener,
             socket: Arc::new(listener.socket),
+            part: listener.part,
         });
-        opened.addresses.push(listener.address);
+        if listener.part.is_none_or(|part| part.index == 0) {
+            opened.addresses.push(listener.address);
+        }
         opened.files.extend(listener.file);
     }
     opened
@@ -284,7 +288,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("site.sock");
         let wanted = [(ListenAddr::Unix(path.clone()), Place::default())];
-        let opened = open(bind::bind_missing(&wanted, |_| false).unwrap());
+        let opened = open(bind::bind_missing(&wanted, None, |_| false).unwrap());
         UnixStream::connect(&path).unwrap();
         assert_eq!(opened.serving[0].listener, 0);
         drop(opened);

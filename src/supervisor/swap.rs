@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::bind::Part;
 use super::messages::SocketId;
 use crate::config::model::Model;
 use crate::net::listener::Listening;
@@ -49,4 +50,6 @@ pub(super) struct Serving {
     pub(super) listener: usize,
     /// The socket.
     pub(super) socket: Arc<OwnedFd>,
+    /// Which one it is, where its address has one for each core.
+    pub(super) part: Option<Part>,
 }

@@ -4,39 +4,36 @@
 //! core ends. It knows of a core only what the core reports; everything else happens on the cores.
 
 mod handlers;
+mod plan;
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub(super) use self::handlers::app;
+pub(super) use self::plan::{WorkerPlan, parts_of};
 use super::bind::ListenError;
 use super::core_thread::{
-    self, Account, ColdMeans, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,
+    self, Account, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,
 };
-use super::limits::{Budget, Means, MemoryLimit, raise_descriptors};
 use super::stall::{self, Sight, Watch};
 use super::swap::Swap;
 use super::sys_process::thread_cpu;
-use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model, Workers};
+use crate::config::model::{Engine, LogFormat, LogLevel, LogTarget, Model};
 use crate::http::session::{Counts, count_limit};
+use crate::net::spread::Spread;
 use crate::observability::access_log::Format;
 use crate::observability::control_log::Level;
 use crate::observability::sink::{Sink, Target};
-use crate::runtime::affinity::{self, CpuId};
-use crate::runtime::budget::{Ledger, open_statm};
+use crate::runtime::budget::Ledger;
 use crate::runtime::buf::{BUFFER_COUNT, BUFFER_SIZE};
 use crate::runtime::engine::Forbidden;
-use crate::runtime::engine::caps::{
-    EngineChoice, EngineKind, Restriction, Selection, check_openat2, explain,
-};
+use crate::runtime::engine::caps::{EngineChoice, EngineKind, Restriction, check_openat2, explain};
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::mailbox::{self, Sender, Wake};
-use crate::runtime::memory;
 use crate::runtime::offload::Helpers;
 
 /// Jobs that may wait for the helpers.
@@ -111,68 +108,6 @@ pub(super) fn check_kernel() -> Result<(), StartError> {
     check_openat2().map_err(|what| StartError::other(what, help))
 }
 
-/// What a worker will run with, found out before it has threads and before it is confined.
-pub(super) struct WorkerPlan {
-    selection: Selection,
-    cpus: Vec<Option<CpuId>>,
-    budget: Budget,
-    memory: MemoryLimit,
-    /// What tells how large the process is, opened before it is confined.
-    statm: Option<OwnedFd>,
-    cold: ColdMeans,
-}
-
-impl WorkerPlan {
-    /// Chooses the engine, the CPUs and the limits. `restricted`: rings get no more opcodes than the
-    /// engine uses.
-    ///
-    /// # Errors
-    /// When io_uring was demanded and can't be had.
-    pub(super) fn of(
-        model: &Model,
-        listeners: usize,
-        restricted: bool,
-    ) -> Result<Self, StartError> {
-        let server = &model.server;
-        let selection = Selection::choose_with(engine(server.engine), restricted)
-            .map_err(|why| StartError::other(why, ""))?;
-        let allowed = affinity::allowed_cpus();
-        let requested = match server.workers {
-            Workers::Auto => None,
-            Workers::Count(count) => Some(count.get()),
-        };
-        let plan = affinity::plan(requested, &allowed, affinity::cpu_quota(), server.pin);
-        // Several processes share what the configuration allows, and not what the kernel allows each.
-        let processes = server.processes.get();
-        let memory = MemoryLimit::of(server.memory_limit, processes, memory::available());
-        let budget = Budget::of(Means {
-            cores: plan.cores.len(),
-            listeners,
-            descriptors: raise_descriptors(),
-            memory: server.memory_limit.map(|bytes| bytes / processes as u64),
-            max_conns: server.max_conns.map(|all| (all.get() / processes).max(1)),
-        });
-        if let Some(warning) = budget.warning(plan.cores.len()) {
-            tracing::warn!("{warning}");
-        }
-        tracing::info!(
-            cores = plan.reason,
-            connections_per_core = budget.connections_per_core,
-            memory = memory.bytes,
-            of = memory.source,
-            "starting"
-        );
-        Ok(Self {
-            selection,
-            cold: ColdMeans::of(server.memory_limit, plan.cores.len() * processes),
-            cpus: plan.cores,
-            budget,
-            memory,
-            statm: open_statm(),
-        })
-    }
-}
-
 /// The cores of a process and what they share.
 pub(super) struct Worker {
     pub(super) cores: Vec<CoreHandle>,
@@ -180,6 +115,8 @@ pub(super) struct Worker {
     /// Wakes the main thread for reports.
     pub(super) told: Arc<Wake>,
     helpers: Helpers,
+    /// What cores see of each other, where there are several.
+    spread: Option<Arc<Spread>>,
     /// The writer of the access log.
     pub(super) sink: Option<Sink>,
     /// Connections that were cut when their cores ended.
@@ -250,8 +187,13 @@ impl Worker {
         let wakes = wakes.map_err(|error| failed("eventfd", &error))?;
         let statm = plan.statm.as_ref().and_then(|fd| fd.try_clone().ok());
         let ledger = Ledger::new(plan.memory.bytes, wakes.clone(), statm);
+        let spread = (wakes.len() > 1).then(|| {
+            let connections_max = plan.budget.connections_per_core;
+            Spread::new(wakes.iter().cloned(), connections_max)
+        });
         let mut worker = Self {
             cores: Vec::with_capacity(plan.cpus.len()),
+            spread: spread.clone(),
             reports,
             told: Wake::new().map_err(|error| failed("eventfd", &error))?,
             helpers,
@@ -274,9 +216,13 @@ impl Worker {
             let (mailbox, messages) = mailbox::channel(MAILBOX, Arc::clone(&wake));
             let heartbeat = Arc::new(Heartbeat::new(Instant::now()));
             let sink = worker.sink.as_ref().map(Sink::handle);
+            let poller = plan.pollers.get(index);
             let setup = Setup {
                 cpu: *cpu,
-                selection: plan.selection.clone(),
+                selection: match poller {
+                    Some(cpu) => plan.selection.on_poller(*cpu),
+                    None => plan.selection.clone(),
+                },
                 may_degrade,
                 helpers: [0; 2].map(|_| Some(worker.helpers.port(Arc::clone(&wake)))),
                 wake: Arc::clone(&wake),
@@ -289,6 +235,8 @@ impl Worker {
                 log: format.zip(sink),
                 heartbeat: Arc::clone(&heartbeat),
                 ledger: Arc::clone(&ledger),
+                tuning: plan.tuning.tuning,
+                seat: spread.as_ref().map(|spread| spread.seat(index)),
                 reporter,
             };
             let thread = thread::Builder::new()
@@ -442,6 +390,7 @@ impl Worker {
     /// The cores that are found stalled, each once, with what was seen.
     pub(super) fn stalled(&mut self, now: Instant) -> Vec<(usize, String)> {
         let cores = self.cores.iter_mut().enumerate();
+        let spread = &self.spread;
         cores
             .filter_map(|(index, core)| {
                 let sight = Sight {
@@ -451,6 +400,9 @@ impl Worker {
                 };
                 let why = core.watch.look(sight, now).filter(|_| !core.stalled)?;
                 core.stalled = true;
+                if let Some(spread) = spread {
+                    spread.abandon(index);
+                }
                 Some((index, why))
             })
             .collect()
@@ -628,7 +580,7 @@ mod tests {
 
     fn start(settings: &[&str]) -> (Worker, SocketAddr) {
         let model = model(settings);
-        let opened = open(bind::bind(&model.listeners).unwrap());
+        let opened = open(bind::bind(&model.listeners, None).unwrap());
         let worker = start_on(&model, &opened, OkService::new).unwrap();
         let BoundAddr::Tcp(address) = opened.addresses[0] else {
             panic!("it listens on TCP");
@@ -830,7 +782,7 @@ mod tests {
     #[test]
     fn a_core_that_panics_at_its_start_ends_the_others_in_order() {
         let model = model(&["server.workers=2"]);
-        let opened = open(bind::bind(&model.listeners).unwrap());
+        let opened = open(bind::bind(&model.listeners, None).unwrap());
         let started = start_on(&model, &opened, |parts| {
             let name = thread::current().name().unwrap_or_default().to_owned();
             assert_ne!(name, "beltway-core-1", "for this test");

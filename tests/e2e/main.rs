@@ -19,3 +19,5 @@ mod smuggling;
 mod static_files;
 mod supervise;
 mod support;
+mod toggles;
+mod tune;

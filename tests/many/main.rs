@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
-use support::{Client, PATIENCE, Server, Setup, Tree, on_both, wait_until};
+use support::{Client, Engine, PATIENCE, Server, Setup, Tree, on_both, wait_until};
 
 /// How many connections are opened, where the limit of descriptors allows.
 const CONNECTIONS: u64 = 10_000;
@@ -195,5 +195,47 @@ fn idle_connections_make_room_for_new_ones_when_memory_is_short() {
             let mut status = server.status();
             status["generations"][0]["workers"][0]["memory"]["level"].take() == "enough"
         });
+    });
+}
+
+/// A server with two threads, and one socket for both or for each.
+fn two_cores(engine: Engine, tree: &Tree, reuseport: bool) -> Server {
+    let text = format!(
+        "[server]\nreuseport = {reuseport}\n[site.\"*\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {:?}\n",
+        tree.root()
+    );
+    Setup::run(engine, &text).workers(2).start()
+}
+
+#[test]
+fn a_burst_of_ten_thousand_loses_nobody_and_meets_both_cores() {
+    // A client's port is one of the machine's, and both ends are descriptors of this machine.
+    let count = connections().min(10_000);
+    let _turn = alone();
+    on_both(|engine| {
+        let tree = Tree::with(&[("a.txt", "hello")]);
+        for reuseport in [false, true] {
+            let server = two_cores(engine, &tree, reuseport);
+            // All at once: nobody waits for an answer before the next one comes.
+            let mut clients: Vec<Client> = (0..count)
+                .map(|_| {
+                    let mut client = server.connect();
+                    client.send("GET /a.txt HTTP/1.1\r\nHost: a\r\n\r\n");
+                    client
+                })
+                .collect();
+            for client in &mut clients {
+                assert_eq!(client.response().text(), "hello");
+            }
+            let status = server.status();
+            let cores = &status["generations"][0]["workers"][0]["cores"];
+            let each: Vec<u64> = (0..2)
+                .map(|core| cores[core]["connections"].as_u64().expect("a number"))
+                .collect();
+            eprintln!("{engine:?}, reuseport {reuseport}: {each:?}");
+            assert_eq!(each.iter().sum::<u64>(), count as u64, "{each:?}");
+            // A third on one of what the other has would be a fault; it is some per cent.
+            assert!(each.iter().all(|it| *it > count as u64 / 4), "{each:?}");
+        }
     });
 }

@@ -413,6 +413,7 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
     let tuning = Tuning {
         zerocopy_from: Some(random.between(1, 5000)),
         direct_depth: random.between(1, 4) as usize,
+        ..Tuning::default()
     };
     core.tune(tuning, ZeroCopy::Auto);
     let (listener, id) = world.listen();

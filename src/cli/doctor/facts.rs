@@ -1,6 +1,7 @@
 //! What the machine says when it is asked. Everything here is harmless: nothing is changed, and what
 //! is made for a trial goes at once.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,9 @@ use landlock::{
 };
 use rustix::process::{Resource, getrlimit};
 
-use crate::runtime::affinity;
+use super::queues::Card;
+use crate::config::tuning::{self, InForce};
+use crate::runtime::affinity::{self, Cpus, Wanted};
 use crate::runtime::engine::caps::{self, EngineChoice, EngineKind, Selection};
 
 /// The facts that [`super::findings`] judges.
@@ -44,6 +47,12 @@ pub(super) struct Facts {
     pub(super) ring_restrictions: Option<Result<(), String>>,
     /// Whether the machine has a user `beltway`.
     pub(super) has_user: bool,
+    /// The CPUs, and which of them a server takes that is told nothing else.
+    pub(super) places: (Cpus, BTreeSet<usize>),
+    /// The network cards.
+    pub(super) cards: Vec<Card>,
+    /// The numbers that `beltway tune` has measured, if it has.
+    pub(super) tuning: InForce,
 }
 
 /// Settings of the kernel (sysctl(8)).
@@ -74,6 +83,11 @@ impl Facts {
             Err(why) => (EngineKind::Epoll, why),
         };
         let ring = engine.0 == EngineKind::Uring;
+        let cpus = Cpus::of_this_machine();
+        // Without pollers there is a plan for any machine.
+        let plan = affinity::plan(Wanted::default(), &cpus);
+        let cores = plan.into_iter().flat_map(|plan| plan.cores).flatten();
+        let places = (cpus, cores.map(|cpu| cpu.0).collect());
         let limit = |resource| {
             let limit = getrlimit(resource);
             (limit.current, limit.maximum)
@@ -87,8 +101,11 @@ impl Facts {
                 .into_owned(),
             engine,
             openat2: caps::check_openat2(),
-            cpus: affinity::allowed_cpus().len().max(1),
-            cpu_quota: affinity::cpu_quota(),
+            cpus: places.0.allowed.len().max(1),
+            cpu_quota: places.0.quota,
+            places,
+            cards: Card::read_all(Path::new("/")),
+            tuning: tuning::in_force(),
             nofile: limit(Resource::Nofile),
             memlock: limit(Resource::Memlock),
             sysctls: Sysctls::read(Path::new("/proc/sys")),

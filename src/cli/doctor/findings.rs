@@ -5,6 +5,8 @@ use serde::Serialize;
 
 use super::super::control::error_of;
 use super::facts::{Facts, Sysctls};
+use super::queues;
+use crate::config::tuning::InForce;
 use crate::runtime::engine::caps::EngineKind;
 use crate::supervisor::connections_for;
 use crate::supervisor::control::protocol::Reply;
@@ -92,8 +94,28 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         seccomp(facts.seccomp_notifies),
         rings(facts.ring_restrictions.as_ref()),
         user(facts),
+        tuning(&facts.tuning),
     ]);
+    findings.extend(queues::judge(
+        &facts.cards,
+        &facts.places.1,
+        &facts.places.0,
+    ));
     findings
+}
+
+/// Which numbers a start works with.
+fn tuning(tuning: &InForce) -> Finding {
+    if let Some(refused) = tuning.refused.first() {
+        return finding(Level::Warn, "tuning", refused, &["beltway tune"]);
+    }
+    match &tuning.file {
+        Some(file) => ok("tuning", format!("numbers of {}", file.display())),
+        None => ok(
+            "tuning",
+            "numbers that hold everywhere; `beltway tune` measures those of this machine",
+        ),
+    }
 }
 
 /// What the server that was asked for said, or why it said nothing.
@@ -431,6 +453,9 @@ pub(super) mod tests {
             seccomp_notifies: Some(true),
             ring_restrictions: Some(Ok(())),
             has_user: true,
+            places: Default::default(),
+            cards: Vec::new(),
+            tuning: InForce::default(),
         }
     }
 

@@ -1,9 +1,10 @@
 //! `beltway doctor`: what this machine gives and what it lacks, and the exact command that mends it.
 //!
-//! [`facts`] asks the machine, [`findings`] and [`upstreams`] judge and are pure.
+//! [`facts`] asks the machine, [`findings`], [`queues`] and [`upstreams`] judge and are pure.
 
 mod facts;
 mod findings;
+mod queues;
 mod upstreams;
 
 use std::fmt::Write as _;

@@ -38,6 +38,8 @@ impl Default for Server {
             engine: Engine::Auto,
             splice: true,
             zerocopy: ZeroCopy::Auto,
+            sqpoll: false,
+            reuseport: false,
             memory_limit: None,
             max_conns: None,
             processes: NonZeroUsize::MIN,
@@ -131,6 +133,10 @@ impl Reader<'_> {
                 .unwrap_or(default.engine),
             splice: self.boolean(table, AT, "splice").unwrap_or(default.splice),
             zerocopy: self.zerocopy(table).unwrap_or(default.zerocopy),
+            sqpoll: self.sqpoll(table).unwrap_or(default.sqpoll),
+            reuseport: self
+                .boolean(table, AT, "reuseport")
+                .unwrap_or(default.reuseport),
             memory_limit: self.size(table, AT, "memory_limit", MEMORY_MIN..=u64::MAX),
             max_conns: self
                 .integer(table, AT, "max_conns", 1..=u64::MAX)
@@ -182,6 +188,48 @@ impl Reader<'_> {
             Value::String(text) if text == "auto" => None,
             _ => self.boolean(table, Section::Server, "pin"),
         }
+    }
+
+    /// Whether rings are polled, and nothing forbids it. Whether there are CPUs for it is asked where
+    /// the worker is started: the configuration may be checked on another machine.
+    fn sqpoll(&mut self, table: &Table) -> Option<bool> {
+        let on = self.boolean(table, Section::Server, "sqpoll")?;
+        if !on {
+            return Some(false);
+        }
+        let at = table.get("sqpoll")?.item.at;
+        type Forbids = fn(&Value) -> bool;
+        let others: [(&str, Forbids, &str, &str); 3] = [
+            (
+                "engine",
+                |value| matches!(value, Value::String(text) if text == "epoll"),
+                "`sqpoll` is a way to use io_uring, and `engine` is \"epoll\"",
+                "remove `sqpoll`, or set `engine` to \"auto\" or \"uring\"",
+            ),
+            (
+                "pin",
+                |value| matches!(value, Value::Boolean(false)),
+                "`sqpoll` keeps threads on certain CPUs, and `pin` is false",
+                "remove one of the two: unpinned, threads and pollers would share CPUs",
+            ),
+            (
+                "processes",
+                |value| matches!(value, Value::Integer(count) if *count > 1),
+                "`sqpoll` gives CPUs to one process, and `processes` is more than 1",
+                "remove one of the two, or raise `workers` instead of `processes`",
+            ),
+        ];
+        for (name, forbids, what, help) in others {
+            let Some(other) = table.get(name).filter(|it| forbids(&it.item.value)) else {
+                continue;
+            };
+            self.diagnostics.push(
+                Diagnostic::new(other.item.at, what, "contradicts `sqpoll`")
+                    .with(at, "asked for here")
+                    .help(help),
+            );
+        }
+        Some(true)
     }
 
     /// A user or a group. Whether it exists is asked where the worker is started: the

@@ -657,3 +657,34 @@ start_timeout = "99ms"
     9 errors in the configuration
     "#);
 }
+
+#[test]
+fn pollers_contradict_epoll_unpinned_threads_and_several_processes() {
+    let errors = case(
+        "[server]\nsqpoll = true\nengine = \"epoll\"\npin = false\nprocesses = 2\n\
+         [site.\":8080\"]\nroot = \"www\"\n",
+    )
+    .errors();
+    for told in [
+        "`sqpoll` is a way to use io_uring, and `engine` is \"epoll\"\n --> beltway.toml:3:10",
+        "`sqpoll` keeps threads on certain CPUs, and `pin` is false\n --> beltway.toml:4:7",
+        "and `processes` is more than 1\n --> beltway.toml:5:13",
+        "asked for here",
+        "help: remove `sqpoll`, or set `engine` to \"auto\" or \"uring\"",
+        "3 errors in the configuration",
+    ] {
+        assert!(errors.contains(told), "{told}\n{errors}");
+    }
+}
+
+#[test]
+fn pollers_without_a_contradiction_are_fine() {
+    for server in [
+        "sqpoll = true\nengine = \"uring\"\npin = true\nprocesses = 1\n",
+        "sqpoll = false\nengine = \"epoll\"\npin = false\nprocesses = 2\n",
+    ] {
+        let text = format!("[server]\n{server}[site.\":8080\"]\nroot = \"www\"\n");
+        let model = case(&text).model();
+        assert_eq!(model.server.sqpoll, server.contains("sqpoll = true"));
+    }
+}

@@ -21,7 +21,7 @@ use crate::http::session::{
 };
 use crate::http::types::{FieldName, FieldValue, ResponseHead, Status};
 use crate::net::recv::End;
-use crate::net::splice::{Cause, RELAY_FROM};
+use crate::net::splice::Cause;
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -265,7 +265,7 @@ impl Stream {
     fn poll_relay(&mut self) -> Poll<Option<Piece>> {
         let ahead = self.decoder.content_ahead();
         // What is read ahead, or has a deadline as a whole, goes through here.
-        let pays = ahead > RELAY_FROM && ahead < u64::MAX
+        let pays = ahead > self.core.tuning().splice_from && ahead < u64::MAX
             || matches!(self.relaying, Relaying::Stopped) && ahead > 0;
         if !pays || self.ahead.is_some() || self.total.is_some() {
             return Poll::Ready(None);

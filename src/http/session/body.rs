@@ -57,7 +57,7 @@ pub enum Piece {
 }
 
 /// Bytes that still stand in another socket, or come there yet, to be moved without a copy where the
-/// kernel can. It pays from [`crate::net::splice::RELAY_FROM`] on.
+/// kernel can. It pays from [`crate::runtime::tuning::Tuning::splice_from`] on.
 pub struct RelayPart {
     /// The socket they come from; nothing is armed on it.
     pub from: Fd,

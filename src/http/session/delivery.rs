@@ -21,9 +21,6 @@ use crate::runtime::future::Timer;
 /// Answers of a batch are collected up to this many bytes before they are sent.
 pub(super) const BATCH_BYTES: usize = 64 << 10;
 
-/// A body up to this size is copied behind its head; a larger one is sent from where it is.
-const COPY_BYTES: u64 = 8 << 10;
-
 impl<S: Service> Connection<S> {
     pub(super) async fn send_large(
         &mut self,
@@ -200,7 +197,7 @@ impl Delivery<'_> {
     /// Sends a piece, and counts in `sent` what was given of it to the kernel or into the batch.
     async fn send(&mut self, piece: Piece, sent: &mut u64) -> Result<(), SendError> {
         let length = piece.length();
-        let small = length <= COPY_BYTES;
+        let small = length <= self.core.tuning().copy_up_to;
         match piece {
             Piece::Bytes(bytes) if small => self.batch.extend_from_slice(&bytes),
             Piece::Received(bytes) if small => self.batch.extend_from_slice(&bytes),
@@ -298,10 +295,11 @@ async fn beside<T>(work: impl Future<Output = T>, mut other: impl FnMut()) -> T 
     .await
 }
 
-/// Moves a body that is small and at hand into the batch. Gives the bytes that were appended.
-pub(super) fn append_small(body: &mut Body, batch: &mut Vec<u8>) -> u64 {
+/// Moves a body that is at hand and small, of at most `most` bytes, into the batch. Gives the bytes that
+/// were appended. A larger one is sent from where it is.
+pub(super) fn append_small(body: &mut Body, batch: &mut Vec<u8>, most: u64) -> u64 {
     let length = body.length().unwrap_or(u64::MAX);
-    if length > COPY_BYTES {
+    if length > most {
         return 0;
     }
     match &*body {

@@ -246,7 +246,7 @@ impl<S: Service> Connection<S> {
         let keep_alive = write_head(batch, &head, &context);
         let status = head.status.0;
         self.service.registry().answered(status);
-        let sent = append_small(&mut body, batch);
+        let sent = append_small(&mut body, batch, self.core.tuning().copy_up_to);
         let mut pending = None;
         if self.service.logs(epoch) {
             if let Body::Empty = body {
@@ -443,7 +443,7 @@ impl<S: Service> Connection<S> {
             date: &date,
         };
         write_head(batch, &head, &context);
-        let body_bytes = append_small(&mut body, batch);
+        let body_bytes = append_small(&mut body, batch, self.core.tuning().copy_up_to);
         if self.service.logs(epoch) {
             let (method, target) = line.unwrap_or(("-", "-"));
             self.service.log(

@@ -67,7 +67,6 @@ pub(crate) struct Direct {
     blocks: RefCell<Blocks>,
     ghosts: RefCell<Ghosts>,
     counts: Cell<DirectCounts>,
-    tuning: Cell<Tuning>,
     zero_copy: Cell<ZeroCopy>,
     /// The kernel has refused such a send for what it is.
     zero_copy_refused: Cell<bool>,
@@ -85,7 +84,6 @@ impl Default for Direct {
             blocks: RefCell::default(),
             ghosts: RefCell::default(),
             counts: Cell::default(),
-            tuning: Cell::default(),
             zero_copy: Cell::new(ZeroCopy::Off),
             zero_copy_refused: Cell::new(false),
             copied: RefCell::default(),
@@ -100,13 +98,8 @@ impl Core {
     /// Takes these numbers from now on, and sends without a copy as `zero_copy` says; at first never.
     pub fn tune(&self, tuning: Tuning, zero_copy: ZeroCopy) {
         let direct = &self.inner().direct;
-        direct.tuning.set(tuning);
+        self.inner().tuning.set(tuning);
         direct.zero_copy.set(zero_copy);
-    }
-
-    /// The numbers that hold.
-    pub fn tuning(&self) -> Tuning {
-        self.inner().direct.tuning.get()
     }
 
     /// Looks here from now on whether memory is short; before that it never is.
@@ -174,7 +167,7 @@ impl Core {
             ZeroCopy::On => Some(ZEROCOPY_ON_FROM),
             ZeroCopy::Auto => {
                 let peer = ledger.peer()?;
-                let from = direct.tuning.get().zerocopy_from;
+                let from = self.tuning().zerocopy_from;
                 from.filter(|_| !direct.copied.borrow().contains(&peer))
             }
         }

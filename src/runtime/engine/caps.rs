@@ -14,6 +14,7 @@ use io_uring::IoUring;
 use super::Engine;
 use super::poll::Poll;
 use super::ring::Ring;
+use crate::runtime::affinity::CpuId;
 use crate::runtime::buf::{BUFFER_COUNT, BufPool};
 use crate::runtime::executor::Core;
 use crate::runtime::mailbox::Wake;
@@ -60,7 +61,13 @@ pub struct RingFlags {
     defer_taskrun: bool,
     no_sqarray: bool,
     restricted: bool,
+    /// The CPU of the kernel's thread that submits (`SQPOLL`, unprivileged since kernel 5.11).
+    poller: Option<CpuId>,
 }
+
+/// How long a poller looks for entries in vain before it sleeps, in milliseconds. To wake it takes a
+/// system call; until it sleeps its CPU does nothing else.
+const POLLER_IDLE_MS: u32 = 20;
 
 impl RingFlags {
     const ALL: Self = Self {
@@ -70,6 +77,7 @@ impl RingFlags {
         defer_taskrun: true,
         no_sqarray: true,
         restricted: false,
+        poller: None,
     };
 
     pub(crate) fn build(self, sq: u32, cq: u32) -> io::Result<IoUring> {
@@ -93,12 +101,32 @@ impl RingFlags {
         if self.restricted {
             builder.setup_r_disabled();
         }
+        if let Some(cpu) = self.poller {
+            builder.setup_sqpoll(POLLER_IDLE_MS);
+            builder.setup_sqpoll_cpu(u32::try_from(cpu.0).unwrap_or(u32::MAX));
+        }
         builder.build(sq)
     }
 
     /// Whether the ring is to be restricted to what the engine uses before it is enabled.
     pub(crate) fn restricted(self) -> bool {
         self.restricted
+    }
+
+    /// Whether a thread of the kernel submits.
+    pub(crate) fn polled(self) -> bool {
+        self.poller.is_some()
+    }
+
+    /// The same for a ring with a poller on this CPU. It runs the task work itself, so that the flags
+    /// that say when we would are refused beside it (`EINVAL`).
+    fn on_poller(self, cpu: CpuId) -> Self {
+        Self {
+            poller: Some(cpu),
+            defer_taskrun: false,
+            coop_taskrun: false,
+            ..self
+        }
     }
 
     /// Flags to try, the best first: each step gives up what came to the kernel last.
@@ -135,11 +163,12 @@ impl RingFlags {
 
     /// Names of the flags that this kernel refused, empty when it took all.
     pub fn missing(self) -> Vec<&'static str> {
+        let polled = self.polled();
         [
             (self.no_sqarray, "NO_SQARRAY"),
-            (self.defer_taskrun, "DEFER_TASKRUN"),
+            (self.defer_taskrun || polled, "DEFER_TASKRUN"),
             (self.single_issuer, "SINGLE_ISSUER"),
-            (self.coop_taskrun, "COOP_TASKRUN"),
+            (self.coop_taskrun || polled, "COOP_TASKRUN"),
             (self.submit_all, "SUBMIT_ALL"),
         ]
         .into_iter()
@@ -203,6 +232,20 @@ impl Selection {
     /// # Errors
     /// As [`Self::choose`].
     pub fn choose_with(choice: EngineChoice, restrict: bool) -> Result<Self, String> {
+        Self::choose_polled(choice, restrict, None)
+    }
+
+    /// Chooses the engine for this process. `poller`: rings are to have a thread of the kernel that
+    /// submits, tried on this CPU; [`Self::on_poller`] gives each core its own. epoll has none, which
+    /// the reason says.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn choose_polled(
+        choice: EngineChoice,
+        restrict: bool,
+        poller: Option<CpuId>,
+    ) -> Result<Self, String> {
         if choice == EngineChoice::Epoll {
             return Ok(Self {
                 ring: None,
@@ -210,9 +253,14 @@ impl Selection {
                 reason: "asked for".to_owned(),
             });
         }
-        match (probe(restrict), choice) {
+        match (probe(restrict, poller), choice) {
             (Ok((flags, restriction)), _) => {
                 let missing = flags.missing();
+                let polled = if flags.polled() {
+                    "submitted by pollers; "
+                } else {
+                    ""
+                };
                 let reason = if missing.is_empty() {
                     "all setup flags, multishot accept and receive work".to_owned()
                 } else {
@@ -221,7 +269,7 @@ impl Selection {
                 Ok(Self {
                     ring: Some(flags),
                     restriction,
-                    reason,
+                    reason: format!("{polled}{reason}"),
                 })
             }
             (Err(why), EngineChoice::Uring) => Err(format!(
@@ -232,6 +280,15 @@ impl Selection {
                 restriction: Restriction::NoRing,
                 reason: format!("no io_uring: {why}"),
             }),
+        }
+    }
+
+    /// The same for a core whose poller is to run on this CPU; epoll has none.
+    #[must_use]
+    pub fn on_poller(&self, cpu: CpuId) -> Self {
+        Self {
+            ring: self.ring.map(|flags| flags.on_poller(cpu)),
+            ..self.clone()
         }
     }
 
@@ -309,24 +366,27 @@ pub fn explain(error: &io::Error) -> String {
 }
 
 /// Finds the flags, those of a restricted ring first where one is asked for.
-fn probe(restrict: bool) -> Result<(RingFlags, Restriction), String> {
+fn probe(restrict: bool, poller: Option<CpuId>) -> Result<(RingFlags, Restriction), String> {
     if !restrict {
-        return find_flags(false).map(|flags| (flags, Restriction::Off));
+        return find_flags(false, poller).map(|flags| (flags, Restriction::Off));
     }
-    match find_flags(true) {
+    match find_flags(true, poller) {
         Ok(flags) => Ok((flags, Restriction::Enforced)),
-        Err(why) => find_flags(false).map(|flags| (flags, Restriction::Missing(why))),
+        Err(why) => find_flags(false, poller).map(|flags| (flags, Restriction::Missing(why))),
     }
 }
 
 /// Finds the flags, then does a real multishot accept and receive.
-fn find_flags(restricted: bool) -> Result<RingFlags, String> {
+fn find_flags(restricted: bool, poller: Option<CpuId>) -> Result<RingFlags, String> {
     let mut last = None;
     for flags in RingFlags::candidates() {
-        let flags = RingFlags {
+        let mut flags = RingFlags {
             restricted,
             ..flags
         };
+        if let Some(cpu) = poller {
+            flags = flags.on_poller(cpu);
+        }
         match flags.build(8, 32) {
             Ok(ring) => {
                 drop(ring);

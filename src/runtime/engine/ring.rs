@@ -43,6 +43,8 @@ pub(crate) struct Ring {
     submitter: ManuallyDrop<Submitter<'static>>,
     ring: ManuallyDrop<Box<IoUring>>,
     enter_flags: EnterFlags,
+    /// A thread of the kernel submits what is pushed, at once.
+    polled: bool,
     overflow: VecDeque<Entry>,
     hows: HashMap<SlotKey, Box<OpenHow>>,
     buffers: Rc<BufPool>,
@@ -102,6 +104,7 @@ impl Ring {
             submitter: ManuallyDrop::new(submitter),
             ring: ManuallyDrop::new(ring),
             enter_flags,
+            polled: flags.polled(),
             overflow: VecDeque::new(),
             hows: HashMap::new(),
             buffers: Rc::clone(&buffers),
@@ -211,7 +214,20 @@ impl Ring {
         if let Some(until) = until.as_ref().filter(|_| want > 0) {
             args = args.timespec(until);
         }
-        let flags = self.enter_flags.bits();
+        let mut flags = self.enter_flags;
+        if self.polled {
+            // SAFETY: as in `push`.
+            let queue = unsafe { self.ring.submission_shared() };
+            let (asleep, overflown) = (queue.need_wakeup(), queue.cq_overflow());
+            if want == 0 && !asleep && !overflown {
+                // The poller is at it, and what it has done is in the completion queue.
+                return Ok(());
+            }
+            if asleep && submit > 0 {
+                flags |= EnterFlags::SQ_WAKEUP;
+            }
+        }
+        let flags = flags.bits();
         // SAFETY: EXT_ARG announces a SubmitArgs, which outlives the call.
         let entered = unsafe { self.submitter.enter(submit, want, flags, Some(&args)) };
         match entered.map_err(|error| error.raw_os_error()) {
@@ -337,6 +353,8 @@ impl Drop for Ring {
             return;
         }
         let _ = self.submitter.unregister_buf_ring(sqe::BUFFER_GROUP);
+        // Registered, the ring outlives its descriptor until this thread ends, and its poller with it.
+        let _ = self.submitter.unregister_ring_fd();
         // SAFETY: dropped here alone, the borrower before what it borrows from.
         unsafe {
             ManuallyDrop::drop(&mut self.submitter);

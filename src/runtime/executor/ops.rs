@@ -12,11 +12,17 @@ use crate::runtime::op::{Completion, Op, Output};
 use crate::runtime::scope::ScopeId;
 use crate::runtime::slot::{Slot, SlotKey, State};
 use crate::runtime::sys::heap;
+use crate::runtime::tuning::Tuning;
 
 /// Most turns that a refusal may take; the kernel refuses at the submission, in the first one.
 const FORBIDDEN_TURNS: usize = 10_000;
 
 impl Core {
+    /// The numbers that depend on the machine.
+    pub fn tuning(&self) -> Tuning {
+        self.0.tuning.get()
+    }
+
     /// Submits an op with one completion. For tasks alone: elsewhere nobody is there to take it.
     pub fn once(&self, op: Op) -> Once {
         self.submit_once(op, None)

@@ -120,6 +120,9 @@ pub struct WorkerStatus {
     pub engine: String,
     /// Why this engine.
     pub engine_reason: String,
+    /// Where the numbers that depend on the machine come from: the file of `beltway tune`, or
+    /// `defaults`.
+    pub tuning: String,
     /// What it is kept from.
     pub sandbox: SandboxStatus,
     /// Its threads.
@@ -310,6 +313,9 @@ impl WorkerStatus {
         text.push('\n');
         if state == GenerationState::Draining {
             let _ = writeln!(text, "    kept by   {}", self.why_it_stays());
+        }
+        if !self.tuning.is_empty() {
+            let _ = writeln!(text, "    tuning    {}", self.tuning);
         }
         self.sandbox.text(text);
         self.memory.text(text);

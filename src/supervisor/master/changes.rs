@@ -148,12 +148,15 @@ impl Master {
                 None => open_log(target).map(|log| Some(Arc::new(log))),
             },
         };
-        let bound = self.sockets.bind(&facts.listeners).map_err(|errors| {
-            let texts = errors
-                .iter()
-                .map(|error| refusal::not_bound(error, self.origin));
-            texts.collect::<String>()
-        });
+        let bound = self
+            .sockets
+            .bind(&facts.listeners, facts.parts)
+            .map_err(|errors| {
+                let texts = errors
+                    .iter()
+                    .map(|error| refusal::not_bound(error, self.origin));
+                texts.collect::<String>()
+            });
         // At the first start it is exit code 1, as for every failure at run time; a reload that
         // can't be served is a bad configuration.
         let code = if self.in_force.is_some() { 78 } else { 1 };
@@ -167,6 +170,13 @@ impl Master {
                 return Err(failed(text));
             }
         };
+        for address in self.sockets.otherwise(facts.parts) {
+            tracing::warn!(
+                %address,
+                "open already, it keeps the number of its sockets: `reuseport` and `workers` count for it \
+                 after the next start"
+            );
+        }
         let bundle = blob("beltway-configuration", &bundle)
             .map_err(|error| failed(format!("error: can't hold the configuration: {error}\n")))?;
         let id = self.next_config;
@@ -251,8 +261,10 @@ impl Master {
         let used = configuration
             .iter()
             .flat_map(|configuration| &configuration.sockets);
-        used.filter_map(|(id, _)| Some(self.sockets.get(*id)?.address.clone()))
-            .collect()
+        let held = used.filter_map(|(id, _)| self.sockets.get(*id));
+        // Several sockets of an address are one for people.
+        let firsts = held.filter(|held| held.part.is_none_or(|part| part.index == 0));
+        firsts.map(|held| held.address.clone()).collect()
     }
 
     /// The engines of the newest generation, each with its reason and cores.

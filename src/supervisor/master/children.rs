@@ -14,6 +14,7 @@ use rustix::process::{
 
 use super::machine::{GenerationId, WorkerId};
 use crate::config::model::LogTarget;
+use crate::supervisor::bind::Part;
 use crate::supervisor::channel::{Channel, ChannelError, DESCRIPTORS_MAX};
 use crate::supervisor::messages::{Ready, SocketId, ToWorker};
 
@@ -139,16 +140,16 @@ impl Child {
     /// As [`Channel::send`].
     pub(super) fn give<'s>(
         &mut self,
-        sockets: impl Iterator<Item = (SocketId, BorrowedFd<'s>)>,
+        sockets: impl Iterator<Item = ((SocketId, Option<Part>), BorrowedFd<'s>)>,
     ) -> Result<(), ChannelError> {
-        let new: Vec<(SocketId, BorrowedFd<'s>)> = sockets
-            .filter(|(id, _)| !self.sockets.contains(id))
+        let new: Vec<_> = sockets
+            .filter(|((id, _), _)| !self.sockets.contains(id))
             .collect();
         for part in new.chunks(DESCRIPTORS_MAX) {
             let (ids, descriptors): (Vec<_>, Vec<_>) = part.iter().copied().unzip();
             self.channel
                 .send(&ToWorker::Sockets(ids.clone()), &descriptors)?;
-            self.sockets.extend(ids);
+            self.sockets.extend(ids.into_iter().map(|(id, _)| id));
         }
         Ok(())
     }

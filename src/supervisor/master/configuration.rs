@@ -24,6 +24,10 @@ use crate::supervisor::{refusal, worker};
 pub(in crate::supervisor) struct Facts {
     /// Where to listen, in the order of the model, with the place where it was asked for.
     pub(super) listeners: Vec<(ListenAddr, Place)>,
+    /// How many sockets an address gets where that is more than one for all cores. A binary that doesn't
+    /// tell is of another version, which is said elsewhere.
+    #[serde(default)]
+    pub(super) parts: Option<usize>,
     /// Worker processes of a generation.
     pub(super) processes: usize,
     /// How long a worker may take to be ready, in milliseconds.
@@ -74,6 +78,7 @@ impl Facts {
             listeners: listeners
                 .map(|listener| (listener.address.clone(), listener.place.clone()))
                 .collect(),
+            parts: worker::parts_of(server),
             processes: server.processes.get(),
             start_timeout_ms: millis(server.start_timeout),
             drain_timeout_ms: millis(server.drain_timeout),

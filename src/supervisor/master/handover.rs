@@ -82,6 +82,7 @@ impl Master {
                 file: held.file.as_ref().map(|file| file.path().to_owned()),
                 inherited: held.inherited,
                 dual_stack: held.dual_stack,
+                part: held.part,
             })
         });
         let sockets = sockets.collect::<io::Result<_>>()?;
@@ -270,6 +271,7 @@ fn sockets(
             file: socket.file.and_then(|path| SocketFile::at(&path).ok()),
             inherited: socket.inherited,
             dual_stack: socket.dual_stack,
+            part: socket.part,
         })
     });
     let held = held.collect::<io::Result<Vec<Held>>>()?;

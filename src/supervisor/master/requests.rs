@@ -429,6 +429,7 @@ impl Master {
             restarts,
             engine: engine.map_or_else(String::new, |(engine, _, _)| engine.clone()),
             engine_reason: engine.map_or_else(String::new, |(_, reason, _)| reason.clone()),
+            tuning: ready.map_or_else(String::new, |ready| ready.tuning.clone()),
             sandbox: ready
                 .map(|ready| sandbox_status(&ready.sandbox))
                 .unwrap_or_default(),
@@ -445,17 +446,21 @@ impl Master {
         status.epochs = report.epochs.clone();
         status.sandbox.refused = report.refused;
         status.memory = report.memory.clone();
-        status.listeners = report
-            .listeners
-            .iter()
-            .map(|(id, listener)| {
-                let address = child.addresses.get(id).cloned();
-                ListenerStatus {
-                    address: address.unwrap_or_else(|| "a removed listener".to_owned()),
+        for (id, listener) in &report.listeners {
+            let address = child.addresses.get(id).cloned();
+            let address = address.unwrap_or_else(|| "a removed listener".to_owned());
+            let same = |it: &&mut ListenerStatus| {
+                it.address == address && it.draining == listener.draining
+            };
+            // Several sockets of an address are one for people.
+            match status.listeners.iter_mut().find(same) {
+                Some(known) => known.connections += listener.connections,
+                None => status.listeners.push(ListenerStatus {
+                    address,
                     ..listener.clone()
-                }
-            })
-            .collect();
+                }),
+            }
+        }
         status
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::config::model::{ListenAddr, Place};
 use crate::net::socket::SocketFile;
-use crate::supervisor::bind::{self, BoundAddr, ListenError};
+use crate::supervisor::bind::{self, BoundAddr, ListenError, Part};
 use crate::supervisor::listen_fds::{self, Inherited, Source};
 use crate::supervisor::messages::SocketId;
 
@@ -28,6 +28,8 @@ pub(super) struct Held {
     pub(super) inherited: bool,
     /// It is an IPv6 socket that takes IPv4 connections, too.
     pub(super) dual_stack: bool,
+    /// Which one it is, where the address has several.
+    pub(super) part: Option<Part>,
 }
 
 impl Held {
@@ -84,16 +86,18 @@ impl Sockets {
     }
 
     /// The sockets for these listeners, each with the listener's place in the list: held already, from
-    /// the service manager, or bound now.
+    /// the service manager, or bound now, `parts` for an address where that is more than one shared by
+    /// all cores. How many an address has stays as it was bound.
     ///
     /// # Errors
     /// Every address that can't be had. What was bound for the others is closed again.
     pub(super) fn bind(
         &mut self,
         wanted: &[(ListenAddr, Place)],
+        parts: Option<usize>,
     ) -> Result<Vec<(SocketId, usize)>, Vec<ListenError>> {
         self.claim(wanted);
-        let bound = bind::bind_missing(wanted, |address| {
+        let bound = bind::bind_missing(wanted, parts, |address| {
             self.holds(address) || self.covers(address)
         })?;
         for socket in bound {
@@ -105,6 +109,7 @@ impl Sockets {
                 file: socket.file,
                 inherited: false,
                 dual_stack: false,
+                part: socket.part,
             });
         }
         let of = |(index, (address, _)): (usize, &(ListenAddr, Place))| {
@@ -114,11 +119,24 @@ impl Sockets {
         Ok(wanted.iter().enumerate().flat_map(of).collect())
     }
 
+    /// Addresses that have another number of sockets than this, and that could have had it.
+    pub(super) fn otherwise(&self, parts: Option<usize>) -> impl Iterator<Item = &BoundAddr> {
+        let held = self.held.iter().filter(move |held| {
+            let is_tcp = matches!(held.address, BoundAddr::Tcp(_)) && !held.inherited;
+            let first = held.part.is_none_or(|part| part.index == 0);
+            is_tcp && first && held.part.map(|part| part.of) != parts
+        });
+        held.map(|held| &held.address)
+    }
+
     /// Closes every socket that isn't in use any more, and gives their addresses.
     pub(super) fn retain(&mut self, used: &BTreeSet<SocketId>) -> Vec<BoundAddr> {
         let gone = |held: &mut Held| !held.inherited && !used.contains(&held.id);
         let gone: Vec<Held> = self.held.extract_if(.., gone).collect();
-        gone.into_iter().map(|held| held.address).collect()
+        let firsts = gone
+            .into_iter()
+            .filter(|held| held.part.is_none_or(|it| it.index == 0));
+        firsts.map(|held| held.address).collect()
     }
 
     /// Closes all, for the end.
@@ -166,6 +184,7 @@ impl Sockets {
                     file: None,
                     inherited: true,
                     dual_stack: socket.dual_stack,
+                    part: None,
                 });
             }
         }
@@ -206,10 +225,10 @@ mod tests {
     #[test]
     fn the_same_name_keeps_its_socket_and_its_port() {
         let mut sockets = Sockets::default();
-        let first = sockets.bind(&[tcp("127.0.0.1:0")]).unwrap();
+        let first = sockets.bind(&[tcp("127.0.0.1:0")], None).unwrap();
         let port = address(&sockets, first[0].0);
         let wanted = [tcp("127.0.0.2:0"), tcp("127.0.0.1:0")];
-        let second = sockets.bind(&wanted).unwrap();
+        let second = sockets.bind(&wanted, None).unwrap();
         assert_eq!(second.len(), 2);
         assert_eq!(second[1], (first[0].0, 1));
         assert_eq!(address(&sockets, second[1].0), port);
@@ -218,8 +237,31 @@ mod tests {
         assert_eq!(sockets.retain(&kept), [BoundAddr::Tcp(port)]);
         assert!(TcpStream::connect(port).is_err());
         TcpStream::connect(address(&sockets, second[0].0)).unwrap();
-        let third = sockets.bind(&[tcp("127.0.0.1:0")]).unwrap();
+        let third = sockets.bind(&[tcp("127.0.0.1:0")], None).unwrap();
         assert!(third[0].0 > second[0].0, "no number is given twice");
+    }
+
+    #[test]
+    fn an_address_has_as_many_sockets_as_it_was_bound_with() {
+        let mut sockets = Sockets::default();
+        let wanted = [tcp("127.0.0.1:0")];
+        let first = sockets.bind(&wanted, Some(2)).unwrap();
+        assert_eq!(first.len(), 2);
+        let parts = first.iter().map(|(id, _)| sockets.get(*id).unwrap().part);
+        let parts: Vec<usize> = parts.map(|part| part.unwrap().index).collect();
+        assert_eq!(parts, [0, 1]);
+        for again in [Some(4), None, Some(2)] {
+            assert_eq!(sockets.bind(&wanted, again).unwrap(), first);
+            assert_eq!(
+                sockets.otherwise(again).count(),
+                usize::from(again != Some(2))
+            );
+        }
+        assert_eq!(
+            sockets.retain(&BTreeSet::new()).len(),
+            1,
+            "it is told of once"
+        );
     }
 
     #[test]
@@ -227,9 +269,9 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = tcp(&taken.local_addr().unwrap().to_string());
         let mut sockets = Sockets::default();
-        sockets.bind(&[tcp("127.0.0.1:0")]).unwrap();
+        sockets.bind(&[tcp("127.0.0.1:0")], None).unwrap();
         let wanted = [tcp("127.0.0.1:0"), tcp("127.0.0.2:0"), taken.clone()];
-        let errors = sockets.bind(&wanted).unwrap_err();
+        let errors = sockets.bind(&wanted, None).unwrap_err();
         assert_eq!(errors.len(), 1);
         assert_eq!(errors[0].address, taken.0);
         assert_eq!(sockets.held.len(), 1);
@@ -254,7 +296,7 @@ mod tests {
         let mut sockets = Sockets::new(all);
         let named = (ListenAddr::Inherited("web".into()), Place::default());
         let wanted = [named, tcp(&other_address.to_string())];
-        let got = sockets.bind(&wanted).unwrap();
+        let got = sockets.bind(&wanted, None).unwrap();
         assert_eq!(
             got.iter().map(|(_, index)| *index).collect::<Vec<_>>(),
             [0, 0, 1]
@@ -264,9 +306,9 @@ mod tests {
         TcpStream::connect(other_address).unwrap();
         // The same socket by its address, where it was known by its name.
         let web = address(&sockets, got[0].0);
-        let again = sockets.bind(&[tcp(&web.to_string())]).unwrap();
+        let again = sockets.bind(&[tcp(&web.to_string())], None).unwrap();
         assert_eq!(again, [(got[0].0, 0)]);
         let missing = (ListenAddr::Inherited("none".into()), Place::default());
-        assert_eq!(sockets.bind(&[missing]).unwrap_err().len(), 1);
+        assert_eq!(sockets.bind(&[missing], None).unwrap_err().len(), 1);
     }
 }

@@ -19,7 +19,7 @@ use super::machine::{GenerationId, Snapshot, WorkerId};
 use super::words::Words;
 use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
-use crate::supervisor::bind::BoundAddr;
+use crate::supervisor::bind::{BoundAddr, Part};
 use crate::supervisor::channel::{blob, read_blob};
 use crate::supervisor::control::protocol::{Request, RequestId};
 use crate::supervisor::control::server::Caller;
@@ -31,7 +31,7 @@ pub(super) const HANDOVER_VARIABLE: &str = "BELTWAY_HANDOVER";
 
 /// The version of [`Handover`]. The check of the configuration with the new binary comes first, so a
 /// binary that doesn't know this one is refused before anything is replaced.
-pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION: u16 = 3;
 
 /// All that the next master has to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,6 +80,7 @@ pub(super) struct Socket {
     pub(super) file: Option<PathBuf>,
     pub(super) inherited: bool,
     pub(super) dual_stack: bool,
+    pub(super) part: Option<Part>,
 }
 
 /// A socket that the service manager has handed over for nobody.

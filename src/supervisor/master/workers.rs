@@ -263,5 +263,5 @@ fn give(
         child.addresses.insert(held.id, held.address.listen_text());
     }
     let held = used.iter().filter_map(|(id, _)| sockets.get(*id));
-    child.give(held.map(|held| (held.id, held.socket.as_fd())))
+    child.give(held.map(|held| ((held.id, held.part), held.socket.as_fd())))
 }

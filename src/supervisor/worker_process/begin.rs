@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::{failed, wait};
 use crate::config::model::Model;
+use crate::supervisor::bind::Part;
 use crate::supervisor::channel::Channel;
 use crate::supervisor::messages::{Failed, FromWorker, Next, SocketId, Start, ToWorker};
 use crate::supervisor::sandbox::{Report, State};
@@ -25,8 +26,18 @@ pub(super) fn take_channel() -> io::Result<Channel> {
     Ok(channel)
 }
 
-/// The sockets by number.
-pub(super) type SocketTable = BTreeMap<SocketId, Arc<OwnedFd>>;
+/// The sockets by number, each with which one of its address it is.
+pub(super) type SocketTable = BTreeMap<SocketId, (Arc<OwnedFd>, Option<Part>)>;
+
+/// Adds sockets that came with these numbers.
+pub(super) fn keep(
+    sockets: &mut SocketTable,
+    ids: Vec<(SocketId, Option<Part>)>,
+    descriptors: Vec<OwnedFd>,
+) {
+    let came = ids.into_iter().zip(descriptors);
+    sockets.extend(came.map(|((id, part), socket)| (id, (Arc::new(socket), part))));
+}
 
 /// Everything up to the start.
 pub(super) fn first_messages(channel: &Channel) -> Option<(Start, SocketTable, Vec<OwnedFd>)> {
@@ -35,8 +46,7 @@ pub(super) fn first_messages(channel: &Channel) -> Option<(Start, SocketTable, V
         match channel.receive() {
             Ok(None) => wait(&mut [PollFd::new(channel, PollFlags::IN)], None),
             Ok(Some((ToWorker::Sockets(ids), descriptors))) => {
-                let descriptors = descriptors.into_iter().map(Arc::new);
-                sockets.extend(ids.into_iter().zip(descriptors));
+                keep(&mut sockets, ids, descriptors);
             }
             Ok(Some((ToWorker::Start(start), descriptors))) => {
                 return Some((*start, sockets, descriptors));
@@ -111,10 +121,12 @@ pub(super) fn listening(next: &Next, sockets: &SocketTable) -> Option<Vec<Servin
     let listeners = next.listeners.iter();
     listeners
         .map(|(id, listener)| {
+            let (socket, part) = sockets.get(id)?;
             Some(Serving {
                 id: *id,
                 listener: *listener,
-                socket: Arc::clone(sockets.get(id)?),
+                socket: Arc::clone(socket),
+                part: *part,
             })
         })
         .collect()

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use self::begin::{SocketTable, drop_privileges, first_messages, listening, take_channel, usable};
+use self::begin::{
+    SocketTable, drop_privileges, first_messages, keep, listening, take_channel, usable,
+};
 use self::questions::{Asked, Question};
 use self::servers::Tidying;
 use super::channel::{Channel, ChannelError, read_blob};
@@ -94,6 +96,8 @@ struct Process {
     worker: Worker,
     sockets: SocketTable,
     report: Report,
+    /// Where the numbers that depend on the machine come from.
+    tuning: String,
     notifier: Option<Notifier>,
     /// The model in force, whose drain timeout counts when the master is gone.
     model: Arc<Model>,
@@ -121,6 +125,7 @@ struct Started {
     /// What it is to serve now.
     first: Swap,
     report: Report,
+    tuning: String,
     notifier: Option<Notifier>,
     control_log: Option<Arc<ControlLog>>,
     log: Option<Sink>,
@@ -153,6 +158,7 @@ impl Process {
                 resolver,
                 first,
                 report,
+                tuning,
                 notifier,
                 control_log,
                 log,
@@ -163,6 +169,7 @@ impl Process {
                     worker,
                     sockets,
                     report,
+                    tuning,
                     notifier,
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
@@ -285,6 +292,7 @@ impl Process {
             resolver,
             first: swap(serving),
             report,
+            tuning: plan.tuning_origin(),
             notifier,
             control_log,
             log,
@@ -373,10 +381,7 @@ impl Process {
 
     fn obey(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
-            ToWorker::Sockets(ids) => {
-                let descriptors = descriptors.into_iter().map(Arc::new);
-                self.sockets.extend(ids.into_iter().zip(descriptors));
-            }
+            ToWorker::Sockets(ids) => keep(&mut self.sockets, ids, descriptors),
             ToWorker::Start(_) => tracing::error!("the master has started this worker twice"),
             ToWorker::Reload(next) => {
                 let config = next.config;
@@ -490,6 +495,7 @@ impl Process {
             self.say(&FromWorker::Ready(Box::new(Ready {
                 engines: self.worker.engines(),
                 sandbox: self.report.clone(),
+                tuning: self.tuning.clone(),
             })));
         } else {
             self.say(&FromWorker::Applied {

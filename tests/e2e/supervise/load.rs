@@ -11,13 +11,13 @@ use crate::support::server::Address;
 use crate::support::{Client, noise};
 
 /// Bytes of the long download.
-pub(super) const LONG: usize = 4 << 20;
+pub(crate) const LONG: usize = 4 << 20;
 
 /// Bytes of an upload, which the server throws away: below what keeps the connection.
 const UPLOAD: usize = 32 << 10;
 
 /// Clients that run.
-pub(super) struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     clients: Vec<JoinHandle<()>>,
@@ -25,7 +25,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts clients on this address, where `/ok` and `/long.bin` (of [`LONG`] bytes of noise) are.
-    pub(super) fn start(address: &Address) -> Self {
+    pub(crate) fn start(address: &Address) -> Self {
         let mut load = Self {
             stop: Arc::default(),
             done: Arc::default(),
@@ -93,12 +93,12 @@ impl Load {
     }
 
     /// Whether every client still runs: none has seen a failure.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.clients.iter().all(|client| !client.is_finished())
     }
 
     /// Ends the clients. A request that failed is a panic here.
-    pub(super) fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.join().expect("no request failed");

@@ -2,7 +2,7 @@
 //! sees them.
 
 mod control;
-mod load;
+pub(crate) mod load;
 mod reload;
 pub(crate) mod respawn;
 mod sandbox;
@@ -12,12 +12,12 @@ mod upgrade;
 use crate::support::{Engine, Tree};
 
 /// A configuration that serves the tree, `/ok` with this answer, and logs nothing.
-pub(super) fn config(tree: &Tree, answer: &str) -> String {
+pub(crate) fn config(tree: &Tree, answer: &str) -> String {
     config_with(tree, answer, "")
 }
 
 /// The same with these lines in `[server]`.
-pub(super) fn config_with(tree: &Tree, answer: &str, server: &str) -> String {
+pub(crate) fn config_with(tree: &Tree, answer: &str, server: &str) -> String {
     format!(
         "[server]\n{server}\n[site.\"*\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {:?}\n\
          [site.\"*\".routes]\n\"=/ok\" = {{ respond = 200, body = {answer:?} }}\n",

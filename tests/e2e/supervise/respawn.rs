@@ -25,6 +25,12 @@ fn is_stopped(pid: u32) -> bool {
     })
 }
 
+/// Stops a process: it accepts nothing until it goes on or ends.
+pub(crate) fn stop(pid: u32) {
+    send(pid, Signal::STOP);
+    wait_until("it is stopped", PATIENCE, || is_stopped(pid));
+}
+
 /// Kills a process and waits for its end, so that nobody is accepted by it any more.
 pub(crate) fn kill(pid: u32) {
     send(pid, Signal::KILL);
@@ -43,8 +49,7 @@ fn a_killed_worker_is_replaced_at_once_and_the_backlog_is_served() {
             let worker = server.worker();
             let mut loading = server.download("/long.bin");
             // A worker that is stopped accepts nothing: these wait in the queue when it dies.
-            send(worker, Signal::STOP);
-            wait_until("it is stopped", PATIENCE, || is_stopped(worker));
+            stop(worker);
             let mut waiting: Vec<Client> = (0..50)
                 .map(|_| {
                     let mut client = server.connect();

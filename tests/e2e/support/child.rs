@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// What is done to a child before its program starts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct Before {
     pub(crate) descriptors: Option<u64>,
     /// The number of a system call that fails with EPERM, as container runtimes have it.
     pub(crate) forbid: Option<libc::c_long>,
+    /// The only CPU that it may run on.
+    pub(crate) cpu: Option<usize>,
 }
 
 /// Makes the children of `command` die with this thread and start with these restrictions.
@@ -31,13 +34,18 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
             };
             setrlimit(Resource::Nofile, limit)?;
         }
+        if let Some(cpu) = before.cpu {
+            let mut set = CpuSet::new();
+            set.set(cpu);
+            sched_setaffinity(None, &set)?;
+        }
         if let Some(number) = before.forbid {
             forbid(number)?;
         }
         Ok(())
     };
     // SAFETY: the hook runs in the forked child, where only async-signal-safe calls are allowed: it
-    // makes the system calls prctl, setrlimit and seccomp, and allocates nothing.
+    // makes the system calls prctl, setrlimit, sched_setaffinity and seccomp, and allocates nothing.
     unsafe { command.pre_exec(hook) };
 }
 

@@ -149,6 +149,12 @@ impl Setup {
         self
     }
 
+    /// With as many threads as its file says.
+    pub(crate) fn workers_of_the_file(mut self) -> Self {
+        self.workers = None;
+        self
+    }
+
     /// With a listening socket of this name, as a service manager hands one over (sd_listen_fds(3)).
     pub(crate) fn activated(mut self, socket: OwnedFd, name: &str) -> Self {
         self.activated = Some((socket, name.to_owned()));

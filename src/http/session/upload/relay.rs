@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Upload, UploadError};
 use crate::http::types::Framing;
 use crate::net::recv::End;
-use crate::net::splice::{Cause, Moved, RELAY_FROM, UploadRules, relay_upload};
+use crate::net::splice::{Cause, Moved, UploadRules, relay_upload};
 use crate::runtime::fd::Fd;
 
 /// Why a body did not reach the sink whole.
@@ -58,14 +58,14 @@ enum Stage {
 
 impl UploadRelay {
     /// For the rest of this body to this socket; `None` where that doesn't pay or can't be: more than
-    /// [`RELAY_FROM`] must be to come, of known length, and not held back by the client. What was received
+    /// [`splice_from`](crate::runtime::tuning::Tuning::splice_from) must be to come, of known length, and not held back by the client. What was received
     /// already may be taken before, and should be where it is to be kept for another try.
     /// `stall`: longest time that the sink may take nothing; `None`: for ever.
     pub fn new(upload: &Upload<'_>, to: &Fd, stall: Option<Duration>) -> Option<Self> {
         let received = upload.input.as_ref().map_or(0, |input| input.bytes().len());
         let ahead = upload.remaining().saturating_sub(received as u64);
         let pays = matches!(upload.framing(), Framing::Length(_))
-            && ahead > RELAY_FROM
+            && ahead > upload.core.tuning().splice_from
             && !upload.expects_continue()
             && upload.state.error().is_none();
         pays.then(|| Self {
