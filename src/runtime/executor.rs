@@ -51,6 +51,9 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
+/// A turn that takes longer than this is a stall: all connections of the core have waited for it.
+pub const STALL: Duration = Duration::from_millis(2);
+
 /// Most turns that a core takes to collect what is in flight when it stops.
 const STOP_TURNS_MAX: usize = 10_000;
 
@@ -69,6 +72,15 @@ pub struct Usage {
     pub buffers: usize,
     /// Pipes in use.
     pub pipes: usize,
+}
+
+/// How long the turns of a core have taken, without the time in which its engine waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// Those that took longer than [`STALL`].
+    pub stalls: u64,
+    /// The longest.
+    pub longest: Duration,
 }
 
 pub(crate) struct Inner {
@@ -97,6 +109,8 @@ pub(crate) struct Inner {
     wakes: Cell<u64>,
     panics: Cell<u64>,
     heartbeat: OnceCell<Arc<Heartbeat>>,
+    /// `None` until the first turn, which is as long as the start took, has ended.
+    turns: Cell<Option<Turns>>,
     scratch: RefCell<Scratch>,
 }
 
@@ -169,6 +183,7 @@ impl Core {
             wakes: Cell::new(0),
             panics: Cell::new(0),
             heartbeat: OnceCell::new(),
+            turns: Cell::new(None),
             scratch: RefCell::default(),
         }))
     }
@@ -216,6 +231,11 @@ impl Core {
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
             pipes: self.0.pipes.borrow().in_use(),
         }
+    }
+
+    /// How long the turns have taken so far.
+    pub fn turns(&self) -> Turns {
+        self.0.turns.get().unwrap_or_default()
     }
 
     /// Tells from now on when a turn begins and when the core waits. The first call counts.
@@ -460,6 +480,7 @@ impl Core {
         {
             let mut engine = self.0.engine.borrow_mut();
             let mut slots = self.0.slots.borrow_mut();
+            self.turn_ends(engine.now());
             let heartbeat = self.0.heartbeat.get();
             if let Some(heartbeat) = heartbeat {
                 heartbeat.waits();
@@ -493,6 +514,19 @@ impl Core {
         self.fire_timers(&mut scratch.fired);
         self.wake_waiting();
         Ok(())
+    }
+
+    fn turn_ends(&self, now: Instant) {
+        let Some(mut turns) = self.0.turns.get() else {
+            self.0.turns.set(Some(Turns::default()));
+            return;
+        };
+        let length = now.saturating_duration_since(self.now());
+        if length > turns.longest.min(STALL) {
+            turns.stalls += u64::from(length > STALL);
+            turns.longest = turns.longest.max(length);
+            self.0.turns.set(Some(turns));
+        }
     }
 
     fn close_unused(&self, closing: &mut Vec<Closing>) {

@@ -103,6 +103,8 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         memory_bytes: account.memory as u64,
         tasks: account.tasks as u64,
         slots: account.slots as u64,
+        stalls: account.turns.stalls,
+        longest_turn_us: u64::try_from(account.turns.longest.as_micros()).unwrap_or(u64::MAX),
         responding: true,
         ..silent(core, worker)
     });
