@@ -162,7 +162,9 @@ impl Poll {
                 fd,
                 interest: Interest::Writable,
             } => self.start_writer(key, fd),
-            Op::Open(_) | Op::Read { .. } | Op::Offload(_) => return offload::job(op),
+            Op::Open(_) | Op::Read { .. } | Op::WillNeed { .. } | Op::Offload(_) => {
+                return offload::job(op);
+            }
         };
         if let Err(errno) = started {
             self.end(key, -errno.raw_os_error());
@@ -301,7 +303,7 @@ impl Poll {
             Op::Send { socket: fd, .. } | Op::Ready { fd, .. } => fd,
             Op::Connect { socket: fd, .. } => fd,
             // A helper's job can't be called back; its slot waits for the answer.
-            Op::Open(_) | Op::Read { .. } | Op::Offload(_) => return,
+            Op::Open(_) | Op::Read { .. } | Op::WillNeed { .. } | Op::Offload(_) => return,
         };
         let Some(registration) = self.registrations.get_mut(fd.registration() as usize) else {
             return;

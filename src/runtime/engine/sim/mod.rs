@@ -211,6 +211,9 @@ impl Sim {
             return Ok(0);
         }
         let sent = kernel.send_now(number(socket), &bytes)?;
+        if kernel.files.resident(inode, *offset, sent) < sent {
+            kernel.blocked += 1;
+        }
         kernel.files.set_warm(inode, *offset, sent, true);
         *offset += sent as u64;
         Ok(sent)
@@ -234,14 +237,6 @@ impl Sim {
         }
         into[..len].copy_from_slice(kernel.files.bytes(inode, offset, len)?);
         Ok(len)
-    }
-
-    pub(crate) fn will_need(&mut self, file: &Fd, offset: u64, len: u64) {
-        let kernel = &mut *self.kernel.borrow_mut();
-        if let Ok(inode) = kernel.inode_of(number(file)) {
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            kernel.files.set_warm(inode, offset, len, true);
-        }
     }
 
     pub(crate) fn stat(&mut self, fd: &Fd) -> Result<FileStat, Errno> {

@@ -28,6 +28,7 @@ pub(super) enum Kind {
     Writable,
     Open,
     Read,
+    WillNeed,
 }
 
 /// Memory that the kernel uses until the terminal completion.
@@ -76,6 +77,7 @@ fn kind_of(op: &Op) -> (Kind, Option<u32>) {
         },
         Op::Open(request) => (Kind::Open, request.dir.as_ref().map(|fd| fd.raw() as u32)),
         Op::Read { file, .. } => (Kind::Read, number(file)),
+        Op::WillNeed { file, .. } => (Kind::WillNeed, number(file)),
         Op::Offload(_) => (Kind::Open, None),
     }
 }
@@ -151,10 +153,12 @@ impl Kernel {
             self.fail("an op is submitted twice");
         };
         op.submitted = true;
-        let disk = matches!(op.kind, Kind::Open | Kind::Read);
+        let disk = matches!(op.kind, Kind::Open | Kind::Read | Kind::WillNeed);
         let connects = op.kind == Kind::Connect;
         let delay = if disk {
-            self.random.between(20_000, 800_000)
+            let slow = self.random.chance(self.faults.slow_disk);
+            let more = if slow { 2_000_000_000 } else { 800_000 };
+            self.random.between(20_000, more)
         } else if connects {
             // There and back.
             self.latency_ns() + self.latency_ns()
@@ -195,6 +199,7 @@ impl Kernel {
             (Kind::Readable, Some(number)) => self.ready(key, number, Way::Up),
             (Kind::Writable, Some(number)) => self.ready(key, number, Way::Down),
             (Kind::Read, Some(number)) => self.read(key, number, hands),
+            (Kind::WillNeed, Some(number)) => self.will_need(key, number, hands),
             (_, _) => self.open_file(key, hands),
         }
     }
@@ -361,6 +366,21 @@ impl Kernel {
         self.post(key, len as i32, false, None);
     }
 
+    /// Advice: nothing comes of it where the disk fails.
+    fn will_need(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let Some(Op::WillNeed { offset, len, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+            self.fail("the slot of an advice holds another op");
+        };
+        let Object::File(inode) = self.descriptor(number).object else {
+            return self.post(key, failed(Errno::SPIPE), false, None);
+        };
+        if !self.random.chance(self.faults.io_error) {
+            self.files.set_warm(inode, *offset, *len as usize, true);
+        }
+        self.post(key, 0, false, None);
+    }
+
     /// The executor wants an op to end.
     pub(super) fn cancel(&mut self, key: SlotKey) {
         self.note("cancel", key.to_bits(), 0);
@@ -374,7 +394,7 @@ impl Kernel {
         let Some(kind) = known.map(|op| op.kind) else {
             return;
         };
-        let disk = matches!(kind, Kind::Open | Kind::Read);
+        let disk = matches!(kind, Kind::Open | Kind::Read | Kind::WillNeed);
         if disk && self.random.chance(0.5) {
             return;
         }
