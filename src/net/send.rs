@@ -1,6 +1,7 @@
 //! Sending to a connection: buffers, and files without copying them through user space, always
 //! under the progress rule.
 
+mod ahead;
 mod direct;
 mod file;
 mod progress;

@@ -62,6 +62,9 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
+/// A turn that takes longer than this is a stall: all connections of the core have waited for it.
+pub const STALL: Duration = Duration::from_millis(2);
+
 /// Counters of one core, for tests and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -79,6 +82,15 @@ pub struct Usage {
     pub pipes: usize,
     /// Fixed buffers that are held.
     pub fixed: usize,
+}
+
+/// How long the turns of a core have taken, without the time in which its engine waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// Those that took longer than [`STALL`].
+    pub stalls: u64,
+    /// The longest.
+    pub longest: Duration,
 }
 
 pub(crate) struct Inner {
@@ -111,6 +123,8 @@ pub(crate) struct Inner {
     panics: Cell<u64>,
     heartbeat: OnceCell<Arc<Heartbeat>>,
     pub(crate) gauge: Gauge,
+    /// `None` until the first turn, which is as long as the start took, has ended.
+    turns: Cell<Option<Turns>>,
     scratch: RefCell<Scratch>,
 }
 
@@ -187,6 +201,7 @@ impl Core {
             panics: Cell::new(0),
             heartbeat: OnceCell::new(),
             gauge: Gauge::default(),
+            turns: Cell::new(None),
             scratch: RefCell::default(),
         }))
     }
@@ -235,6 +250,11 @@ impl Core {
             pipes: self.0.pipes.borrow().in_use(),
             fixed: self.0.fixed.held(),
         }
+    }
+
+    /// How long the turns have taken so far.
+    pub fn turns(&self) -> Turns {
+        self.0.turns.get().unwrap_or_default()
     }
 
     /// Tells from now on when a turn begins and when the core waits. The first call counts.
@@ -476,6 +496,7 @@ impl Core {
         {
             let mut engine = self.0.engine.borrow_mut();
             let mut slots = self.0.slots.borrow_mut();
+            self.turn_ends(engine.now());
             let heartbeat = self.0.heartbeat.get();
             if let Some(heartbeat) = heartbeat {
                 heartbeat.waits();
@@ -509,6 +530,19 @@ impl Core {
         self.fire_timers(&mut scratch.fired);
         self.wake_waiting();
         Ok(())
+    }
+
+    fn turn_ends(&self, now: Instant) {
+        let Some(mut turns) = self.0.turns.get() else {
+            self.0.turns.set(Some(Turns::default()));
+            return;
+        };
+        let length = now.saturating_duration_since(self.now());
+        if length > turns.longest.min(STALL) {
+            turns.stalls += u64::from(length > STALL);
+            turns.longest = turns.longest.max(length);
+            self.0.turns.set(Some(turns));
+        }
     }
 
     fn close_unused(&self, closing: &mut Vec<Closing>) {

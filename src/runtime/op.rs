@@ -142,6 +142,17 @@ pub enum Op {
         /// Where the transfer keeps account of such sends.
         ledger: Rc<ZeroCopyLedger>,
     },
+    /// Has the disk asked for a part of a file (posix_fadvise(2), `POSIX_FADV_WILLNEED`), away from the core:
+    /// to find pages for it and room in the queue of the device takes time. It ends when the disk has
+    /// been asked, not when it has answered.
+    WillNeed {
+        /// A regular file.
+        file: Fd,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
     /// Runs a job on a helper thread; the completion has [`Output::Answer`], or `ECANCELED` when
     /// the job panicked or the helpers are gone.
     Offload(Job),

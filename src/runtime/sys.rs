@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use socket2::{SockAddr, SockRef};
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 /// Takes ownership of a descriptor that the kernel has just made for us: the result of an accept or
 /// an open that nobody else has seen.
@@ -54,4 +55,61 @@ pub(crate) fn bind_without_port(socket: BorrowedFd<'_>) {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
+}
+
+/// Longest reach of [`read_reaching`].
+pub(crate) const REACH_MAX: usize = 4 << 20;
+
+/// Asks for `reach` bytes from the page cache, at most [`REACH_MAX`], and takes one of them (preadv2(2) with
+/// `RWF_NOWAIT`). The others have no place to go to, so they cost no copy; but the kernel sees how much
+/// is wanted, and reads ahead accordingly.
+///
+/// # Errors
+/// `EAGAIN` when the first byte isn't in memory.
+pub(crate) fn read_reaching(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    reach: usize,
+) -> Result<usize, Errno> {
+    static NO_PLACE: OnceLock<Option<usize>> = OnceLock::new();
+    let no_place = *NO_PLACE.get_or_init(|| {
+        let (protection, flags) = (
+            rustix::mm::ProtFlags::empty(),
+            rustix::mm::MapFlags::PRIVATE | rustix::mm::MapFlags::NORESERVE,
+        );
+        // SAFETY: a new mapping at a place of the kernel's choice. Nothing in this process may read or
+        // write it, it is never unmapped, and no reference to it is ever made.
+        let made = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), REACH_MAX, protection, flags)
+        };
+        made.ok().map(|at| at as usize)
+    });
+    let mut byte = 0u8;
+    let slices = [
+        libc::iovec {
+            iov_base: (&raw mut byte).cast(),
+            iov_len: 1,
+        },
+        libc::iovec {
+            iov_base: no_place.unwrap_or(0) as *mut libc::c_void,
+            iov_len: reach.clamp(1, REACH_MAX) - 1,
+        },
+    ];
+    let count = if no_place.is_some() { 2 } else { 1 };
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::INVAL)?;
+    // SAFETY: both slices live through the call. The kernel writes one byte to the first. It finds that
+    // the second, which is mapped for all of its length, may not be written, and ends there.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            slices.as_ptr(),
+            count,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    match usize::try_from(read) {
+        Ok(read) => Ok(read),
+        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
 }

@@ -594,6 +594,7 @@ impl<S: Serves> Life<S> {
                 .map(|it| (it.id(), it.open(), it.closed()))
                 .collect(),
             limits: registry.limits().counts(),
+            turns: self.core.turns(),
             refused: self.core.ring_refused(),
             categories: self.categories(),
             level: self.core.memory_level(),

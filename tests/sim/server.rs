@@ -499,7 +499,13 @@ impl Session {
             let mut probe = [0; 1];
             match core.read_resident(file, &mut probe, offset) {
                 Err(Errno::AGAIN) => {
-                    core.will_need(file, offset, size - offset);
+                    let len = u32::try_from(size - offset).expect("a small file");
+                    let advice = Op::WillNeed {
+                        file: file.clone(),
+                        offset,
+                        len,
+                    };
+                    core.once(advice).await;
                     self.read(file, offset, 1).await?;
                 }
                 Ok(0) => return Err(Cut::Shrunk),

@@ -1,9 +1,12 @@
 //! Files: by sendfile(2), never before their pages are in memory.
+//!
+//! The kernel reads ahead, and is kept at it; [`super::ahead`] says how.
 
 use std::time::Instant;
 
 use rustix::io::Errno;
 
+use super::ahead::ReadAhead;
 use super::direct::Way;
 use super::{Progress, SendError, Sender, noop};
 use crate::runtime::direct::admission::DirectMode;
@@ -13,12 +16,6 @@ use crate::runtime::op::Op;
 
 /// From this size on a file goes out under `TCP_CORK`, where that pays: see [`Core::set_corking`].
 const CORK_FROM: u64 = 256 << 10;
-
-/// Bytes whose residency is asked for at once, before a sendfile(2).
-const WINDOW: u64 = 512 << 10;
-
-/// Read ahead this far where the disk has to be asked.
-const READ_AHEAD: u64 = 2 << 20;
 
 /// A part of an open file.
 #[derive(Clone, Debug)]
@@ -52,6 +49,7 @@ impl Sender {
             end: part.offset + part.length,
             known_to: part.offset,
             file: part.file,
+            ahead: ReadAhead::default(),
             progress: None,
             had_share: false,
             more,
@@ -72,7 +70,7 @@ impl Sender {
                     sending.took(sent);
                 }
                 Step::WaitForClient => self.wait_for_client(timer, &mut sending).await?,
-                Step::WaitForDisk => {
+                Step::WaitForDisk { missing } => {
                     // In a box, so that what is seldom needed is no part of every connection.
                     if sending.direct != DirectMode::Off
                         && Box::pin(self.direct(timer, &mut sending)).await?
@@ -80,7 +78,7 @@ impl Sender {
                         continue;
                     }
                     let asked = self.core.now();
-                    self.read_ahead(&sending).await?;
+                    self.wait_for_disk(&mut sending, missing).await?;
                     sending.forgive(asked, self.core.now());
                 }
                 Step::Failed(error) => return Err(error),
@@ -117,13 +115,14 @@ impl Sender {
             };
         }
         if sending.offset >= sending.known_to {
-            let window = sending.left().min(WINDOW);
-            if self.is_read_direct(sending)
-                || !self.is_resident(&sending.file, sending.offset, window)
-            {
-                return Step::WaitForDisk;
+            if self.is_read_direct(sending) {
+                let missing = sending.offset;
+                return Step::WaitForDisk { missing };
             }
-            sending.known_to = sending.offset + window;
+            match self.known_to(sending) {
+                Ok(known_to) => sending.known_to = known_to,
+                Err(missing) => return Step::WaitForDisk { missing },
+            }
         }
         let known = sending.known_to - sending.offset;
         let count = known.min(self.core.bulk_left() as u64) as usize;
@@ -141,12 +140,30 @@ impl Sender {
         }
     }
 
-    /// Whether sending this window would not make the core wait for a disk: its last and its first page
-    /// are in memory, between which the kernel has read ahead.
-    fn is_resident(&self, file: &Fd, offset: u64, window: u64) -> bool {
-        let mut byte = [0];
-        let mut there = |at| self.core.read_resident(file, &mut byte, at) != Err(Errno::AGAIN);
-        there(offset + window - 1) && there(offset)
+    /// Up to where the file can be sent without waiting for a disk, as far as the next window tells; or the
+    /// first byte that was looked at and isn't in memory.
+    ///
+    /// Looked at are the first page, which makes the kernel read on ahead of it, and the last one of each
+    /// piece: between them it has read in order.
+    fn known_to(&self, sending: &FileSend) -> Result<u64, u64> {
+        let (offset, end) = (sending.offset, sending.end);
+        let reach = sending.ahead.reach(offset).min(end - offset);
+        // A reach is at most some MiB.
+        if !(self.core).is_resident(&sending.file, offset, reach as usize) {
+            return Err(offset);
+        }
+        let mut known_to = offset;
+        for piece in sending.ahead.pieces(offset, end) {
+            if !self.core.is_resident(&sending.file, piece - 1, 0) {
+                return if known_to > offset {
+                    Ok(known_to)
+                } else {
+                    Err(piece - 1)
+                };
+            }
+            known_to = piece;
+        }
+        Ok(known_to)
     }
 
     pub(super) async fn wait_for_client(
@@ -157,6 +174,7 @@ impl Sender {
         let mut ready = self.writable();
         let mut ready = std::pin::Pin::new(&mut ready);
         let mut poll = || ready.as_mut().poll(&mut noop());
+        sending.ahead.client_waits();
         let done = self
             .patiently(timer, &mut sending.progress, &mut poll)
             .await?;
@@ -164,29 +182,23 @@ impl Sender {
         done.result.map(drop).map_err(SendError::Broken)
     }
 
-    /// Has the disk asked for what comes next, and waits for its first page.
-    async fn read_ahead(&self, sending: &FileSend) -> Result<(), SendError> {
-        self.core.will_need(
-            &sending.file,
-            sending.offset,
-            READ_AHEAD.min(sending.left()),
-        );
-        let window = sending.left().min(WINDOW);
-        let last = sending.offset + window - 1;
-        for offset in [sending.offset, last] {
-            let file = sending.file.clone();
-            let read = Op::Read {
-                file,
-                data: Vec::new(),
-                len: 1,
-                offset,
-            };
-            self.core.once(read).await.result.map_err(SendError::File)?;
-            if offset == last {
-                break;
-            }
+    /// Waits for a page that isn't in memory; where the kernel doesn't read ahead by itself, after it was
+    /// told to.
+    async fn wait_for_disk(&self, sending: &mut FileSend, missing: u64) -> Result<(), SendError> {
+        let file = &sending.file;
+        if let Some(ask) = sending.ahead.missed(sending.offset, missing, sending.end) {
+            // Advice: without it the read that follows is only slower.
+            let (file, offset, len) = (file.clone(), ask.offset, ask.len);
+            self.core.once(Op::WillNeed { file, offset, len }).await;
         }
-        Ok(())
+        let read = Op::Read {
+            file: file.clone(),
+            data: Vec::new(),
+            len: 1,
+            offset: missing,
+        };
+        let done = self.core.once(read).await;
+        done.result.map(drop).map_err(SendError::File)
     }
 }
 
@@ -199,6 +211,7 @@ pub(super) struct FileSend {
     pub(super) end: u64,
     /// Up to here the file is known to be in memory.
     known_to: u64,
+    ahead: ReadAhead,
     pub(super) progress: Option<Progress>,
     /// It has sent in this turn.
     pub(super) had_share: bool,
@@ -235,7 +248,10 @@ impl FileSend {
 enum Step {
     Sent(usize),
     WaitForClient,
-    WaitForDisk,
+    /// This byte isn't in memory.
+    WaitForDisk {
+        missing: u64,
+    },
     Failed(SendError),
 }
 
@@ -246,3 +262,6 @@ fn of_socket(errno: Errno) -> Step {
         errno => Step::Failed(SendError::Broken(errno)),
     }
 }
+
+#[cfg(test)]
+mod tests;

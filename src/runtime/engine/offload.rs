@@ -1,9 +1,10 @@
 //! File ops for an engine without asynchronous file I/O: they run on a helper thread.
 
 use std::any::Any;
+use std::num::NonZeroU64;
 use std::os::fd::{IntoRawFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat2};
+use rustix::fs::{Advice, CWD, Mode, OFlags, fadvise, openat2};
 use rustix::io::Errno;
 
 use crate::runtime::buf::fixed::FixedMemory;
@@ -13,6 +14,7 @@ use crate::runtime::sys;
 type Opened = Result<OwnedFd, Errno>;
 type ReadDone = (Vec<u8>, Result<usize, Errno>);
 type FixedDone = (Box<FixedMemory>, Result<usize, Errno>);
+type Advised = Result<(), Errno>;
 
 /// The job of an op that may block; `None` for one that has no such form.
 ///
@@ -52,6 +54,17 @@ pub(crate) fn job(op: &mut Op) -> Option<Job> {
                 Box::new(done)
             }))
         }
+        Op::WillNeed { file, offset, len } => {
+            let (file, offset, len) = (file.raw(), *offset, NonZeroU64::new(u64::from(*len)));
+            Some(Box::new(move || {
+                let advised: Advised = match len {
+                    len @ Some(_) => fadvise(sys::borrow(file), offset, len, Advice::WillNeed),
+                    // A length of 0 would mean the whole file.
+                    None => Ok(()),
+                };
+                Box::new(advised)
+            }))
+        }
         _ => None,
     }
 }
@@ -87,6 +100,11 @@ pub(crate) fn finish(op: &mut Op, answer: Box<dyn Any + Send>) -> i32 {
                 buffer.give_back(memory);
                 as_result(read)
             }
+            Err(_) => -Errno::CANCELED.raw_os_error(),
+        },
+        Op::WillNeed { .. } => match answer.downcast::<Advised>().map(|done| *done) {
+            Ok(Ok(())) => 0,
+            Ok(Err(errno)) => -errno.raw_os_error(),
             Err(_) => -Errno::CANCELED.raw_os_error(),
         },
         _ => -Errno::INVAL.raw_os_error(),

@@ -165,7 +165,11 @@ impl Poll {
             // MSG_ZEROCOPY tells its end by the socket's error queue, which every other wait on the
             // socket would take for an error.
             Op::SendZeroCopy { .. } => Err(Errno::OPNOTSUPP),
-            Op::Open(_) | Op::Read { .. } | Op::ReadFixed { .. } | Op::Offload(_) => {
+            Op::Open(_)
+            | Op::Read { .. }
+            | Op::ReadFixed { .. }
+            | Op::WillNeed { .. }
+            | Op::Offload(_) => {
                 return offload::job(op);
             }
         };
@@ -306,7 +310,11 @@ impl Poll {
             Op::Send { socket: fd, .. } | Op::Ready { fd, .. } => fd,
             Op::Connect { socket: fd, .. } => fd,
             // A helper's job can't be called back; its slot waits for the answer.
-            Op::Open(_) | Op::Read { .. } | Op::ReadFixed { .. } | Op::Offload(_) => return,
+            Op::Open(_)
+            | Op::Read { .. }
+            | Op::ReadFixed { .. }
+            | Op::WillNeed { .. }
+            | Op::Offload(_) => return,
             // It has ended with its start.
             Op::SendZeroCopy { .. } => return,
         };

@@ -29,12 +29,13 @@ const FORBIDDEN_LAST: u64 = u64::MAX - 2;
 pub(crate) const FORBIDDEN_COUNT: usize = 5;
 
 /// Every opcode that the entries below have. A restricted ring refuses all others with `EACCES`.
-const OPCODES: [u8; 12] = [
+const OPCODES: [u8; 13] = [
     opcode::Nop::CODE,
     opcode::Accept::CODE,
     opcode::AsyncCancel::CODE,
     opcode::Close::CODE,
     opcode::Connect::CODE,
+    opcode::Fadvise::CODE,
     opcode::OpenAt2::CODE,
     opcode::PollAdd::CODE,
     opcode::Read::CODE,
@@ -221,6 +222,12 @@ pub(crate) fn entry(key: SlotKey, op: &mut Op, how: *const types::OpenHow) -> En
                 .zc_flags(REPORT_USAGE)
                 .build()
         }
+        Op::WillNeed { file, offset, len } => {
+            let (file, len) = (types::Fd(file.raw()), libc::off_t::from(*len));
+            opcode::Fadvise::new(file, len, libc::POSIX_FADV_WILLNEED)
+                .offset(*offset)
+                .build()
+        }
         Op::Offload(_) => opcode::Nop::new().build(),
     };
     debug_assert!(may(&entry), "an op that a restricted ring refuses");
@@ -338,13 +345,19 @@ mod tests {
                 more: true,
                 ledger: Rc::default(),
             },
+            Op::WillNeed {
+                file: fd(),
+                offset: 0,
+                len: 1,
+            },
             Op::Offload(Box::new(|| Box::new(()))),
         ];
         for op in &ops {
             // No wildcard: whoever adds an op is led here, and adds it above.
             match op {
                 Op::Accept { .. } | Op::Recv { .. } | Op::Send { .. } | Op::Ready { .. } => {}
-                Op::Connect { .. } | Op::Open(_) | Op::Read { .. } | Op::Offload(_) => {}
+                Op::Connect { .. } | Op::Open(_) | Op::Read { .. } | Op::WillNeed { .. } => {}
+                Op::Offload(_) => {}
                 Op::ReadFixed { .. } | Op::SendZeroCopy { .. } => {}
             }
         }

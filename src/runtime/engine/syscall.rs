@@ -4,12 +4,11 @@
 use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fadvise, fstat,
-    openat2, sendfile, statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat2, sendfile,
+    statx,
 };
 use rustix::io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2};
 use rustix::net::{self, RecvFlags, SendFlags, SocketAddrAny, sockopt};
@@ -192,7 +191,7 @@ impl Core {
     /// Moves up to `count` bytes of the file from `*offset` on into the socket, as many as it takes
     /// at once (sendfile(2)), and advances `*offset`. 0 means the file ends there.
     ///
-    /// The caller has asked [`Self::resident`] first: a page that isn't in memory blocks the core.
+    /// The caller has asked [`Self::is_resident`] first: a page that isn't in memory blocks the core.
     ///
     /// # Errors
     /// `EAGAIN` when the socket takes nothing now.
@@ -231,20 +230,20 @@ impl Core {
         }
     }
 
-    /// Tells the kernel that this part of the file will be read soon (posix_fadvise(2)).
-    pub fn will_need(&self, file: &Fd, offset: u64, len: u64) {
-        // Advice: without it the read that follows is only slower.
-        let _ = self.at_once(
-            file,
-            |os| match NonZeroU64::new(len) {
-                len @ Some(_) => fadvise(os, offset, len, Advice::WillNeed),
-                None => Ok(()),
-            },
-            |sim| {
-                sim.will_need(file, offset, len);
-                Ok(())
-            },
-        );
+    /// Whether the page of this byte is in memory; also where the file ends before it, or its file system
+    /// can't say. What the kernel is reading at the moment isn't.
+    ///
+    /// A page that is on its way at the front of what the kernel reads ahead makes it read on, and one that
+    /// it wasn't asked for it begins to read (kernel 5.10), neither of which is waited for. `reach` says
+    /// how many bytes from here on are wanted: the kernel reads as far ahead in one piece, up to what the
+    /// device takes in one request. It costs a page fault, which 0 doesn't.
+    pub fn is_resident(&self, file: &Fd, offset: u64, reach: usize) -> bool {
+        let mut byte = [0];
+        let read = match file.handle().os() {
+            Some(os) if reach > 1 => crate::runtime::sys::read_reaching(os, offset, reach),
+            _ => self.read_resident(file, &mut byte, offset),
+        };
+        read != Err(Errno::AGAIN)
     }
 
     /// What the file is now.

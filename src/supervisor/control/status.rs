@@ -177,6 +177,10 @@ pub struct CoreStatus {
     pub tasks: u64,
     /// Ops that the engine works on, each with its slot.
     pub slots: u64,
+    /// Turns that took longer than 2 ms, since the worker's start: all of its connections waited for each.
+    pub stalls: u64,
+    /// Its longest turn in microseconds.
+    pub longest_turn_us: u64,
     /// Whether it answered this question in time.
     pub responding: bool,
     /// Cold files that it read past the page cache, since the worker's start.
@@ -399,6 +403,15 @@ impl WorkerStatus {
             let silent = index > 0 && !self.cores[index - 1].responding;
             text.push_str(if silent { "  DOES NOT RESPOND\n" } else { "\n" });
         }
+        for core in self.cores.iter().filter(|core| core.stalls > 0) {
+            let _ = writeln!(
+                text,
+                "    stalls    core {}: {} above 2 ms, the longest {:.1} ms",
+                core.core,
+                count(core.stalls, "turn"),
+                core.longest_turn_us as f64 / 1000.0,
+            );
+        }
     }
 }
 
@@ -487,7 +500,7 @@ mod tests {
                     tasks: 15,
                     slots: 18,
                     responding: true,
-                    direct: DirectStatus::default(),
+                    ..CoreStatus::default()
                 },
                 CoreStatus {
                     core: 1,
@@ -611,6 +624,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn a_core_that_stalls_is_told_and_no_other() {
+        let mut report = report();
+        assert!(!report.text().contains("stalls"));
+        let core = &mut report.generations[0].workers[0].cores[0];
+        (core.stalls, core.longest_turn_us) = (2, 15_250);
+        let text = report.text();
+        let told = "stalls    core 0: 2 turns above 2 ms, the longest 15.2 ms\n";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::runtime::budget::Level;
 use crate::runtime::direct::DirectCounts;
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{EngineKind, Restriction};
+use crate::runtime::executor::Turns;
 use crate::runtime::mailbox::Wake;
 use crate::supervisor::messages::SocketId;
 use crate::supervisor::swap::Swap;
@@ -89,6 +90,8 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) listeners: Vec<(SocketId, usize, bool)>,
     /// How often each limit was reached.
     pub(in crate::supervisor) limits: Counts,
+    /// How long its turns have taken.
+    pub(in crate::supervisor) turns: Turns,
     /// Ring ops that were refused because they are forbidden.
     pub(in crate::supervisor) refused: u64,
     /// Bytes in use by category, and how short memory is.

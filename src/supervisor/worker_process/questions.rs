@@ -108,6 +108,8 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         tasks: account.tasks as u64,
         slots: account.slots as u64,
         direct: DirectStatus::of(&account.direct),
+        stalls: account.turns.stalls,
+        longest_turn_us: u64::try_from(account.turns.longest.as_micros()).unwrap_or(u64::MAX),
         responding: true,
         ..silent(core, worker)
     });

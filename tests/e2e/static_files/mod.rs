@@ -2,6 +2,7 @@
 
 mod changes;
 mod coded;
+mod cold;
 mod conditions;
 mod content;
 mod direct;

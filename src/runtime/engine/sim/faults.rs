@@ -74,6 +74,8 @@ pub struct Faults {
     pub would_block: f64,
     /// A page or a path isn't in memory: the plain call answers `EAGAIN`.
     pub cold: f64,
+    /// A disk takes up to 2 s for what it is asked.
+    pub slow_disk: f64,
     /// A file read fails with `EIO`.
     pub io_error: f64,
     /// A helper's job takes up to 50 ms more.
@@ -124,6 +126,7 @@ impl Faults {
             empty_turn: rate(0.3),
             would_block: rate(0.5),
             cold: rate(0.5),
+            slow_disk: 0.0,
             io_error: rate(0.05),
             job_delay: rate(0.5),
             job_loss: rate(0.2),

@@ -116,6 +116,8 @@ pub(super) struct Kernel {
     pub(super) filling: BTreeSet<u16>,
     pub(super) woken: bool,
     pub(super) turns: u64,
+    /// How often a sendfile had to wait for a disk.
+    pub(super) blocked: u64,
     /// The last turn found that nothing will happen any more.
     idle: bool,
     /// The first rule that was broken. The executor catches what a task panics with.
@@ -148,6 +150,7 @@ impl Kernel {
             filling: BTreeSet::new(),
             woken: false,
             turns: 0,
+            blocked: 0,
             idle: false,
             broken: RefCell::default(),
         }

@@ -211,6 +211,9 @@ impl Sim {
             return Ok(0);
         }
         let sent = kernel.send_now(number(socket), &bytes)?;
+        if kernel.files.resident(inode, *offset, sent) < sent {
+            kernel.blocked += 1;
+        }
         kernel.files.set_warm(inode, *offset, sent, true);
         *offset += sent as u64;
         Ok(sent)
@@ -241,14 +244,6 @@ impl Sim {
         match self.kernel.borrow_mut().descriptor(number(file)).object {
             Object::Direct(_) => Ok(ops::DIRECT_ALIGN),
             _ => Err(Errno::OPNOTSUPP),
-        }
-    }
-
-    pub(crate) fn will_need(&mut self, file: &Fd, offset: u64, len: u64) {
-        let kernel = &mut *self.kernel.borrow_mut();
-        if let Ok(inode) = kernel.inode_of(number(file)) {
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            kernel.files.set_warm(inode, offset, len, true);
         }
     }
 

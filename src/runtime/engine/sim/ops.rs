@@ -38,6 +38,7 @@ pub(super) enum Kind {
     SendZeroCopy,
     /// A zero-copy send that was taken: the bytes are still on their way out of its memory.
     Notify,
+    WillNeed,
 }
 
 /// Memory that the kernel uses until the terminal completion.
@@ -91,6 +92,7 @@ fn kind_of(op: &Op) -> (Kind, Option<u32>) {
             Kind::SendZeroCopy,
             socket.as_ref().map(|socket| socket.raw() as u32),
         ),
+        Op::WillNeed { file, .. } => (Kind::WillNeed, number(file)),
         Op::Offload(_) => (Kind::Open, None),
     }
 }
@@ -178,13 +180,19 @@ impl Kernel {
             self.fail("an op is submitted twice");
         };
         op.submitted = true;
-        let disk = matches!(op.kind, Kind::Open | Kind::Read | Kind::ReadFixed);
+        let disk = matches!(
+            op.kind,
+            Kind::Open | Kind::Read | Kind::ReadFixed | Kind::WillNeed
+        );
         let connects = op.kind == Kind::Connect;
-        let slow = op.kind == Kind::ReadFixed && self.random.chance(self.faults.slow_disk);
-        let delay = if slow {
-            self.random.between(1_000_000, 100_000_000)
-        } else if disk {
-            self.random.between(20_000, 800_000)
+        let delay = if disk {
+            let slow = self.random.chance(self.faults.slow_disk);
+            let more = match (slow, op.kind) {
+                (true, Kind::ReadFixed) => 100_000_000,
+                (true, _) => 2_000_000_000,
+                (false, _) => 800_000,
+            };
+            self.random.between(20_000, more)
         } else if connects {
             // There and back.
             self.latency_ns() + self.latency_ns()
@@ -231,6 +239,7 @@ impl Kernel {
                 let copied = self.random.chance(self.faults.zero_copy_copied);
                 self.post(key, i32::from(copied), false, None);
             }
+            (Kind::WillNeed, Some(number)) => self.will_need(key, number, hands),
             (_, _) => self.open_file(key, hands),
         }
     }
@@ -476,6 +485,21 @@ impl Kernel {
         self.schedule(key, delay);
     }
 
+    /// Advice: nothing comes of it where the disk fails.
+    fn will_need(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
+        let slot = hands.slots.get_mut(key);
+        let Some(Op::WillNeed { offset, len, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+            self.fail("the slot of an advice holds another op");
+        };
+        let Object::File(inode) = self.descriptor(number).object else {
+            return self.post(key, failed(Errno::SPIPE), false, None);
+        };
+        if !self.random.chance(self.faults.io_error) {
+            self.files.set_warm(inode, *offset, *len as usize, true);
+        }
+        self.post(key, 0, false, None);
+    }
+
     /// The executor wants an op to end.
     pub(super) fn cancel(&mut self, key: SlotKey) {
         self.note("cancel", key.to_bits(), 0);
@@ -493,7 +517,10 @@ impl Kernel {
             // The op is done; nothing calls its bytes back.
             return;
         }
-        let disk = matches!(kind, Kind::Open | Kind::Read | Kind::ReadFixed);
+        let disk = matches!(
+            kind,
+            Kind::Open | Kind::Read | Kind::ReadFixed | Kind::WillNeed
+        );
         if disk && self.random.chance(0.5) {
             return;
         }

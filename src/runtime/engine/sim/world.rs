@@ -128,6 +128,11 @@ impl World {
         self.kernel.borrow().turns
     }
 
+    /// How often the core has waited for a disk, because a page that it sent wasn't in memory.
+    pub fn blocked(&self) -> u64 {
+        self.kernel.borrow().blocked
+    }
+
     /// A hash of everything that happened: equal for runs that were equal.
     pub fn trace_hash(&self) -> u64 {
         self.kernel.borrow().trace.hash()
