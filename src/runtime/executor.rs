@@ -370,6 +370,7 @@ impl Core {
 
     fn run_ready(&self) {
         let mut waker = Context::from_waker(Waker::noop());
+        let mut before = heap::own();
         for _ in 0..TASKS_PER_TURN {
             let Some(id) = self.0.ready.borrow_mut().pop_front() else {
                 return;
@@ -378,21 +379,23 @@ impl Core {
                 continue;
             };
             self.0.current.set(Some(id));
-            let before = heap::own();
             let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut waker)));
-            let own = heap::own();
+            let mut own = heap::own();
             match polled {
                 Ok(Poll::Pending) => self.0.tasks.borrow_mut().park(id, future, own - before),
                 Ok(Poll::Ready(())) => {
                     self.0.tasks.borrow_mut().remove(id);
                     self.discard(future);
+                    own = heap::own();
                 }
                 Err(_) => {
                     self.0.panics.set(self.0.panics.get() + 1);
                     self.0.tasks.borrow_mut().remove(id);
                     self.discard(future);
+                    own = heap::own();
                 }
             }
+            before = own;
             self.0.current.set(None);
             if self.0.gauge.is_due(own) {
                 self.look_at_memory();
