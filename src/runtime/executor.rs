@@ -5,6 +5,7 @@
 //! while completions are being taken, so no task sees the core half-changed.
 
 mod ops;
+mod turns;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ use super::slot::{SlotKey, SlotTable};
 use super::task::{FuturePool, TaskId, TaskTable};
 use super::timer::{TimerKey, Wheel};
 
+pub use turns::{STALL, Turns};
+
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
 
@@ -51,9 +54,6 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
-/// A turn that takes longer than this is a stall: all connections of the core have waited for it.
-pub const STALL: Duration = Duration::from_millis(2);
-
 /// Most turns that a core takes to collect what is in flight when it stops.
 const STOP_TURNS_MAX: usize = 10_000;
 
@@ -72,15 +72,6 @@ pub struct Usage {
     pub buffers: usize,
     /// Pipes in use.
     pub pipes: usize,
-}
-
-/// How long the turns of a core have taken, without the time in which its engine waited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turns {
-    /// Those that took longer than [`STALL`].
-    pub stalls: u64,
-    /// The longest.
-    pub longest: Duration,
 }
 
 pub(crate) struct Inner {
@@ -231,11 +222,6 @@ impl Core {
             buffers: usize::from(self.0.buffers.count() - self.0.buffers.available()),
             pipes: self.0.pipes.borrow().in_use(),
         }
-    }
-
-    /// How long the turns have taken so far.
-    pub fn turns(&self) -> Turns {
-        self.0.turns.get().unwrap_or_default()
     }
 
     /// Tells from now on when a turn begins and when the core waits. The first call counts.
@@ -514,19 +500,6 @@ impl Core {
         self.fire_timers(&mut scratch.fired);
         self.wake_waiting();
         Ok(())
-    }
-
-    fn turn_ends(&self, now: Instant) {
-        let Some(mut turns) = self.0.turns.get() else {
-            self.0.turns.set(Some(Turns::default()));
-            return;
-        };
-        let length = now.saturating_duration_since(self.now());
-        if length > turns.longest.min(STALL) {
-            turns.stalls += u64::from(length > STALL);
-            turns.longest = turns.longest.max(length);
-            self.0.turns.set(Some(turns));
-        }
     }
 
     fn close_unused(&self, closing: &mut Vec<Closing>) {
