@@ -8,6 +8,7 @@ mod fixed;
 mod memory;
 mod ops;
 mod stop;
+mod turns;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -42,6 +43,8 @@ use super::tuning::Tuning;
 
 pub use memory::Parts;
 
+pub use turns::{STALL, Turns};
+
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
 
@@ -62,9 +65,6 @@ const SEND_BUFFER_KEPT_BYTES: usize = 64 << 10;
 /// How soon a core offers a job again that found the helpers' queue full of other cores' jobs.
 const JOB_AGAIN: Duration = Duration::from_millis(1);
 
-/// A turn that takes longer than this is a stall: all connections of the core have waited for it.
-pub const STALL: Duration = Duration::from_millis(2);
-
 /// Counters of one core, for tests and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -82,15 +82,6 @@ pub struct Usage {
     pub pipes: usize,
     /// Fixed buffers that are held.
     pub fixed: usize,
-}
-
-/// How long the turns of a core have taken, without the time in which its engine waited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turns {
-    /// Those that took longer than [`STALL`].
-    pub stalls: u64,
-    /// The longest.
-    pub longest: Duration,
 }
 
 pub(crate) struct Inner {
@@ -250,11 +241,6 @@ impl Core {
             pipes: self.0.pipes.borrow().in_use(),
             fixed: self.0.fixed.held(),
         }
-    }
-
-    /// How long the turns have taken so far.
-    pub fn turns(&self) -> Turns {
-        self.0.turns.get().unwrap_or_default()
     }
 
     /// Tells from now on when a turn begins and when the core waits. The first call counts.
@@ -533,19 +519,6 @@ impl Core {
         self.fire_timers(&mut scratch.fired);
         self.wake_waiting();
         Ok(())
-    }
-
-    fn turn_ends(&self, now: Instant) {
-        let Some(mut turns) = self.0.turns.get() else {
-            self.0.turns.set(Some(Turns::default()));
-            return;
-        };
-        let length = now.saturating_duration_since(self.now());
-        if length > turns.longest.min(STALL) {
-            turns.stalls += u64::from(length > STALL);
-            turns.longest = turns.longest.max(length);
-            self.0.turns.set(Some(turns));
-        }
     }
 
     fn close_unused(&self, closing: &mut Vec<Closing>) {

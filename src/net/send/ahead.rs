@@ -9,7 +9,7 @@
 //! What it lacks is known here. It begins with few pages, so the first window is asked for by name. Its
 //! windows are small on many machines (128 KiB), so who had to wait says how much he wants: the reach, which
 //! grows while the client is faster than the disk, and shrinks when the client is the slower one. And where
-//! it doesn't read ahead at all, each window is asked for by name.
+//! it doesn't read ahead at all, or not to the end of a piece, that is asked for by name.
 
 /// Bytes that are known to be in memory when their first and last page are: half of a window.
 const PIECE: u64 = 256 << 10;
@@ -98,8 +98,16 @@ impl ReadAhead {
         });
         // A second miss this near says that nobody reads ahead.
         let near = |before: Missed| missing < before.at.saturating_add(PIECE_COLD + PIECE_COLD / 2);
-        let len = (end - offset).min(ASKED) as u32;
-        before.is_none_or(near).then_some(Ask { offset, len })
+        let len = if before.is_none_or(near) {
+            (end - offset).min(ASKED)
+        } else if missing > offset {
+            // The front of a piece is there and its end isn't: nothing tells of what lies between.
+            missing - offset + 1
+        } else {
+            return None;
+        };
+        let len = len as u32;
+        Some(Ask { offset, len })
     }
 }
 
@@ -139,6 +147,10 @@ mod tests {
         let missing = 2 * MIB + PIECE_COLD - 1;
         let again = ahead.missed(2 * MIB, missing, 9 * MIB);
         assert_eq!(again, ask(2 * MIB, ASKED as u32));
+        // It has, but not as far as the end of the next piece.
+        let missing = 4 * MIB + PIECE_COLD - 1;
+        let rest = ahead.missed(4 * MIB, missing, 9 * MIB);
+        assert_eq!(rest, ask(4 * MIB, PIECE_COLD as u32));
     }
 
     #[test]
@@ -194,7 +206,7 @@ mod tests {
                     if let Some(ask) = ahead.missed(at, page, end) {
                         prop_assert_eq!(ask.offset, at);
                         let len = u64::from(ask.len);
-                        prop_assert!(len >= 1 && len <= ASKED && at + len <= end);
+                        prop_assert!((1..=ASKED).contains(&len) && at + len <= end);
                         prop_assert!(page < at + len, "the page that is waited for is in it");
                     }
                     prop_assert!(ahead.reach(at) >= *REACH.start());

@@ -8,7 +8,7 @@ use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::support::server::serve;
-use crate::support::{Setup, Tree, noise, on_both};
+use crate::support::{Tree, noise, on_both};
 
 /// Large enough that it comes in many windows.
 const SIZE: usize = 40_000_003;

@@ -78,7 +78,8 @@ async fn send(core: Core, world: World, (offset, length): (u64, u64), pace: Pace
 
 /// What a client has received of the file, after the head.
 fn received(world: &World, client: ClientId) -> Vec<u8> {
-    world.seen(client).received.split_off(4)
+    let received = world.seen(client).received;
+    received.get(4..).unwrap_or_default().to_vec()
 }
 
 fn without_ends(seed: u64) -> Faults {
@@ -106,7 +107,7 @@ fn what_was_just_written_is_in_memory_however_much_of_it_is_wanted() {
 
 #[test]
 fn a_file_arrives_whole_and_nobody_waits_for_the_disk() {
-    for seed in 0..200 {
+    for seed in 0..60 {
         let bytes = content(300_000 + seed as usize * 11_003);
         let (offset, end) = (seed * 977, bytes.len() as u64 - seed * 13);
         let told = Sent::default();
@@ -130,7 +131,7 @@ fn a_disk_that_takes_long_is_not_the_clients_fault() {
         cold: 0.7,
         ..Faults::default()
     };
-    let bytes = content(5 << 20);
+    let bytes = content(3 << 20);
     let told = Sent::default();
     let (tell, file, length) = (told.clone(), bytes.clone(), bytes.len() as u64);
     let world = simulate(7, faults, |core, world| {
@@ -164,7 +165,7 @@ fn a_disk_that_fails_ends_the_transfer() {
 #[test]
 fn a_file_that_shrinks_ends_the_transfer_and_what_came_is_what_was() {
     let mut cut = 0;
-    for seed in 0..100 {
+    for seed in 0..60 {
         let bytes = content(2_000_000);
         let told = Sent::default();
         let (tell, file) = (told.clone(), bytes.clone());
@@ -193,27 +194,27 @@ fn a_file_that_shrinks_ends_the_transfer_and_what_came_is_what_was() {
         assert!(bytes.starts_with(&got), "seed {seed}");
         assert!(result.is_err() || got.len() == bytes.len(), "seed {seed}");
     }
-    assert!(cut > 20, "{cut} were cut");
+    assert!(cut > 10, "{cut} were cut");
 }
 
 #[test]
 fn a_transfer_may_be_dropped_at_each_of_its_polls() {
-    for seed in 0..4 {
+    for seed in 0..3 {
         for polls in 1.. {
-            let (core, world) = new(seed, without_ends(seed), Config::seeded(seed));
-            world.file("file", content(700_000));
+            let (core, world) = new(seed, without_ends(seed), Config::default());
+            world.file("file", content(400_000));
             let (died, told) = (Rc::new(Cell::new(false)), Sent::default());
             let pace = Pace::Slow {
                 bytes: 90_000,
                 every: Duration::from_millis(1),
             };
-            let work = send(core.clone(), world.clone(), (0, 700_000), pace, told);
+            let work = send(core.clone(), world.clone(), (0, 400_000), pace, told);
             spawn_mortal(&core, polls, died.clone(), work);
             let watched = core.clone();
             world.run_until(400_000, || watched.usage().tasks == 0);
             world.finish();
             if !died.get() {
-                assert!(polls > 10, "it was alive for {polls} polls only");
+                assert!(polls > 5, "it was alive for {polls} polls only");
                 break;
             }
         }
