@@ -66,6 +66,7 @@ async fn send(core: Core, world: World, (offset, length): (u64, u64), pace: Pace
         file,
         offset,
         length,
+        direct: DirectMode::Off,
     };
     let (mut timer, head) = (Timer::new(&core), b"head".to_vec());
     let mut sender = Sender::new(&core, socket.clone(), RULE);

@@ -74,7 +74,7 @@ pub struct Faults {
     pub would_block: f64,
     /// A page or a path isn't in memory: the plain call answers `EAGAIN`.
     pub cold: f64,
-    /// A disk takes up to 2 s for what it is asked.
+    /// A disk takes up to 2 s to open a file, and for what the page cache is to have.
     pub slow_disk: f64,
     /// A file read fails with `EIO`.
     pub io_error: f64,
@@ -91,7 +91,7 @@ pub struct Faults {
     /// A file can't be opened with O_DIRECT.
     pub no_direct: f64,
     /// A read into a fixed buffer takes up to 100 ms.
-    pub slow_disk: f64,
+    pub slow_direct: f64,
     /// A zero-copy send is refused for what it is.
     pub zero_copy_refused: f64,
     /// A notification says that the kernel has copied.
@@ -134,7 +134,7 @@ impl Faults {
             connect_lost: rate(0.3),
             no_pipe: rate(0.5),
             no_direct: rate(0.5),
-            slow_disk: rate(0.5),
+            slow_direct: rate(0.5),
             zero_copy_refused: rate(0.2),
             zero_copy_copied: rate(0.5),
             late_notification: rate(0.9),

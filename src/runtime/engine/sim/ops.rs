@@ -186,11 +186,13 @@ impl Kernel {
         );
         let connects = op.kind == Kind::Connect;
         let delay = if disk {
-            let slow = self.random.chance(self.faults.slow_disk);
-            let more = match (slow, op.kind) {
-                (true, Kind::ReadFixed) => 100_000_000,
-                (true, _) => 2_000_000_000,
-                (false, _) => 800_000,
+            let (slow, most) = match op.kind {
+                Kind::ReadFixed => (self.faults.slow_direct, 100_000_000),
+                _ => (self.faults.slow_disk, 2_000_000_000),
+            };
+            let more = match self.random.chance(slow) {
+                true => most,
+                false => 800_000,
             };
             self.random.between(20_000, more)
         } else if connects {
