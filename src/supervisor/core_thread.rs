@@ -16,10 +16,11 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use self::memory::Keeper;
 pub(super) use self::reports::{Account, End, Event, Message, Report, Reporter};
-use super::limits::fixed_per_core;
+use super::limits::{fixed_per_core, may_register};
 use super::swap::Swap;
 use crate::http::session::{self, Counts, Registry, Service};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
@@ -101,6 +102,8 @@ pub(super) struct Setup {
 pub(super) struct ColdMeans {
     /// Most fixed buffers that it may have.
     fixed_max: u16,
+    /// They aren't registered.
+    plain: bool,
     /// Where it looks whether memory is short. Opened early: a confined worker can't.
     memory: Arc<MemoryFiles>,
 }
@@ -108,8 +111,11 @@ pub(super) struct ColdMeans {
 impl ColdMeans {
     /// For each of so many cores, those of other processes included.
     pub(super) fn of(memory_limit: Option<u64>, cores: usize) -> Self {
+        let fixed_max = fixed_per_core(memory_limit, cores);
+        let memlock = getrlimit(Resource::Memlock).current;
         Self {
-            fixed_max: fixed_per_core(memory_limit, cores),
+            fixed_max,
+            plain: !may_register(memlock, cores, fixed_max),
             memory: Arc::new(MemoryFiles::open()),
         }
     }
@@ -242,6 +248,7 @@ fn serve<S: Serves>(
     core.account_to(Arc::clone(&setup.ledger), setup.reporter.core);
     core.allow_pipes(setup.first.model.server.splice);
     core.allow_fixed(setup.cold.fixed_max, FIXED_BYTES);
+    core.keep_fixed_plain(setup.cold.plain);
     core.watch_page_cache(Arc::clone(&setup.cold.memory));
     core.tune(setup.tuning, setup.first.model.server.zerocopy);
     if setup.first.model.server.zerocopy == ZeroCopy::On && !core.has_zero_copy() {

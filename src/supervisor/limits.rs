@@ -165,6 +165,14 @@ pub(super) fn fixed_per_core(memory: Option<u64>, cores: usize) -> u16 {
     }
 }
 
+/// Whether fixed buffers may be registered, which counts against the memory lock limit (`None` for none).
+/// All processes of the user share it, and the rings of the next generation have to find room in it: so
+/// only where all buffers together take no more than a quarter.
+pub(super) fn may_register(memlock: Option<u64>, cores: usize, fixed: u16) -> bool {
+    let all = cores as u64 * u64::from(fixed) * FIXED_BYTES as u64;
+    memlock.is_none_or(|limit| all <= limit / 4)
+}
+
 /// How many connections a process with this limit of descriptors (`None` for any number) may hold on
 /// all of its cores together, when nothing else limits them.
 pub fn connections_for(descriptors: Option<u64>, cores: usize) -> usize {
@@ -252,6 +260,11 @@ mod tests {
         ] {
             assert_eq!(fixed_per_core(memory, cores), count, "{memory:?}");
         }
+        assert!(may_register(None, 64, 32) && may_register(Some(256 << 20), 2, 32));
+        assert!(
+            !may_register(Some(8 << 20), 1, 32),
+            "room for rings is left"
+        );
     }
 
     #[test]

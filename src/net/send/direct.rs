@@ -255,7 +255,9 @@ impl Sender {
         (from, to): (usize, usize),
     ) -> Result<usize, Errno> {
         let more = sending.more || sending.left() > (to - from) as u64;
-        let threshold = self.core.zero_copy_from(ledger);
+        let threshold = self
+            .core
+            .zero_copy_from(bytes.registered().is_some(), ledger);
         if threshold.is_some_and(|least| (to - from) as u64 >= least) {
             let mut send = self.core.many(Op::SendZeroCopy {
                 socket: Some(self.socket.clone()),

@@ -69,6 +69,8 @@ pub struct FixedPool {
     free: RefCell<Vec<Box<FixedMemory>>>,
     vacant: RefCell<Vec<u16>>,
     next: Cell<u16>,
+    /// New ones aren't registered.
+    plain: Cell<bool>,
 }
 
 impl FixedPool {
@@ -80,6 +82,11 @@ impl FixedPool {
             debug_assert!(bytes.is_multiple_of(FIXED_ALIGN) && bytes > 0);
             self.bytes.set(bytes);
         }
+    }
+
+    /// Says whether new buffers are left unregistered.
+    pub(crate) fn keep_plain(&self, plain: bool) {
+        self.plain.set(plain);
     }
 
     /// Bytes of each buffer; 0 before any was allowed.
@@ -119,7 +126,9 @@ impl FixedPool {
                     filled: 0,
                 });
                 self.made.set(self.made.get() + 1);
-                make(&mut memory);
+                if !self.plain.get() {
+                    make(&mut memory);
+                }
                 memory
             }
         };

@@ -156,8 +156,9 @@ impl Core {
     }
 
     /// Bytes from which on a send out of a fixed buffer is to be made without a copy; `None` for never.
-    /// `ledger` is that of the transfer.
-    pub fn zero_copy_from(&self, ledger: &ZeroCopyLedger) -> Option<u64> {
+    /// `ledger` is that of the transfer. Memory that isn't registered is pinned and counted for each send,
+    /// which only those who want it at any price get.
+    pub fn zero_copy_from(&self, registered: bool, ledger: &ZeroCopyLedger) -> Option<u64> {
         let direct = &self.inner().direct;
         if direct.zero_copy_refused.get() || ledger.awaited() >= AWAITED_MAX {
             return None;
@@ -165,6 +166,7 @@ impl Core {
         match direct.zero_copy.get() {
             ZeroCopy::Off => None,
             ZeroCopy::On => Some(ZEROCOPY_ON_FROM),
+            ZeroCopy::Auto if !registered => None,
             ZeroCopy::Auto => {
                 let peer = ledger.peer()?;
                 let from = self.tuning().zerocopy_from;

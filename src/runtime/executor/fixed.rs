@@ -10,6 +10,11 @@ impl Core {
         self.0.fixed.allow(max, bytes);
     }
 
+    /// Leaves new fixed buffers unregistered: plain memory, which counts against no limit.
+    pub fn keep_fixed_plain(&self, plain: bool) {
+        self.0.fixed.keep_plain(plain);
+    }
+
     /// Bytes of a fixed buffer; 0 while none is allowed.
     pub fn fixed_bytes(&self) -> usize {
         match self.0.fixed.max() {

@@ -333,7 +333,7 @@ fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
     };
     let first = get();
     if first == 0 {
-        eprintln!("SKIPPED: this kernel has no send without a copy that reports its use (6.2)");
+        eprintln!("SKIPPED: sends without a copy need kernel 6.2 and a larger RLIMIT_MEMLOCK");
         return;
     }
     // What goes through a pair of devices in one machine is copied at its other end.
