@@ -3,6 +3,7 @@
 
 mod memory;
 mod reports;
+mod setup;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -16,34 +17,26 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 
 use self::memory::Keeper;
 pub(super) use self::reports::{Account, End, Event, Message, Report, Reporter};
-use super::limits::{fixed_per_core, may_register};
+pub(super) use self::setup::{ColdMeans, MakeService, Parts, Serves, Setup};
 use super::swap::Swap;
-use crate::http::session::{self, Counts, Registry, Service};
+use crate::http::session::{self, Counts, Registry};
 use crate::net::listener::{Listening, Rest, accept_loop, limits};
 use crate::net::socket::paces;
 use crate::net::spread::{Handed, Seat};
-use crate::observability::access_log::Format;
 use crate::observability::core_log::CoreLog;
-use crate::observability::sink::SinkHandle;
-use crate::runtime::affinity::{self, CpuId};
-use crate::runtime::budget::Ledger;
+use crate::runtime::affinity;
 use crate::runtime::buf::fixed::FIXED_BYTES;
-use crate::runtime::direct::pressure::MemoryFiles;
 use crate::runtime::engine::caps::{EngineKind, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
-use crate::runtime::heartbeat::Heartbeat;
-use crate::runtime::mailbox::{Receiver, Wake};
-use crate::runtime::offload::HelperPort;
+use crate::runtime::mailbox::Receiver;
 use crate::runtime::task::TaskId;
-use crate::runtime::tuning::{Tuning, ZeroCopy};
+use crate::runtime::tuning::ZeroCopy;
 use crate::upstream::Share;
-use crate::upstream::group;
 
 /// How long a drained core tries to hand its last log lines to the sink.
 const LOG_DRAIN: Duration = Duration::from_secs(1);
@@ -58,118 +51,6 @@ const SETTLE_TURNS: usize = 16;
 /// How long after a socket was removed a connection from it may come from another core: ten times what
 /// it takes a core that is busy to look.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
-
-/// Everything that a core is made from.
-pub(super) struct Setup {
-    /// The CPU it is pinned to.
-    pub(super) cpu: Option<CpuId>,
-    /// Its engine.
-    pub(super) selection: Selection,
-    /// Whether it may run on epoll when its ring can't be made.
-    pub(super) may_degrade: bool,
-    /// What other threads wake it by.
-    pub(super) wake: Arc<Wake>,
-    /// How many cores there are.
-    pub(super) cores: usize,
-    /// Its way to the helpers, and another one for a second attempt.
-    pub(super) helpers: [Option<HelperPort>; 2],
-    /// Where its messages come from.
-    pub(super) mailbox: Receiver<Message>,
-    /// The first configuration.
-    pub(super) first: Arc<Swap>,
-    /// Most connections that it may hold.
-    pub(super) connections_max: usize,
-    /// Most files that it may keep open.
-    pub(super) files_max: usize,
-    /// What it has for cold files.
-    pub(super) cold: ColdMeans,
-    /// The access log.
-    pub(super) log: Option<(Format, SinkHandle)>,
-    /// What others see of its turns.
-    pub(super) heartbeat: Arc<Heartbeat>,
-    /// The memory of the process.
-    pub(super) ledger: Arc<Ledger>,
-    /// The numbers that depend on the machine.
-    pub(super) tuning: Tuning,
-    /// Its place among the others; `None` for one that is alone.
-    pub(super) seat: Option<Seat>,
-    /// Where its reports go.
-    pub(super) reporter: Reporter,
-}
-
-/// What a core has for files that aren't in memory.
-#[derive(Clone)]
-pub(super) struct ColdMeans {
-    /// Most fixed buffers that it may have.
-    fixed_max: u16,
-    /// They aren't registered.
-    plain: bool,
-    /// Where it looks whether memory is short. Opened early: a confined worker can't.
-    memory: Arc<MemoryFiles>,
-}
-
-impl ColdMeans {
-    /// For each of so many cores, those of other processes included.
-    pub(super) fn of(memory_limit: Option<u64>, cores: usize) -> Self {
-        let fixed_max = fixed_per_core(memory_limit, cores);
-        let memlock = getrlimit(Resource::Memlock).current;
-        Self {
-            fixed_max,
-            plain: !may_register(memlock, cores, fixed_max),
-            memory: Arc::new(MemoryFiles::open()),
-        }
-    }
-}
-
-/// What the service of a core is made from.
-pub(super) struct Parts<'p> {
-    /// The core.
-    pub(super) core: &'p Core,
-    /// What other threads wake it by.
-    pub(super) wake: Arc<Wake>,
-    /// Which one of how many it is.
-    pub(super) share: Share,
-    /// The first configuration.
-    pub(super) first: &'p Swap,
-    /// Its sockets, each with its place in the model.
-    pub(super) listeners: &'p [(Rc<Listening>, usize)],
-    /// The connections of the core.
-    pub(super) registry: Rc<Registry>,
-    /// Its access log.
-    pub(super) log: Option<Rc<CoreLog>>,
-    /// Most files that it may keep open.
-    pub(super) files_max: usize,
-}
-
-/// What answers the requests of a core, and can take another configuration while it does.
-pub(super) trait Serves: Service {
-    /// Answers by this configuration from the next request on. Its sockets come with their places in
-    /// the model.
-    fn swap(&self, swap: &Swap, listeners: &[(Rc<Listening>, usize)]);
-
-    /// The configurations that are in use, with the requests that each answers.
-    fn epochs(&self) -> Vec<(u64, usize)>;
-
-    /// What is known of each upstream of the current configuration.
-    fn upstreams(&self) -> Vec<group::Account>;
-
-    /// Closes idle connections to servers that take nothing any more.
-    fn tidy(&self);
-
-    /// Lets go of what is only kept for speed.
-    fn shrink(&self);
-
-    /// Bytes that its caches hold.
-    fn cached(&self) -> usize;
-
-    /// Lets go of what would outlive the last connection.
-    fn close(&self);
-}
-
-/// Makes what answers the requests of a core.
-pub(super) trait MakeService<S>: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 'static {}
-
-impl<S, F> MakeService<S> for F where F: Fn(Parts<'_>) -> Rc<S> + Copy + Send + 'static {}
 
 /// Runs a core until it is told to end or can't go on: the body of its thread. A panic ends this core
 /// alone.

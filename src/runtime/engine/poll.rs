@@ -4,20 +4,21 @@
 //! call first and waits for an edge only after `EAGAIN`; so a request costs one receive and one send.
 //! Listening sockets are level-triggered and exclusive, and registered only while an accept is armed.
 
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+mod calls;
+
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, epoll};
+use rustix::event::{PollFlags, epoll};
 use rustix::fs::Timespec;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendFlags, SocketFlags, accept_with, getpeername, recv, send, sockopt,
-};
+use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use slab::Slab;
 use socket2::SockAddr;
 
+use self::calls::{as_result, connected, is_ready, send_now};
 use super::{Event, offload};
 use crate::runtime::buf::{BUFFER_SIZE, BufPool};
 use crate::runtime::fd::{Closing, Fd, Handle, UNREGISTERED};
@@ -554,52 +555,5 @@ impl Poll {
                 self.end(key, as_result(ended.map(|_| 0)));
             }
         }
-    }
-}
-
-fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> Result<usize, Errno> {
-    let more = if more {
-        SendFlags::MORE
-    } else {
-        SendFlags::empty()
-    };
-    loop {
-        match send(
-            socket,
-            bytes,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT | more,
-        ) {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
-}
-
-/// How a connect ended; `EAGAIN` while it has not.
-fn connected(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
-    sockopt::socket_error(socket)??;
-    match getpeername(socket) {
-        Ok(_) => Ok(0),
-        Err(Errno::NOTCONN) => Err(Errno::AGAIN),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn is_ready(fd: BorrowedFd<'_>, interest: PollFlags) -> bool {
-    let mut asked = [PollFd::from_borrowed_fd(fd, interest)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    !matches!(
-        rustix::event::poll(&mut asked, Some(&now)),
-        Ok(0) | Err(Errno::INTR)
-    )
-}
-
-fn as_result(result: Result<usize, Errno>) -> i32 {
-    match result {
-        Ok(bytes) => i32::try_from(bytes).unwrap_or(i32::MAX),
-        Err(errno) => -errno.raw_os_error(),
     }
 }
