@@ -410,6 +410,7 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
         },
     });
     core.allow_fixed(random.between(1, 6) as u16, 4096 << random.below(2));
+    core.keep_fixed_plain(random.below(4) == 0);
     let tuning = Tuning {
         zerocopy_from: Some(random.between(1, 5000)),
         direct_depth: random.between(1, 4) as usize,

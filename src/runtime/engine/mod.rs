@@ -202,7 +202,8 @@ impl Engine {
     pub(crate) fn register_fixed(&mut self, memory: &mut FixedMemory) {
         match self {
             Self::Ring(ring) => ring.register_fixed(memory),
-            Self::Poll(_) | Self::Sim(_) => {}
+            Self::Sim(_) => memory.set_registered(),
+            Self::Poll(_) => {}
         }
     }
 
