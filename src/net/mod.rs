@@ -12,5 +12,6 @@ pub mod splice;
 pub mod spread;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 #[cfg(test)]
 pub(crate) use testing::{on_each_engine, run, simulate, spawn_mortal};
