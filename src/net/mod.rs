@@ -6,6 +6,7 @@ pub mod listener;
 pub mod owner;
 pub mod proxy_protocol;
 pub mod recv;
+pub mod secured;
 pub mod send;
 pub mod socket;
 pub mod splice;
