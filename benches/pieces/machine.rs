@@ -219,6 +219,7 @@ fn request() -> Piece {
         epoch: Rc::new(Rules(Settings {
             head: HeadLimits::default(),
             header_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             progress: ProgressRule {
                 window: Duration::from_secs(10),

@@ -69,7 +69,11 @@ fn summary(name: &str, model: &Model) -> String {
             .map(|site| &*model.sites[*site].name)
             .collect();
         sites.dedup();
-        let _ = writeln!(text, "  {}: {}", listener.address, sites.join(", "));
+        let tls = if listener.tls.is_some() { " (TLS)" } else { "" };
+        let _ = writeln!(text, "  {}{tls}: {}", listener.address, sites.join(", "));
+    }
+    for warning in &model.warnings {
+        let _ = writeln!(text, "warning: {warning}");
     }
     text
 }
@@ -89,7 +93,10 @@ fn summary_json(model: &Model) -> serde_json::Value {
         .iter()
         .map(|listener| listener.address.to_string())
         .collect();
-    serde_json::json!({ "ok": true, "sites": sites, "listeners": listeners })
+    let warnings = &model.warnings;
+    serde_json::json!({
+        "ok": true, "sites": sites, "listeners": listeners, "warnings": warnings,
+    })
 }
 
 #[cfg(test)]

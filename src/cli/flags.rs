@@ -43,6 +43,8 @@ enum Kind {
     Optional(&'static str),
     /// `--x=VALUE`, any number of times.
     Many(&'static str),
+    /// `--x=FIRST,SECOND`, for these two keys of a table; one value is for both.
+    Pair(&'static str, [&'static str; 2]),
 }
 
 /// A flag and its key.
@@ -98,6 +100,14 @@ pub(super) const FLAGS: &[Flag] = &[
              is any free one; may be given several times [default: 127.0.0.1:8080]",
         )
     },
+    flag(
+        "tls",
+        Table::Site,
+        "tls",
+        Kind::Pair("CERT,KEY", ["cert", "key"]),
+        LISTENING,
+        "Speak TLS with this certificate and its private key, files in PEM; one file may hold both",
+    ),
     flag(
         "spa",
         Table::Files,
@@ -367,7 +377,7 @@ impl Flag {
             None => on,
         };
         match self.kind {
-            Kind::Value(name) => vec![on.value_name(name)],
+            Kind::Value(name) | Kind::Pair(name, _) => vec![on.value_name(name)],
             Kind::Many(name) => vec![on.value_name(name).action(ArgAction::Append)],
             Kind::Word(name, words) => vec![
                 on.value_name(name)
@@ -441,6 +451,13 @@ impl Flag {
                 }
                 let flag = self.short.map_or(flag, |short| format!("-{short} "));
                 Some(self.set(flag, FlagValue::List(values)))
+            }
+            Kind::Pair(_, keys) => {
+                let value = texts(matches, self.name).pop()?;
+                let (first, second) = value.split_once(',').unwrap_or((&value, &value));
+                let pair = keys.into_iter().zip([first, second]);
+                let pair = pair.map(|(key, value)| (key.to_owned(), value.to_owned()));
+                Some(self.set(flag, FlagValue::Table(pair.collect())))
             }
             Kind::Value(_) | Kind::Word(..) => {
                 let value = texts(matches, self.name).pop()?;

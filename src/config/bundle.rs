@@ -12,6 +12,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::diagnostics::{At, Diagnostics, Source, SourceKind, Sources};
 use super::lower::Outside;
@@ -26,7 +27,7 @@ pub const SIZE_MAX: usize = 256 << 20;
 const MAGIC: &[u8] = b"beltway configuration ";
 
 /// Version of the form. Raise it with each change that the form before can't be read as.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What follows the first line, as JSON.
 #[derive(Serialize, Deserialize)]
@@ -36,6 +37,7 @@ struct Content<'a> {
     sources: Vec<WireSource<'a>>,
     variables: Vec<(String, String)>,
     files: Vec<(WirePath, String)>,
+    pem: Vec<(WirePath, Cow<'a, Zeroizing<String>>)>,
 }
 
 /// A source; its text is borrowed where it is packed.
@@ -89,6 +91,12 @@ pub fn pack(loaded: &Loaded) -> Result<Vec<u8>, String> {
             .iter()
             .map(|(path, text)| (WirePath::from(path.as_path()), text.clone()))
             .collect(),
+        pem: loaded
+            .references
+            .pem
+            .iter()
+            .map(|(path, text)| (WirePath::from(path.as_path()), Cow::Borrowed(text)))
+            .collect(),
     };
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(format!("{VERSION}\n").as_bytes());
@@ -135,6 +143,11 @@ pub fn unpack(bytes: &[u8]) -> Result<Loaded, String> {
             .files
             .into_iter()
             .map(|(path, text)| (path.into(), text))
+            .collect(),
+        pem: content
+            .pem
+            .into_iter()
+            .map(|(path, text)| (path.into(), text.into_owned()))
             .collect(),
     };
     finish(tree, Outside::Known(&references), diagnostics)
@@ -315,11 +328,11 @@ mod tests {
             (String::new(), "is not a packed configuration"),
             ("{}".to_owned(), "is not a packed configuration"),
             (
-                text.replacen("configuration 1", "configuration 2", 1),
-                "has version 2, and this program reads version 1",
+                text.replacen("configuration 2", "configuration 3", 1),
+                "has version 3, and this program reads version 2",
             ),
             (
-                text.replacen("configuration 1", "configuration 99999999999", 1),
+                text.replacen("configuration 2", "configuration 99999999999", 1),
                 "is not a packed configuration",
             ),
             (text[..text.len() - 1].to_owned(), "is damaged: EOF"),

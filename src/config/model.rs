@@ -5,6 +5,7 @@
 //! knows how a configuration is written; `lower` builds it, a reload builds another one.
 
 mod proxy;
+mod tls;
 mod upstream;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use crate::runtime::direct::admission::DirectMode;
 pub use crate::runtime::tuning::ZeroCopy;
 pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
+pub use tls::{ListenerTls, SiteTls};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
     RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
@@ -42,6 +44,9 @@ pub struct Model {
     /// The upstreams that routes use, each once, in the order of the sites. Each has a name of its
     /// own, by which a reload finds the one that it replaces.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What is right and deserves attention all the same, in whole sentences. Only where the files of
+    /// this machine were looked at.
+    pub warnings: Vec<String>,
 }
 
 impl Model {
@@ -184,6 +189,8 @@ pub struct Limits {
 pub struct Timeouts {
     /// From the first byte of a request to the end of its header section; then 408 and close.
     pub header: Duration,
+    /// From the begin of a connection under TLS to the end of its handshake; then it is closed.
+    pub handshake: Duration,
     /// How long a connection without a request stays open.
     pub idle: Duration,
     /// Window over which a body or a response has to make progress; then 408 or reset.
@@ -244,6 +251,8 @@ pub struct Listener {
     /// Whose connections begin with a PROXY header; `None` for nobody's. A connection of these peers
     /// without one is closed.
     pub proxy_protocol: Option<Arc<Peers>>,
+    /// Whether connections are under TLS.
+    pub tls: Option<ListenerTls>,
     /// Where the address was asked for, to name it when the start fails.
     pub place: Place,
 }
@@ -312,6 +321,8 @@ pub struct Site {
     pub fallback: Arc<Route>,
     /// Whose forwarding fields (X-Forwarded-For, Forwarded …) are believed.
     pub trusted_proxies: Arc<Peers>,
+    /// TLS: where it isn't under TLS it leads there.
+    pub tls: Option<SiteTls>,
 }
 
 impl Site {

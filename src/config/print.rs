@@ -177,6 +177,10 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
     for entry in inner_mut(&mut tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {
         if let Value::Table(site) = &mut entry.item.value {
             absolute_answer(site, sources);
+            if let Some(tls) = inner_mut(site, "tls") {
+                absolute_file(tls, "cert", sources);
+                absolute_file(tls, "key", sources);
+            }
             for route in inner_mut(site, "routes").map_or(&mut [][..], |r| &mut r.entries) {
                 match &mut route.item.value {
                     Value::Table(route) => absolute_answer(route, sources),

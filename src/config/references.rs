@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use zeroize::Zeroizing;
+
 /// What the references of one configuration stand for. Only what is referred to is in it.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct References {
@@ -16,6 +18,8 @@ pub struct References {
     pub variables: BTreeMap<String, String>,
     /// Texts of files without the line end at their end, by absolute path.
     pub files: BTreeMap<PathBuf, String>,
+    /// Certificates and private keys as they stand in their files, by absolute path.
+    pub pem: BTreeMap<PathBuf, Zeroizing<String>>,
 }
 
 impl fmt::Debug for References {
@@ -24,6 +28,7 @@ impl fmt::Debug for References {
         f.debug_struct("References")
             .field("variables", &self.variables.keys())
             .field("files", &self.files.keys())
+            .field("pem", &self.pem.keys())
             .finish()
     }
 }
@@ -93,6 +98,7 @@ mod tests {
         let references = References {
             variables: [("TOKEN".to_owned(), "hunter2".to_owned())].into(),
             files: [("/run/key".into(), "hunter3".to_owned())].into(),
+            pem: [("/run/pem".into(), "hunter4".to_owned().into())].into(),
         };
         let shown = format!("{references:?}");
         assert!(shown.contains("TOKEN") && shown.contains("/run/key"));

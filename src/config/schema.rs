@@ -5,6 +5,7 @@
 
 mod proxy;
 mod site;
+mod tls;
 mod upstream;
 
 /// A table of the configuration.
@@ -32,6 +33,8 @@ pub enum Section {
     Buffer,
     /// `proxy_protocol` of a site.
     ProxyProtocol,
+    /// `tls` of a site.
+    Tls,
     /// `[upstream.NAME]`.
     Upstream,
     /// A server of an upstream, or of `proxy`.
@@ -69,6 +72,7 @@ impl Section {
             Self::Retries => "in `retries`",
             Self::Buffer => "in `buffer`",
             Self::ProxyProtocol => "in `proxy_protocol`",
+            Self::Tls => "in `tls`",
             Self::Upstream => "in [upstream.NAME]",
             Self::Backend => "in a server of an upstream",
             Self::Balance => "in `balance`",
@@ -83,7 +87,7 @@ impl Section {
     }
 
     /// All sections.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Top,
         Self::Server,
         Self::Limits,
@@ -95,6 +99,7 @@ impl Section {
         Self::Retries,
         Self::Buffer,
         Self::ProxyProtocol,
+        Self::Tls,
         Self::Upstream,
         Self::Backend,
         Self::Balance,
@@ -121,6 +126,7 @@ impl Section {
             Self::Retries => [proxy::RETRIES, &[], &[]],
             Self::Buffer => [proxy::BUFFER, &[], &[]],
             Self::ProxyProtocol => [proxy::PROXY_PROTOCOL, &[], &[]],
+            Self::Tls => [tls::TLS, &[], &[]],
             Self::Upstream => [upstream::UPSTREAM, &[], &[]],
             Self::Backend => [upstream::BACKEND, &[], &[]],
             Self::Balance => [upstream::BALANCE, &[], &[]],
@@ -443,6 +449,13 @@ const TIMEOUTS: &[Key] = &[
         "\"10s\"",
         "\"10s\"",
         "From the first byte of a request to the end of its header fields. Then: 408.",
+    ),
+    key(
+        "handshake",
+        DURATION,
+        "\"10s\"",
+        "\"10s\"",
+        "From the begin of a connection under TLS to the end of its handshake.",
     ),
     key(
         "idle",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::diagnostics::{At, Diagnostic, Diagnostics, Source, SourceKind};
 use super::nearest::nearest;
-use super::raw::{self, Item, Table, Value};
+use super::raw::{self, Entry, Item, Table, Value};
 use super::{glob, schema};
 
 /// Largest configuration file in bytes: `-c /dev/zero` has to end.
@@ -67,6 +67,8 @@ pub enum FlagValue {
     Boolean(bool),
     /// A flag that may be given several times.
     List(Vec<String>),
+    /// A table of texts.
+    Table(Vec<(String, String)>),
 }
 
 /// Reads every source and gives the merged tree; `None` when the file can't be read or a file is not
@@ -390,6 +392,10 @@ fn command_line(
                 FlagValue::Text(text) | FlagValue::Loose(text) => text.clone(),
                 FlagValue::Boolean(_) => String::new(),
                 FlagValue::List(items) => items.join(" "),
+                FlagValue::Table(entries) => {
+                    let values: Vec<&str> = entries.iter().map(|(_, value)| &**value).collect();
+                    values.join(",")
+                }
             };
             let whole = add(format!("{flag}{shown}"));
             let start = match value {
@@ -402,6 +408,19 @@ fn command_line(
                 FlagValue::Loose(text) => loose(text, at),
                 FlagValue::Boolean(value) => Value::Boolean(*value),
                 FlagValue::List(items) => list(items, at),
+                FlagValue::Table(entries) => {
+                    let entry = |(key, value): &(String, String)| Entry {
+                        key: key.clone(),
+                        key_at: at,
+                        item: Item {
+                            value: Value::String(value.clone()),
+                            at,
+                        },
+                    };
+                    Value::Table(Table {
+                        entries: entries.iter().map(entry).collect(),
+                    })
+                }
             };
             Some(Table::nested(path, at, value, at))
         }

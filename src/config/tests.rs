@@ -136,7 +136,7 @@ fn a_site_by_port_serves_files_to_any_host_with_safe_defaults() {
 #[test]
 fn names_aliases_and_ports_lead_to_their_sites() {
     let case = case(
-        "[site.\"example.com\"]\naliases = [\"*.example.com\"]\nroot = \"www\"\n\
+        "[site.\"example.com\"]\ntls = false\naliases = [\"*.example.com\"]\nroot = \"www\"\n\
          [site.\"other.example\"]\nrespond = 404\n\
          [site.\"*\"]\nrespond = 421\nlisten = [\":80\", \"unix:/run/b.sock\"]\n",
     );
@@ -148,7 +148,7 @@ fn names_aliases_and_ports_lead_to_their_sites() {
     assert_eq!(find("other.example"), Some(1));
     assert_eq!(find("unknown"), Some(2));
     assert_eq!(model.listeners[2].sites.find("example.com"), Some(&2));
-    assert_eq!(model.listeners[2].place.line, 8);
+    assert_eq!(model.listeners[2].place.line, 9);
 }
 
 #[test]
@@ -314,6 +314,7 @@ fn every_key_of_the_list_is_read() {
         (Section::Retries, "[site.\":1\".retries]\n"),
         (Section::Buffer, "[site.\":1\".buffer]\n"),
         (Section::ProxyProtocol, "[site.\":1\".proxy_protocol]\n"),
+        (Section::Tls, "[site.\":1\".tls]\n"),
         (Section::Upstream, "[upstream.a]\n"),
         (Section::Backend, "[[upstream.a.servers]]\n"),
         (Section::Balance, "[upstream.a.balance]\n"),

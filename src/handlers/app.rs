@@ -15,6 +15,7 @@ use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::router::{Captures, RouterCache, Template};
 use crate::http::session::{Body, Exchange, MEMORY, Peer, Registry, Response, Service, Upload};
 use crate::http::types::{Method, Request, ResponseHead, Status, TargetForm, Version};
+use crate::net::tls::{self, Failure};
 use crate::observability::access_log::Record;
 use crate::runtime::executor::Core;
 use crate::runtime::mailbox::Wake;
@@ -195,10 +196,20 @@ impl App {
         if let Some(response) = without_site(request) {
             return response;
         }
-        let Some(site) = epoch.site(request, peer) else {
+        let Some((index, site)) = epoch.site(request, peer) else {
             return error_page::plain(421);
         };
         let client = LazyCell::new(|| client_of(site, request, peer, &self.core));
+        let is_secured = peer.secured().is_some();
+        if site.tls.is_some()
+            && !is_secured
+            && !says_https(request, || client.peer_trusted)
+            && let Some(leads_to) = epoch.leads_to(index)
+        {
+            // The host is one that the site answers for.
+            let location = leads_to.render(request, "", &Captures::none());
+            return redirect(Status(308), location);
+        }
         if !site.trusted_proxies.is_empty() {
             upload.note_client(client.address);
         }
@@ -214,6 +225,7 @@ impl App {
                     request,
                     target: target.as_deref(),
                     client: *client,
+                    scheme: if is_secured { "https" } else { "http" },
                     addresses: self.addresses(proxy, peer),
                 };
                 // In a block of its own: other requests don't have the room of this one.
@@ -231,6 +243,13 @@ impl App {
             response = self.with_error_page(epoch, route, response).await;
         }
         decorate(&mut response.head, route, request);
+        // Over plain HTTP it would be anybody's word (RFC 6797 §7.2).
+        if is_secured
+            && let Some(hsts) = site.tls.as_ref().and_then(|tls| tls.hsts.as_ref())
+            && response.head.get(HSTS).is_none()
+        {
+            response.head.push(HSTS, hsts.clone());
+        }
         response
     }
 
@@ -287,6 +306,14 @@ impl Service for App {
         self.epoch(peer).proxy_header(peer)
     }
 
+    fn is_secured(&self, peer: &Peer) -> bool {
+        self.epoch(peer).is_secured(peer)
+    }
+
+    fn tls(&self, peer: &Peer, name: Option<&str>) -> Result<Arc<tls::Settings>, Failure> {
+        self.epoch(peer).tls(peer, name)
+    }
+
     async fn call(
         &self,
         epoch: &Rc<AppEpoch>,
@@ -327,6 +354,10 @@ impl Service for App {
             referer: exchange.referer,
             user_agent: exchange.user_agent,
             host: (!exchange.host.is_empty()).then_some(exchange.host.as_bytes()),
+            scheme: match peer.secured() {
+                Some(_) => "https",
+                None => "http",
+            },
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             received: exchange.received,
             upstream: exchange.upstream,
@@ -391,6 +422,15 @@ pub(super) fn allowed() -> Response {
     let mut response = Response::empty(204);
     response.head.push("Allow", ALLOW);
     response
+}
+
+const HSTS: &str = "Strict-Transport-Security";
+
+/// Whether a proxy that is believed says that its client came by HTTPS: to send that one to where it
+/// comes from would go on for ever.
+fn says_https(request: &Request<'_>, is_believed: impl FnOnce() -> bool) -> bool {
+    let said = request.fields.get("x-forwarded-proto");
+    said.is_some_and(|said| said.trim_ascii().eq_ignore_ascii_case(b"https")) && is_believed()
 }
 
 fn redirect(status: Status, location: String) -> Response {

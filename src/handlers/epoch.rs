@@ -8,13 +8,16 @@ use foldhash::HashMap;
 
 use super::app::Place;
 use super::backends::{Backend, Backends};
+use super::secured::SecuredSites;
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
 use crate::config::model::{Files, Model, Peers, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;
+use crate::http::router::Template;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
 use crate::net::listener::Listening;
 use crate::net::send::ProgressRule;
+use crate::net::tls::{self, Failure};
 use crate::observability::access_log::Record;
 use crate::upstream::group::Group;
 use crate::upstream::roster::Rosters;
@@ -30,6 +33,8 @@ pub struct NewEpoch<'n> {
     pub model: &'n Arc<Model>,
     /// Its upstreams, at work on all cores: one for each of [`Model::upstreams`].
     pub rosters: &'n Arc<Rosters>,
+    /// Its TLS, at work on all cores.
+    pub secured: &'n Arc<SecuredSites>,
     /// The listening sockets that it has on this core, each with its place in [`Model::listeners`].
     pub listeners: &'n [(Rc<Listening>, usize)],
     /// Where its requests are logged.
@@ -41,6 +46,7 @@ pub struct AppEpoch {
     id: u64,
     model: Arc<Model>,
     settings: Settings,
+    secured: Arc<SecuredSites>,
     /// Numbers of listening sockets, in order, with their places in the model.
     listeners: Box<[(u32, usize)]>,
     /// Roots in the cache, by the address of their settings in the model.
@@ -69,6 +75,7 @@ impl AppEpoch {
             id: new.id,
             backends: Backends::new(place, new.model, new.rosters, before),
             settings: settings(new.model),
+            secured: Arc::clone(new.secured),
             model: Arc::clone(new.model),
             listeners,
             roots,
@@ -86,11 +93,35 @@ impl AppEpoch {
         self.log.is_some()
     }
 
-    /// The site that a request is for.
-    pub(super) fn site(&self, request: &Request<'_>, peer: &Peer) -> Option<&Site> {
+    /// The site that a request is for, with its place.
+    pub(super) fn site(&self, request: &Request<'_>, peer: &Peer) -> Option<(usize, &Site)> {
         let place = self.place(&peer.listener)?;
         let index = *self.model.listeners[place].sites.find(&request.host)?;
-        self.model.sites.get(index).map(|site| &**site)
+        Some((index, self.model.sites.get(index)?))
+    }
+
+    /// Whether connections to the listening socket of this peer are under TLS.
+    pub(super) fn is_secured(&self, peer: &Peer) -> bool {
+        let place = self.place(&peer.listener);
+        place.is_some_and(|place| self.model.listeners[place].tls.is_some())
+    }
+
+    /// What a connection is made by that asks for this name.
+    ///
+    /// # Errors
+    /// [`Failure::UnknownName`] or [`Failure::NoName`].
+    pub(super) fn tls(
+        &self,
+        peer: &Peer,
+        name: Option<&str>,
+    ) -> Result<Arc<tls::Settings>, Failure> {
+        let place = self.place(&peer.listener).ok_or(Failure::UnknownName)?;
+        self.secured.find(&self.model.listeners[place], name)
+    }
+
+    /// Where a request to a site goes that comes without TLS and can't stay.
+    pub(super) fn leads_to(&self, site: usize) -> Option<&Template> {
+        self.secured.leads_to(site)
     }
 
     /// Where a route of this configuration leads.
@@ -250,6 +281,7 @@ fn settings(model: &Model) -> Settings {
             fields_max: limits.header_fields,
         },
         header_timeout: timeouts.header,
+        handshake_timeout: timeouts.handshake,
         idle_timeout: timeouts.idle,
         progress: ProgressRule {
             window: timeouts.progress,

@@ -9,5 +9,6 @@ mod error_page;
 mod files;
 mod listing;
 mod proxy;
+pub mod secured;
 #[cfg(test)]
 mod tests;

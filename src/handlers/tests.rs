@@ -62,6 +62,7 @@ impl Bench {
             id: 1,
             model,
             rosters: &Rosters::new(&model.upstreams, core.now()),
+            secured: &Arc::default(),
             listeners: &[(listening.clone(), 0)],
             log: None,
         };
@@ -84,6 +85,7 @@ impl Bench {
             id,
             model,
             rosters: &Rosters::new(&model.upstreams, self.core.now()),
+            secured: &Arc::default(),
             listeners: &[(listening.clone(), 0)],
             log: None,
         });
@@ -219,6 +221,7 @@ fn a_request_in_flight_ends_in_the_configuration_it_began_in() {
                 id,
                 model: &model,
                 rosters: &Arc::default(),
+                secured: &Arc::default(),
                 listeners: &[(bench.listening.clone(), 0)],
                 log: Some(Rc::new(move |_| lines.set(lines.get() + 1))),
             });
@@ -356,6 +359,7 @@ fn servers_are_probed_by_the_current_configuration_alone() {
                 id,
                 model: &models[1],
                 rosters: &rosters,
+                secured: &Arc::default(),
                 listeners: &[(listening.clone(), 0)],
                 log: None,
             });

@@ -1,10 +1,12 @@
 //! Receiving from a connection: a multishot receive that survives stalls.
 
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use std::task::Poll;
 
 use rustix::io::Errno;
 
+use super::secured::{self, Secured};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -36,6 +38,8 @@ pub struct Receiver {
     /// The core is out of buffers, and this task stands in the queue for the next, at this place.
     starved: Option<NonZeroU64>,
     end: Option<End>,
+    /// What the bytes are decrypted by.
+    secured: Option<Rc<Secured>>,
 }
 
 impl Receiver {
@@ -49,7 +53,25 @@ impl Receiver {
             one_by_one: false,
             starved: None,
             end: None,
+            secured: None,
         }
+    }
+
+    /// From now on what comes is decrypted, and given as plaintext.
+    pub fn secure(&mut self, secured: Rc<Secured>) {
+        self.secured = Some(secured);
+    }
+
+    /// Whether what comes is decrypted: nobody else can then take bytes from the socket.
+    pub fn is_secured(&self) -> bool {
+        self.secured.is_some()
+    }
+
+    /// Whether the stream was cut: it ended, and the peer had not said that it would, as TLS has it
+    /// (RFC 8446 §6.1). It matters where nothing else tells the end of a message.
+    pub fn is_cut(&self) -> bool {
+        let secured = self.secured.as_ref();
+        self.end.is_some() && secured.is_some_and(|secured| !secured.is_peer_closed())
     }
 
     /// Whether each receive that begins from now on ends with the first bytes it brings, at most a
@@ -61,6 +83,39 @@ impl Receiver {
 
     /// The next bytes, never empty. An end repeats.
     pub fn poll_next(&mut self) -> Poll<Result<RecvBuf, End>> {
+        match self.secured {
+            None => self.poll_bytes(),
+            Some(_) => self.poll_plain(),
+        }
+    }
+
+    /// As [`Self::poll_next`], decrypted.
+    #[inline(never)]
+    fn poll_plain(&mut self) -> Poll<Result<RecvBuf, End>> {
+        loop {
+            let Poll::Ready(received) = self.poll_bytes() else {
+                return Poll::Pending;
+            };
+            let (bytes, secured) = match (received, &self.secured) {
+                (Ok(bytes), Some(secured)) => (bytes, secured),
+                (received, _) => return Poll::Ready(received),
+            };
+            match secured.open(bytes) {
+                Ok(plain) => {
+                    if secured.is_peer_closed() {
+                        self.end = Some(End::Closed);
+                    }
+                    if !plain.is_empty() {
+                        return Poll::Ready(Ok(plain));
+                    }
+                }
+                Err(failure) => self.end = Some(End::Broken(secured::errno(failure))),
+            }
+        }
+    }
+
+    /// As [`Self::poll_next`], just as it comes.
+    fn poll_bytes(&mut self) -> Poll<Result<RecvBuf, End>> {
         loop {
             if let Some(end) = self.end {
                 return Poll::Ready(Err(end));

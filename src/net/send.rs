@@ -5,7 +5,9 @@ mod ahead;
 mod direct;
 mod file;
 mod progress;
+mod secured;
 
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use rustix::io::Errno;
 pub use file::FilePart;
 pub use progress::{Progress, ProgressRule};
 
+use super::secured::Secured;
 use super::splice::{self, Cause, Moved, RelayRules};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -35,13 +38,44 @@ pub enum SendError {
     Cut(&'static str),
 }
 
+/// A progress rule as every connection keeps it.
+#[derive(Clone, Copy)]
+struct Rule {
+    window_ms: u32,
+    /// Bytes per second; more than 4 GiB is as good as that.
+    rate: u32,
+}
+
+impl From<ProgressRule> for Rule {
+    fn from(rule: ProgressRule) -> Self {
+        let whole_ms = rule.window.as_secs().saturating_mul(1000);
+        let window_ms = whole_ms.saturating_add(rule.window.subsec_millis().into());
+        Self {
+            window_ms: u32::try_from(window_ms).unwrap_or(u32::MAX),
+            rate: u32::try_from(rule.rate).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl From<Rule> for ProgressRule {
+    fn from(rule: Rule) -> Self {
+        Self {
+            window: Duration::from_millis(rule.window_ms.into()),
+            rate: rule.rate.into(),
+        }
+    }
+}
+
 /// The sending direction of a connection.
 pub struct Sender {
     core: Core,
     socket: Fd,
-    rule: ProgressRule,
-    /// Bytes that the kernel has taken over the whole life of the connection.
+    rule: Rule,
+    /// Bytes that the kernel has taken over the whole life of the connection; of a secured one, before
+    /// they were encrypted.
     taken: u64,
+    /// What the bytes are encrypted by.
+    secured: Option<Rc<Secured>>,
 }
 
 impl Sender {
@@ -50,14 +84,30 @@ impl Sender {
         Self {
             core: core.clone(),
             socket,
-            rule,
+            rule: rule.into(),
             taken: 0,
+            secured: None,
         }
+    }
+
+    /// From now on what is sent is encrypted.
+    pub fn secure(&mut self, secured: Rc<Secured>) {
+        self.secured = Some(secured);
+    }
+
+    /// Whether what is sent is encrypted: nothing else can then be put into the socket.
+    pub fn is_secured(&self) -> bool {
+        self.secured.is_some()
     }
 
     /// Sends under this rule from now on.
     pub fn set_rule(&mut self, rule: ProgressRule) {
-        self.rule = rule;
+        self.rule = rule.into();
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Fd {
+        &self.socket
     }
 
     /// Bytes that the kernel has taken so far.
@@ -75,6 +125,9 @@ impl Sender {
         mut data: Vec<u8>,
         more: bool,
     ) -> Result<(), SendError> {
+        if self.secured.is_some() {
+            return self.secured_buffer(timer, data, more).await;
+        }
         let mut progress = None;
         let mut from = 0;
         while from < data.len() {
@@ -101,11 +154,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends what the socket takes at once, and says how much that was.
+    /// Sends what the socket takes at once, and says how much that was. Under TLS a part of it may wait
+    /// to leave with what is sent next: see [`Self::holds`].
     ///
     /// # Errors
     /// [`SendError::Broken`].
     pub fn at_once(&mut self, data: &[u8]) -> Result<usize, SendError> {
+        if self.secured.is_some() {
+            return self.secured_at_once(data);
+        }
         let sent = match self.core.send_now(&self.socket, data, false) {
             Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
@@ -132,7 +189,7 @@ impl Sender {
     ) -> Result<T, SendError> {
         loop {
             let now = self.core.now();
-            let progress = progress.get_or_insert_with(|| Progress::new(self.rule, now));
+            let progress = progress.get_or_insert_with(|| Progress::new(self.rule.into(), now));
             let Some(deadline) = progress.deadline() else {
                 return Ok(std::future::poll_fn(|_| poll()).await);
             };
@@ -149,8 +206,11 @@ impl Sender {
     /// Bytes that the peer has taken from us: what the kernel holds unacknowledged does not count, or
     /// a large socket buffer would hide a client that reads slowly as well as one that reads.
     pub fn acknowledged(&self) -> u64 {
-        self.taken
-            .saturating_sub(self.core.unsent(&self.socket).unwrap_or(0))
+        let taken = match &self.secured {
+            None => self.taken,
+            Some(secured) => secured.sent(),
+        };
+        taken.saturating_sub(self.core.unsent(&self.socket).unwrap_or(0))
     }
 
     /// Sends two pieces, the first of them a buffer of the core's.
@@ -163,6 +223,9 @@ impl Sender {
         mut head: Vec<u8>,
         body: &[u8],
     ) -> Result<(), SendError> {
+        if self.secured.is_some() {
+            return self.secured_pair(timer, head, body).await;
+        }
         let sent = match self.core.send_pair(&self.socket, [&head, body], false) {
             Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
@@ -195,9 +258,14 @@ impl Sender {
         silence: Option<Duration>,
         moved: &Moved,
     ) -> Result<(), Cause> {
+        if self.secured.is_some() {
+            return self
+                .secured_relay(timer, (from, length), silence, moved)
+                .await;
+        }
         let rules = RelayRules {
             source_silence: silence,
-            sink: self.rule,
+            sink: self.rule.into(),
         };
         let ends = (from, &self.socket);
         let relayed = splice::relay(&self.core, timer, ends, Some(length), &rules, moved).await;

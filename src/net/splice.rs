@@ -124,6 +124,14 @@ impl Moved {
     pub fn given(&self) -> u64 {
         self.given.get()
     }
+
+    pub(super) fn took(&self, bytes: usize) {
+        self.taken.set(self.taken.get() + bytes as u64);
+    }
+
+    pub(super) fn gave(&self, bytes: usize) {
+        self.given.set(self.given.get() + bytes as u64);
+    }
 }
 
 /// Moves `limit` bytes, or all until the source's stream ends, and says how many. The sink's direction
@@ -274,18 +282,29 @@ pub async fn tunnel(
         core.reset_on_close(a);
         core.reset_on_close(b);
     }
-    let ended = |index: usize| Flow {
-        bytes: moved[index].given(),
-        end: match ends[index] {
-            Some(Ok(())) => FlowEnd::Closed,
-            Some(Err(cause)) => FlowEnd::Failed(cause),
-            None if is_idle => FlowEnd::Idle,
-            None => FlowEnd::Cut,
-        },
-    };
-    TunnelEnd {
-        a_to_b: ended(0),
-        b_to_a: ended(1),
+    TunnelEnd::of(&moved, ends, is_idle)
+}
+
+impl TunnelEnd {
+    /// How a tunnel ended whose two flows came to this, where both stopped as soon as one failed.
+    pub(super) fn of(
+        moved: &[Moved; 2],
+        ends: [Option<Result<(), Cause>>; 2],
+        is_idle: bool,
+    ) -> Self {
+        let ended = |index: usize| Flow {
+            bytes: moved[index].given(),
+            end: match ends[index] {
+                Some(Ok(())) => FlowEnd::Closed,
+                Some(Err(cause)) => FlowEnd::Failed(cause),
+                None if is_idle => FlowEnd::Idle,
+                None => FlowEnd::Cut,
+            },
+        };
+        Self {
+            a_to_b: ended(0),
+            b_to_a: ended(1),
+        }
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Record<'r> {
     pub user_agent: Option<&'r [u8]>,
     /// The host that was asked for.
     pub host: Option<&'r [u8]>,
+    /// `http`, or `https` under TLS.
+    pub scheme: &'static str,
     /// From the first byte of the request to the last of the response, in µs.
     pub duration_us: u64,
     /// Bytes of the request's content that were taken, framing not counted.
@@ -317,6 +319,7 @@ fn write_json(out: &mut Vec<u8>, record: &Record<'_>, stamp: &[u8]) {
     push_json_string(out, "referer", record.referer);
     push_json_string(out, "user_agent", record.user_agent);
     push_json_string(out, "host", record.host);
+    push_json_string(out, "scheme", Some(record.scheme.as_bytes()));
     out.extend_from_slice(b",\"duration_us\":");
     push_number(out, record.duration_us);
     out.extend_from_slice(b",\"received\":");
@@ -401,6 +404,7 @@ mod tests {
         referer: Some(b"http://example.com/"),
         user_agent: Some(b"curl/8"),
         host: Some(b"example.com"),
+        scheme: "https",
         duration_us: 1500,
         received: 0,
         upstream: None,
@@ -473,7 +477,7 @@ mod tests {
             "{\"time\":\"2000-10-10T13:55:36Z\",\"remote\":\"::1\",\"method\":\"GET\",\
              \"target\":\"/a?b=c\",\"version\":\"HTTP/1.0\",\"status\":200,\"bytes\":2326,\
              \"referer\":\"http://example.com/\",\"user_agent\":\"curl/8\",\
-             \"host\":\"example.com\",\"duration_us\":1500,\"received\":0}\n"
+             \"host\":\"example.com\",\"scheme\":\"https\",\"duration_us\":1500,\"received\":0}\n"
         );
     }
 

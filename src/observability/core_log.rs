@@ -147,6 +147,7 @@ mod tests {
         referer: None,
         user_agent: None,
         host: None,
+        scheme: "http",
         duration_us: 0,
         received: 0,
         upstream: None,

@@ -38,7 +38,7 @@ impl Stream {
 /// The lines at the start: what is served, where, and on what.
 pub(super) fn started(
     model: &Model,
-    addresses: &[BoundAddr],
+    addresses: &[(BoundAddr, bool)],
     engine: &str,
     cores: usize,
 ) -> String {
@@ -56,7 +56,7 @@ pub(super) fn started(
     };
     let urls: String = addresses
         .iter()
-        .map(|at| format!("  {}\n", url(at)))
+        .map(|(at, is_secured)| format!("  {}\n", url(at, *is_secured)))
         .collect();
     let cores = match cores {
         1 => "1 core".to_owned(),
@@ -74,18 +74,20 @@ pub(super) fn stopping(drain: Duration) -> String {
 }
 
 /// An address that can be clicked. Nobody can connect to `0.0.0.0`, so it is shown as loopback.
-fn url(address: &BoundAddr) -> String {
+fn url(address: &BoundAddr, is_secured: bool) -> String {
+    let whole = address.url(is_secured);
     let BoundAddr::Tcp(address) = address else {
-        return address.to_string();
+        return whole;
     };
     let loopback: IpAddr = match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        _ => return format!("http://{address}/"),
+        _ => return format!("{whole}/"),
     };
     let mut shown = *address;
     shown.set_ip(loopback);
-    format!("http://{shown}/ (and on every other address of this machine)")
+    let shown = BoundAddr::Tcp(shown).url(is_secured);
+    format!("{shown}/ (and on every other address of this machine)")
 }
 
 #[cfg(test)]
@@ -98,11 +100,13 @@ mod tests {
 
     #[test]
     fn every_url_can_be_opened() {
-        assert_eq!(url(&tcp("127.0.0.1:80")), "http://127.0.0.1:80/");
-        assert_eq!(url(&tcp("[2001:db8::1]:80")), "http://[2001:db8::1]:80/");
-        assert!(url(&tcp("0.0.0.0:80")).starts_with("http://127.0.0.1:80/ (and"));
-        assert!(url(&tcp("[::]:80")).starts_with("http://[::1]:80/ (and"));
-        assert_eq!(url(&BoundAddr::Unix("/a".into())), "unix:/a");
+        let url = |address: &str, is_secured| super::url(&tcp(address), is_secured);
+        assert_eq!(url("127.0.0.1:80", false), "http://127.0.0.1:80/");
+        assert_eq!(url("127.0.0.1:443", true), "https://127.0.0.1:443/");
+        assert_eq!(url("[2001:db8::1]:80", false), "http://[2001:db8::1]:80/");
+        assert!(url("0.0.0.0:80", false).starts_with("http://127.0.0.1:80/ (and"));
+        assert!(url("[::]:80", true).starts_with("https://[::1]:80/ (and"));
+        assert_eq!(super::url(&BoundAddr::Unix("/a".into()), true), "unix:/a");
     }
 
     #[test]

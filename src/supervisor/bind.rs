@@ -66,6 +66,14 @@ impl BoundAddr {
             Self::Unix(_) => self.to_string(),
         }
     }
+
+    /// As a URL where there is one, for an address that is under TLS or not.
+    pub fn url(&self, is_secured: bool) -> String {
+        match self {
+            Self::Tcp(address) if is_secured => format!("https://{address}"),
+            _ => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for BoundAddr {
@@ -290,6 +298,7 @@ mod tests {
             address,
             sites: HostMap::build(vec![(HostPattern::Default, 0)]).unwrap(),
             proxy_protocol: None,
+            tls: None,
             place: Place::default(),
         }
     }

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
-pub(super) const VERSION: u16 = 3;
+pub(super) const VERSION: u16 = 4;
 
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";

@@ -14,6 +14,7 @@ use super::privileges::Identity;
 use super::sandbox::{Attempt, Grants, Report};
 use crate::config::model::Sandbox;
 use crate::config::model::ServerState;
+use crate::net::tls::tickets::TicketKey;
 
 /// The number of a listening socket, for the life of the master.
 pub(super) type SocketId = u32;
@@ -49,6 +50,8 @@ pub(super) enum ToWorker {
         /// Comes back with the answer.
         id: u64,
     },
+    /// The keys of session tickets were renewed: these are in force.
+    TicketKeys(Vec<TicketKey>),
     /// The administrator has a word on a server of an upstream.
     Server {
         /// Comes back with the answer.
@@ -100,6 +103,8 @@ pub(super) struct Start {
     pub(super) grants: Grants,
     /// Whether the access log comes with it.
     pub(super) logs: bool,
+    /// The keys of session tickets, the same for all workers.
+    pub(super) ticket_keys: Vec<TicketKey>,
 }
 
 /// The sandbox as the channel has it.

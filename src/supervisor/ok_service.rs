@@ -50,6 +50,7 @@ impl OkService {
         let settings = Settings {
             head: HeadLimits::default(),
             header_timeout: timeouts.header,
+            handshake_timeout: timeouts.handshake,
             idle_timeout: timeouts.idle,
             progress: ProgressRule {
                 window: timeouts.progress,
@@ -145,6 +146,7 @@ impl Service for OkService {
                 referer: exchange.referer,
                 user_agent: exchange.user_agent,
                 host: Some(exchange.host.as_bytes()),
+                scheme: "http",
                 duration_us: 0,
                 received: exchange.received,
                 upstream: exchange.upstream,

@@ -14,7 +14,7 @@ use super::bind::{self, BoundAddr, BoundListener};
 use super::core_thread::Message;
 use super::signals::{Signal, Signals};
 use super::stall::LOOK_EVERY;
-use super::swap::{Serving, Swap};
+use super::swap::{self, Serving, Swap};
 use super::worker::{
     GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, parts_of,
     target,
@@ -22,6 +22,7 @@ use super::worker::{
 use super::{banner, hook, privileges, refusal};
 use crate::config::model::{AccessLog, LogTarget, Model};
 use crate::net::socket::SocketFile;
+use crate::net::tls::tickets::{KeyMaker, Tickets};
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::runtime::mailbox::Wake;
@@ -94,19 +95,40 @@ fn run_logged(
         addresses,
         files,
     } = open(listeners);
+    let is_secured = |serving: &Serving| model.listeners[serving.listener].tls.is_some();
+    // Several sockets of an address are one for people.
+    let firsts = serving
+        .iter()
+        .filter(|it| it.part.is_none_or(|part| part.index == 0));
+    let secured = firsts.map(is_secured);
+    let addresses: Vec<_> = addresses.into_iter().zip(secured).collect();
     warn_of_foreign(&model.upstreams);
+    for warning in &model.warnings {
+        tracing::warn!("{warning}");
+    }
     let rosters = Rosters::new(&model.upstreams, Instant::now());
     let resolver = Resolver::start(&rosters).map_err(|error| failed("the resolver", &error))?;
     wait_for_answers(&resolver);
+    let mut ticket_keys =
+        KeyMaker::new(Instant::now()).map_err(|error| StartError::other(error.to_string(), ""))?;
+    let tickets = Tickets::default();
+    tickets.install(ticket_keys.keys());
     let first = Swap {
         epoch: 1,
+        secured: swap::secured(&model, &tickets, &serving),
         rosters,
         model: Arc::clone(&model),
         listeners: serving,
     };
     let mut worker = Worker::start(&plan, first, sink, app)?;
     announce(&worker, &model, &addresses, origin);
-    let result = supervise(&mut worker, &signals, &model, origin);
+    let mut renew = |now| {
+        if ticket_keys.renew(now) {
+            tickets.install(ticket_keys.keys());
+        }
+        ticket_keys.renew_at()
+    };
+    let result = supervise(&mut worker, &signals, &model, origin, &mut renew);
     worker.close();
     // Socket files go with the server, not before.
     drop(files);
@@ -169,15 +191,18 @@ fn supervise(
     signals: &Signals,
     model: &Model,
     origin: Origin,
+    renew: &mut dyn FnMut(Instant) -> Instant,
 ) -> Result<(), StartError> {
     let mut phase = Phase::Serving;
     let mut give_up: Option<Instant> = None;
     let mut next_look = Instant::now() + LOOK_EVERY;
     while worker.alive() > 0 {
+        let renew_at = renew(Instant::now());
+        let until = next_look.min(renew_at);
         wait(
             signals,
             &worker.told,
-            give_up.map_or(next_look, |at| at.min(next_look)),
+            give_up.map_or(until, |at| at.min(until)),
         );
         if next_look <= Instant::now() {
             next_look = Instant::now() + LOOK_EVERY;
@@ -257,13 +282,13 @@ fn wait(signals: &Signals, told: &Wake, until: Instant) {
 }
 
 /// Says what runs and where it listens.
-fn announce(worker: &Worker, model: &Model, addresses: &[BoundAddr], origin: Origin) {
+fn announce(worker: &Worker, model: &Model, addresses: &[(BoundAddr, bool)], origin: Origin) {
     let engines = worker.engines();
     for (engine, reason, cores) in &engines {
         tracing::info!(engine, reason, cores, "engine");
     }
-    for address in addresses {
-        tracing::info!("listening on {address}");
+    for (address, is_secured) in addresses {
+        tracing::info!("listening on {}", address.url(*is_secured));
     }
     if origin == Origin::Serve {
         let kinds: Vec<String> = engines

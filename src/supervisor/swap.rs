@@ -1,5 +1,6 @@
 //! A configuration on its way to the cores, with the sockets that it listens on.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use super::bind::Part;
 use super::messages::SocketId;
 use crate::config::model::Model;
+use crate::handlers::secured::SecuredSites;
 use crate::net::listener::Listening;
+use crate::net::tls::tickets::Tickets;
 use crate::upstream::roster::Rosters;
 
 /// Another configuration.
@@ -19,6 +22,8 @@ pub(super) struct Swap {
     pub(super) model: Arc<Model>,
     /// Its upstreams, at work.
     pub(super) rosters: Arc<Rosters>,
+    /// Its TLS, at work.
+    pub(super) secured: Arc<SecuredSites>,
     /// Its sockets.
     pub(super) listeners: Vec<Serving>,
 }
@@ -39,6 +44,15 @@ impl Swap {
         };
         self.listeners.iter().filter_map(of).collect()
     }
+}
+
+/// What is known of TLS beside a configuration with these sockets.
+pub(super) fn secured(model: &Model, tickets: &Tickets, sockets: &[Serving]) -> Arc<SecuredSites> {
+    SecuredSites::new(model, tickets, |listener| {
+        let serving = sockets.iter().find(|it| it.listener == listener)?;
+        let address = rustix::net::getsockname(&*serving.socket).ok()?;
+        SocketAddr::try_from(address).ok().map(|at| at.port())
+    })
 }
 
 /// A listening socket and what it is for.

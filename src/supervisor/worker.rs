@@ -572,6 +572,7 @@ mod tests {
         let first = Swap {
             epoch: 1,
             rosters: Rosters::new(&model.upstreams, Instant::now()),
+            secured: Arc::default(),
             model: Arc::clone(model),
             listeners: opened.serving.clone(),
         };

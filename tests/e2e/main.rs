@@ -19,5 +19,6 @@ mod smuggling;
 mod static_files;
 mod supervise;
 mod support;
+mod tls;
 mod toggles;
 mod tune;

@@ -322,6 +322,7 @@ impl Generation {
             id: epoch,
             model: &model(epoch, listenings.len() == 2),
             rosters: &Arc::default(),
+            secured: &Arc::default(),
             listeners: listenings,
             log: None,
         };
@@ -361,6 +362,7 @@ impl Generation {
             id: epoch,
             model: &model(epoch, listenings.len() == 2),
             rosters: &Arc::default(),
+            secured: &Arc::default(),
             listeners: listenings,
             log: None,
         });

@@ -393,6 +393,7 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
         epoch: Rc::new(Rules(Settings {
             head: HeadLimits::default(),
             header_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10),
             progress: ProgressRule {
                 window: Duration::from_secs(10),

@@ -14,7 +14,7 @@ use crate::config::schema::{self, Section};
 use crate::config::units;
 
 /// Keys whose values are names of files.
-const FILE_KEYS: [&str; 4] = ["access_log", "sandbox_read", "root", "spill"];
+const FILE_KEYS: [&str; 6] = ["access_log", "sandbox_read", "root", "spill", "cert", "key"];
 
 /// Keys of a site whose entries are told one by one, also when all of them are new.
 const CONTAINERS: [&str; 4] = ["routes", "headers", "request_headers", "error_pages"];
@@ -182,6 +182,7 @@ impl Walk<'_> {
             ["site", _, _] => Some(Section::Site),
             ["site", _, "retries", _] => Some(Section::Retries),
             ["site", _, "buffer", _] => Some(Section::Buffer),
+            ["site", _, "tls", _] => Some(Section::Tls),
             ["upstream", _, _] => Some(Section::Upstream),
             ["upstream", _, "servers", _] => Some(Section::Backend),
             ["upstream", _, "balance", _] => Some(Section::Balance),
@@ -260,6 +261,8 @@ fn resolve(item: &mut Item, loaded: &Loaded, is_file: bool) {
             {
                 // The name too: the text may be the same, and the file another.
                 format!("{filled}\n{content}")
+            } else if is_file && let Some(content) = loaded.references.pem.get(&absolute(&filled)) {
+                format!("{filled}\n{}", content.as_str())
             } else {
                 filled
             };

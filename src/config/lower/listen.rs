@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{ListenAddr, Listener, Peers};
+use crate::config::model::{ListenAddr, Listener, ListenerTls, Peers};
 use crate::http::router::{HostMap, HostPattern, PatternError};
 
 /// Longest path of a unix socket in bytes (`sun_path` without its final NUL, unix(7)).
@@ -14,25 +14,82 @@ pub(super) const UNIX_PATH_MAX: usize = 107;
 /// Longest name of a socket that is handed over, in bytes (systemd.socket(5), `FileDescriptorName=`).
 const FD_NAME_MAX: usize = 255;
 
-/// The port of a site whose name has none. Until TLS exists, plain HTTP.
-const DEFAULT_PORT: u16 = 80;
+/// The port of plain HTTP, where a site under TLS leads there.
+const HTTP_PORT: u16 = 80;
+/// The port of HTTP under TLS.
+const HTTPS_PORT: u16 = 443;
 
 /// What the name of a site implies.
 #[derive(Debug)]
 pub(super) struct Name {
     /// The hosts it answers for.
     pub(super) host: HostPattern,
-    /// Where it listens unless `listen` says otherwise.
-    pub(super) addresses: Vec<ListenAddr>,
+    /// The address in it; `None` for every interface.
+    address: Option<IpAddr>,
+    /// The port in it.
+    pub(super) port: Option<u16>,
+}
+
+impl Name {
+    /// Where it listens unless `listen` says otherwise, and which of that is under TLS, with or without a
+    /// certificate.
+    pub(super) fn addresses(&self, has_tls: bool) -> Vec<(ListenAddr, bool)> {
+        let ports: &[(u16, bool)] = match self.port {
+            Some(port) => &[(port, has_tls)],
+            None if has_tls => &[(HTTP_PORT, false), (HTTPS_PORT, true)],
+            None => &[(HTTP_PORT, false)],
+        };
+        let at = |port: u16| match self.address {
+            Some(address) => vec![tcp((address, port).into(), false)],
+            None => every_interface(port),
+        };
+        let of_port = |(port, secured): &(u16, bool)| {
+            let secured = *secured;
+            at(*port).into_iter().map(move |address| (address, secured))
+        };
+        ports.iter().flat_map(of_port).collect()
+    }
+}
+
+/// What is spoken on an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// HTTP as it is.
+    Plain,
+    /// HTTP under TLS.
+    Tls,
+}
+
+impl Speaks {
+    /// What an address of `listen` says by its begin, and the rest of it.
+    pub(super) fn read(text: &str) -> (Option<Self>, &str) {
+        for (scheme, speaks) in [("http://", Self::Plain), ("https://", Self::Tls)] {
+            if let Some(rest) = text.strip_prefix(scheme) {
+                return (Some(speaks), rest);
+            }
+        }
+        (None, text)
+    }
+
+    /// What is spoken on an address of a site with a certificate.
+    pub(super) fn of(said: Option<Self>, address: &ListenAddr) -> Self {
+        let is_http = |port: u16| port == HTTP_PORT;
+        match (said, address) {
+            (Some(said), _) => said,
+            (None, ListenAddr::Tcp { address, .. }) if is_http(address.port()) => Self::Plain,
+            (None, _) => Self::Tls,
+        }
+    }
 }
 
 /// Reads the name of a site: `example.com`, `*.example.com`, `*`, each also with a port;
 /// `:8080` (any host); `127.0.0.1:8080` (any host, on that address).
 pub(super) fn site_name(text: &str) -> Result<Name, PatternError> {
-    if let Some(address) = socket_address(text) {
+    if let Some((address, port)) = socket_address(text) {
         return Ok(Name {
             host: HostPattern::Default,
-            addresses: vec![tcp(address, false)],
+            address: Some(address),
+            port,
         });
     }
     let (host, port) = match text.rsplit_once(':') {
@@ -42,9 +99,9 @@ pub(super) fn site_name(text: &str) -> Result<Name, PatternError> {
                 problem: "the port is not a number up to 65535".into(),
                 help: "write a name such as `example.com:8080` or `:8080`".into(),
             })?;
-            (host, port)
+            (host, Some(port))
         }
-        _ => (text, DEFAULT_PORT),
+        _ => (text, None),
     };
     let host = match host {
         "" if text.is_empty() => {
@@ -59,21 +116,22 @@ pub(super) fn site_name(text: &str) -> Result<Name, PatternError> {
     };
     Ok(Name {
         host,
-        addresses: every_interface(port),
+        address: None,
+        port,
     })
 }
 
-/// An address with a port, or alone with the default port.
-fn socket_address(text: &str) -> Option<SocketAddr> {
-    if let Ok(address) = text.parse() {
-        return Some(address);
+/// An address, with or without a port.
+fn socket_address(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Some((address.ip(), Some(address.port())));
     }
     let bare = text
         .strip_prefix('[')
         .and_then(|inner| inner.strip_suffix(']'))
         .unwrap_or(text);
     let address: IpAddr = bare.parse().ok()?;
-    Some(SocketAddr::new(address, DEFAULT_PORT))
+    Some((address, None))
 }
 
 fn tcp(address: SocketAddr, companion: bool) -> ListenAddr {
@@ -130,10 +188,10 @@ fn listen_address(text: &str) -> Result<Vec<ListenAddr>, (String, String)> {
             format!("write \":{port}\" for that port on every interface"),
         ));
     }
-    if let Some(address) = socket_address(text) {
+    if let Some((address, None)) = socket_address(text) {
         return Err((
             "the port is missing".into(),
-            format!("write \"{}:8080\"", address.ip()),
+            format!("write \"{address}:8080\""),
         ));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -180,6 +238,12 @@ struct Collected {
     proxy_protocol: Accepted,
     /// Where sites say something else about PROXY headers.
     disagree: Vec<At>,
+    /// Whether it is under TLS.
+    secured: bool,
+    /// Where sites say something else about that.
+    mixed: Vec<At>,
+    /// The sites whose certificate is the default, with their places.
+    fallbacks: Vec<(usize, At)>,
 }
 
 /// Whose connections begin with a PROXY header, and where a site says so.
@@ -192,13 +256,13 @@ pub(super) struct Accepted {
 }
 
 impl Listeners {
-    /// Adds a site with the hosts it answers for, each with its place.
+    /// Adds a site with the hosts it answers for, each with its place. `secured`: it is under TLS, and
+    /// whether its certificate is the default.
     pub(super) fn add(
         &mut self,
         site: usize,
         hosts: &[(HostPattern, At)],
-        address: ListenAddr,
-        at: At,
+        (address, secured, at): (ListenAddr, Option<bool>, At),
         proxy_protocol: &Accepted,
     ) {
         let known = self
@@ -214,6 +278,9 @@ impl Listeners {
                     hosts: Vec::new(),
                     proxy_protocol: proxy_protocol.clone(),
                     disagree: Vec::new(),
+                    secured: secured.is_some(),
+                    mixed: Vec::new(),
+                    fallbacks: Vec::new(),
                 });
                 self.list.last_mut().expect("one was just added")
             }
@@ -230,6 +297,12 @@ impl Listeners {
         }
         if collected.proxy_protocol.from != proxy_protocol.from {
             collected.disagree.push(proxy_protocol.at);
+        }
+        if collected.secured != secured.is_some() {
+            collected.mixed.push(at);
+        }
+        if secured == Some(true) {
+            collected.fallbacks.push((site, at));
         }
         let hosts = hosts.iter().map(|(host, at)| (host.clone(), site, *at));
         collected.hosts.extend(hosts);
@@ -277,6 +350,31 @@ fn build_one(collected: Collected, reader: &mut Reader<'_>) -> Option<Listener> 
                 ),
         );
     }
+    for at in &collected.mixed {
+        let message = format!(
+            "of two sites on {} one is under TLS and the other isn't",
+            collected.address
+        );
+        reader.diagnostics.push(
+            Diagnostic::new(*at, message, "this one")
+                .with(collected.at, "the first site")
+                .help(
+                    "TLS comes before a site is known: give both a certificate, or let one of them \
+                     listen elsewhere",
+                ),
+        );
+    }
+    if let [(_, first), (_, second), ..] = collected.fallbacks[..] {
+        let message = format!("two sites on {} are the default of TLS", collected.address);
+        reader.diagnostics.push(
+            Diagnostic::new(second, message, "again here")
+                .with(first, "first here")
+                .help("take `default` away from one of them"),
+        );
+    }
+    let tls = collected.secured.then(|| ListenerTls {
+        fallback: collected.fallbacks.first().map(|(site, _)| *site),
+    });
     let hosts = collected
         .hosts
         .iter()
@@ -287,6 +385,7 @@ fn build_one(collected: Collected, reader: &mut Reader<'_>) -> Option<Listener> 
             address: collected.address,
             sites,
             proxy_protocol: collected.proxy_protocol.from,
+            tls,
             place: reader.diagnostics.sources.place(collected.at),
         }),
         Err(conflicts) => {
@@ -362,12 +461,27 @@ mod tests {
             ("[::1]", HostPattern::Default, "[::1]:80"),
         ] {
             let read = site_name(name).unwrap();
+            let listens: Vec<_> = read.addresses(false).into_iter().map(|(a, _)| a).collect();
             assert_eq!(
-                (read.host, text(&read.addresses).as_str()),
+                (read.host, text(&listens).as_str()),
                 (host, addresses),
                 "{name}"
             );
         }
+        let secured = |name: &str| -> String {
+            let all = site_name(name).unwrap().addresses(true);
+            let all: Vec<_> = all
+                .iter()
+                .map(|(a, s)| format!("{a}{}", if *s { "!" } else { "" }))
+                .collect();
+            all.join(" ")
+        };
+        assert_eq!(
+            secured("example.com"),
+            "0.0.0.0:80 [::]:80 0.0.0.0:443! [::]:443!"
+        );
+        assert_eq!(secured("example.com:8443"), "0.0.0.0:8443! [::]:8443!");
+        assert_eq!(secured("10.0.0.1"), "10.0.0.1:80 10.0.0.1:443!");
         for name in ["", "example.com:http", ":70000", "a b", "a..b", "::zz"] {
             assert!(site_name(name).is_err(), "{name}");
         }

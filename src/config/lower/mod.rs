@@ -12,6 +12,7 @@ mod proxy;
 mod read;
 mod routes;
 mod server;
+mod tls;
 mod upstream;
 mod upstream_options;
 
@@ -19,10 +20,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::answer::Answer;
-use self::listen::{Accepted, Listeners, site_name};
+use self::listen::{Accepted, Listeners, Speaks, site_name};
 use self::read::Reader;
+use self::tls::Wanted;
 use super::diagnostics::{At, Diagnostic, Diagnostics};
-use super::model::{Action, Model, Server, Site};
+use super::model::{Action, ListenAddr, Model, Server, Site, SiteTls};
 use super::raw::{Entry, Table, Value};
 use super::references::References;
 use super::schema::Section;
@@ -54,6 +56,7 @@ pub(super) fn lower(
         outside,
         references: References::default(),
         upstreams: upstream::Upstreams::default(),
+        warnings: Vec::new(),
     };
     reader.unknown_keys(tree, Section::Top);
     let server = match reader.table(tree, Section::Top, "server") {
@@ -86,6 +89,7 @@ pub(super) fn lower(
         server,
         listeners,
         sites,
+        warnings: reader.warnings,
     };
     (model, reader.references)
 }
@@ -112,7 +116,7 @@ impl Reader<'_> {
             return None;
         }
         self.unknown_keys(table, AT);
-        self.addresses(entry, table, index, listeners);
+        let tls = self.addresses(entry, table, index, listeners);
         let everything = Pattern::everything();
         let answer = self.answer(table, AT, &Answer::default(), Some(&everything));
         let router = self.routes(table, &answer);
@@ -136,6 +140,7 @@ impl Reader<'_> {
                 Some(peers) => Arc::new(peers),
                 None => Arc::clone(&server.trusted_proxies),
             },
+            tls,
         })
     }
 
@@ -191,15 +196,21 @@ impl Reader<'_> {
         true
     }
 
-    /// The hosts and the addresses of a site.
-    fn addresses(&mut self, entry: &Entry, table: &Table, index: usize, to: &mut Listeners) {
+    /// The hosts and the addresses of a site, and TLS where it has it.
+    fn addresses(
+        &mut self,
+        entry: &Entry,
+        table: &Table,
+        index: usize,
+        to: &mut Listeners,
+    ) -> Option<SiteTls> {
         const AT: Section = Section::Site;
         let mut hosts: Vec<(HostPattern, At)> = Vec::new();
-        let mut addresses = Vec::new();
+        let mut name = None;
         match site_name(&entry.key) {
-            Ok(name) => {
-                hosts.push((name.host, entry.key_at));
-                addresses.extend(name.addresses.into_iter().map(|a| (a, entry.key_at)));
+            Ok(read) => {
+                hosts.push((read.host.clone(), entry.key_at));
+                name = Some(read);
             }
             Err(error) => self.pattern_error(entry.key_at, &entry.key, "the site", &error),
         }
@@ -209,28 +220,75 @@ impl Reader<'_> {
                 Err(error) => self.pattern_error(item.at, &alias, "the alias", &error),
             }
         }
+        let tls = self.tls(table, &hosts);
+        let is_on = matches!(tls, Wanted::On(..));
+        let mut addresses = Vec::new();
+        if let Some(name) = &name
+            && table.get("listen").is_none()
+        {
+            if matches!(tls, Wanted::Unsaid) && name.port.is_none() {
+                self.needs_tls(&name.host, entry);
+            }
+            let of_name = name.addresses(is_on).into_iter();
+            addresses.extend(of_name.map(|(a, secured)| (a, secured, entry.key_at)));
+        }
         if let Some(listen) = table.get("listen") {
-            addresses.clear();
             let texts = self.strings(table, AT, "listen");
             if texts.as_ref().is_some_and(Vec::is_empty) {
                 self.wrong(AT, listen, &listen.item);
             }
             for (text, item) in texts.unwrap_or_default() {
-                for address in self.listen_address(&text, item.at) {
-                    if addresses.iter().any(|(known, _)| *known == address) {
+                let (speaks, text) = Speaks::read(&text);
+                if speaks == Some(Speaks::Tls) && matches!(tls, Wanted::Unsaid | Wanted::Off) {
+                    self.diagnostics.push(
+                        Diagnostic::new(item.at, "this site has no certificate", "under TLS").help(
+                            "write tls = { cert = \"PATH\", key = \"PATH\" } in it, or take \
+                             `https://` away",
+                        ),
+                    );
+                }
+                for address in self.listen_address(text, item.at) {
+                    let secured = is_on && Speaks::of(speaks, &address) == Speaks::Tls;
+                    if addresses.iter().any(|(known, ..)| *known == address) {
                         self.diagnostics.push(
                             Diagnostic::new(item.at, "this address is named twice", "")
                                 .help("take one away"),
                         );
                     } else {
-                        addresses.push((address, item.at));
+                        addresses.push((address, secured, item.at));
                     }
                 }
             }
         }
         let accepted = self.accepted(entry, table);
-        for (address, at) in addresses {
-            to.add(index, &hosts, address, at, &accepted);
+        let is_default = matches!(&tls, Wanted::On(spoken, _) if spoken.is_default);
+        let port = addresses
+            .iter()
+            .find_map(|(address, secured, _)| match address {
+                ListenAddr::Tcp { address, .. } if *secured => Some(address.port()),
+                _ => None,
+            });
+        let is_secured = addresses.iter().any(|(_, secured, _)| *secured);
+        for (address, secured, at) in addresses {
+            let secured = secured.then_some(is_default);
+            to.add(index, &hosts, (address, secured, at), &accepted);
         }
+        let Wanted::On(spoken, at) = tls else {
+            return None;
+        };
+        if !is_secured && self.diagnostics.is_empty() {
+            self.diagnostics.push(
+                Diagnostic::new(at, "no address of this site is under TLS", "").help(
+                    "take `listen` away, or add an address to it such as \":443\"; port 80 and \
+                     what begins with `http://` is plain",
+                ),
+            );
+        }
+        Some(SiteTls {
+            certificates: spoken.certificates,
+            policy: spoken.policy,
+            hsts: spoken.hsts,
+            port: port.unwrap_or(443),
+        })
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Reader<'a> {
     pub(super) references: References,
     /// The upstreams so far.
     pub(super) upstreams: Upstreams,
+    /// What deserves attention.
+    pub(super) warnings: Vec<String>,
 }
 
 /// The value of a key that is true, false or a table.

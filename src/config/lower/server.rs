@@ -74,6 +74,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             header: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             progress: Duration::from_secs(10),
             progress_rate: 500,
@@ -375,6 +376,9 @@ impl Reader<'_> {
             header: self
                 .duration(table, AT, "header", TIMEOUT_MIN)
                 .unwrap_or(default.header),
+            handshake: self
+                .duration(table, AT, "handshake", TIMEOUT_MIN)
+                .unwrap_or(default.handshake),
             idle: self
                 .duration(table, AT, "idle", TIMEOUT_MIN)
                 .unwrap_or(default.idle),

@@ -42,7 +42,7 @@ pub fn reference() -> String {
          # (example.com:8080), an address (127.0.0.1:8080, any host) or * (any host on port 80).\n\
          [site.\":8080\"]",
         Section::Site,
-        &|key| ["headers", "routes"].contains(&key.name) || is_of_proxies(key),
+        &|key| ["headers", "routes", "tls"].contains(&key.name) || is_of_proxies(key),
     );
     write_tables_of_site(&mut out);
     write_upstream(&mut out);
@@ -127,6 +127,7 @@ fn write_upstream(out: &mut String) {
 fn write_proxy(out: &mut String) {
     const SITE: &str = "site.\"app.example.com\"";
     let tables = [
+        ("tls", Section::Tls, Style::Set),
         ("timeouts", Section::ProxyTimeouts, Style::Set),
         ("retries", Section::Retries, Style::Set),
         ("buffer", Section::Buffer, Style::Comments),
@@ -177,7 +178,10 @@ fn write_key(out: &mut String, key: &Key, style: Style) {
     let (value, set) = match (key.default, key.name) {
         // The sites of the reference use it.
         (_, "proxy") => ("\"app\"", true),
-        ("", name) => (key.example, ["root", "servers"].contains(&name)),
+        ("", name) => {
+            let set = ["root", "servers", "cert", "key"];
+            (key.example, set.contains(&name))
+        }
         (default, _) => (default, !needs_another),
     };
     let comment = if set && style == Style::Set { "" } else { "# " };

@@ -16,7 +16,16 @@ pub(super) const SITE: &[Key] = &[
         "[\"0.0.0.0:8080\", \"[::]:8080\", \"unix:/run/site.sock\"]",
         "",
         "Where the site listens, instead of what its name implies. \":8080\" is IPv4 and IPv6;\n\
-         \"fd:NAME\" is the socket that systemd hands over with FileDescriptorName=NAME.",
+         \"fd:NAME\" is the socket that systemd hands over with FileDescriptorName=NAME. Of a site with\n\
+         `tls` all are under TLS, but for port 80 and \"http://ADDRESS\", which lead there.",
+    ),
+    key(
+        "tls",
+        "a table or false",
+        "{ cert = \"/etc/beltway/example.com.pem\", key = \"/etc/beltway/example.com.key\" }",
+        "",
+        "TLS. Without `listen` the site is then on port 443, and port 80 leads there. A public name that\n\
+         has neither `listen` nor a port says false here to be plain HTTP on port 80.",
     ),
     key(
         "trusted_proxies",

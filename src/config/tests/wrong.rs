@@ -33,14 +33,14 @@ workers = 2
 
 #[test]
 fn a_key_of_another_version_is_unknown() {
-    insta::assert_snapshot!(case(&format!("{SITE}tls = \"auto\"\n")).errors(), @r#"
-    error: there is no key `tls` in [site."NAME"]
+    insta::assert_snapshot!(case(&format!("{SITE}http2 = \"auto\"\n")).errors(), @r#"
+    error: there is no key `http2` in [site."NAME"]
      --> beltway.toml:3:1
       |
-    3 | tls = "auto"
-      | ^^^ unknown key
+    3 | http2 = "auto"
+      | ^^^^^ unknown key
       |
-      = help: the keys are aliases, listen, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, direct, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
+      = help: the keys are aliases, listen, tls, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, direct, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
 
     1 error in the configuration
     "#);

@@ -292,7 +292,7 @@ impl Exchange<'_, '_> {
             keep_alive: settings.keepalive.idle > 0 && proxy.send_proxy_protocol.is_none(),
             peer: client.peer,
             peer_trusted: client.peer_trusted,
-            scheme: "http",
+            scheme: self.asked.scheme,
             operations: &self.backend.operations,
         };
         write_request_head(out, self.asked.request, &context)

@@ -49,6 +49,8 @@ pub(super) struct Asked<'r, 'b> {
     pub(super) target: Option<&'r str>,
     /// Who asks.
     pub(super) client: Client,
+    /// The scheme of the client's connection.
+    pub(super) scheme: &'static str,
     /// The addresses of the client's connection, its own first, where a backend is told by a PROXY
     /// header.
     pub(super) addresses: Option<(SocketAddr, SocketAddr)>,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::exchange::Incoming;
 use crate::http::session::{Tunnel, TunnelClient, TunnelEnd, Tunnelling};
-use crate::net::splice::{Early, FlowEnd, tunnel};
+use crate::net::secured::{self, TunnelSide};
+use crate::net::splice::{self, Early, FlowEnd, tunnel};
 use crate::upstream::group::Claim;
 use crate::upstream::health::Outcome;
 use crate::upstream::pool::Connection;
@@ -49,6 +50,9 @@ impl Tunnel for ProxyTunnel {
 }
 
 async fn run<'t>(mut this: Box<ProxyTunnel>, mut client: TunnelClient<'t>) -> TunnelEnd {
+    if client.receiver.is_secured() {
+        return Box::pin(run_secured(this, client)).await;
+    }
     // What stands in the box and in `client` stays there: a second time in this future it
     // would cost every idle tunnel that much.
     client.early.extend(client.receiver.stop().await);
@@ -57,6 +61,22 @@ async fn run<'t>(mut this: Box<ProxyTunnel>, mut client: TunnelClient<'t>) -> Tu
     this.early.from_a = std::mem::take(&mut client.early);
     let (idle, ends) = (this.idle, (client.socket, this.connection.socket()));
     let ended = tunnel(client.core, ends, &mut this.early, idle).await;
+    end(ended)
+}
+
+/// As [`run`], with a client under TLS.
+async fn run_secured<'t>(mut this: Box<ProxyTunnel>, client: TunnelClient<'t>) -> TunnelEnd {
+    this.early.from_a = client.early;
+    let side = TunnelSide {
+        receiver: client.receiver,
+        sender: client.sender,
+    };
+    let this = &mut *this;
+    let backend = this.connection.receiver();
+    end(secured::tunnel(client.core, side, backend, &mut this.early, this.idle).await)
+}
+
+fn end(ended: splice::TunnelEnd) -> TunnelEnd {
     TunnelEnd {
         sent: ended.b_to_a.bytes,
         received: ended.a_to_b.bytes,

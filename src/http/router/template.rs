@@ -68,6 +68,19 @@ impl Template {
         Ok(Self { parts, is_path })
     }
 
+    /// The same host, path and query under TLS, at this port.
+    pub fn to_https(port: u16) -> Self {
+        let mut parts = vec![Part::Literal("https://".to_owned()), Part::Host];
+        if port != 443 {
+            parts.push(Part::Literal(format!(":{port}")));
+        }
+        parts.push(Part::Uri);
+        Self {
+            parts,
+            is_path: false,
+        }
+    }
+
     /// The value of Location for a request that a route matched with this rest and these groups.
     ///
     /// It is printable ASCII without spaces, quotes and angle brackets.

@@ -17,6 +17,9 @@ use crate::runtime::buf::RecvBuf;
 /// The limit of what is thrown away of a body that nobody reads.
 const BODY_DRAIN: &str = "bytes of a body that is not read";
 
+/// What is counted when a client speaks TLS where none is spoken.
+const TLS_ON_PLAIN_PORT: &str = "TLS on a plain port";
+
 /// A response whose head is in the batch and whose body is still to be sent.
 struct Answer {
     body: Body,
@@ -84,7 +87,12 @@ impl<S: Service> Connection<S> {
             let length = match self.head(settings, input, batch).await? {
                 Head::Whole(length) => length,
                 Head::Gone => return Ok(After::Close),
-                Head::Refused(reject) => return Ok(self.refuse(&epoch, batch, None, reject)),
+                Head::Refused(reject) => {
+                    if self.requests == 0 && is_tls(input.bytes()) {
+                        self.service.registry().limits().count(TLS_ON_PLAIN_PORT);
+                    }
+                    return Ok(self.refuse(&epoch, batch, None, reject));
+                }
             };
             self.requests += 1;
             if self.core.buffers_scarce() {
@@ -482,6 +490,11 @@ impl Answer {
     fn server_closes(&self) -> bool {
         self.framing == ResponseFraming::Close
     }
+}
+
+/// Whether a connection begins with a TLS record: a handshake (22) of major version 3.
+fn is_tls(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[22, 3])
 }
 
 /// Method and target of a head that was refused, for the log, as far as they can be read.

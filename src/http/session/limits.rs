@@ -39,6 +39,12 @@ impl LimitCounters {
         }
     }
 
+    /// Counts something that is no limit.
+    #[cold]
+    pub(super) fn count(&self, what: &'static str) {
+        count_limit(&mut self.0.borrow_mut(), what, 1);
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         self.0.borrow().clone()

@@ -10,12 +10,14 @@
 mod body;
 mod delivery;
 mod exchange;
+mod handshakes;
 mod input;
 mod limits;
 mod peer;
 mod proxy_header;
 mod record;
 mod registry;
+mod secured;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -33,6 +35,7 @@ use crate::http::types::{Request, ResponseHead};
 use crate::net::listener::{Listening, Member};
 use crate::net::recv::Receiver;
 use crate::net::send::{ProgressRule, Sender};
+use crate::net::tls::{self, Failure};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -43,6 +46,7 @@ use crate::util::network::Peers;
 use tunnel::Switched;
 
 pub use body::{Body, BodyStream, Cut, Piece, RelayOutcome, RelayPart, Trailers};
+pub use handshakes::Handshakes;
 pub use limits::{Counts, LimitCounters, MEMORY, count_limit};
 pub use peer::Peer;
 pub use record::{Exchange, Upstreamed};
@@ -75,6 +79,8 @@ pub struct Settings {
     pub head: HeadLimits,
     /// From the first byte of a request to the end of its head; then 408.
     pub header_timeout: Duration,
+    /// From the begin of a connection under TLS to the end of its handshake.
+    pub handshake_timeout: Duration,
     /// How long a connection stays open without a request.
     pub idle_timeout: Duration,
     /// How slow a client may be.
@@ -105,6 +111,20 @@ pub trait Service: 'static {
     /// served there. `None`: no connection does. Asked once, at the begin of a connection.
     fn proxy_header(&self, _: &Peer) -> Option<Arc<Peers>> {
         None
+    }
+
+    /// Whether connections to the listening socket of this peer are under TLS. Asked once, at the begin
+    /// of a connection.
+    fn is_secured(&self, _: &Peer) -> bool {
+        false
+    }
+
+    /// What the connection of a client is made by that asks for this name.
+    ///
+    /// # Errors
+    /// [`Failure::UnknownName`] or [`Failure::NoName`].
+    fn tls(&self, _: &Peer, _name: Option<&str>) -> Result<Arc<tls::Settings>, Failure> {
+        Err(Failure::UnknownName)
     }
 
     /// Answers one request. Its body is in `upload`; what is not read of it is thrown away within
@@ -211,7 +231,7 @@ pub fn serve<S: Service>(
                 // In no future of its own, which would keep its arguments twice.
                 let idle = poll_fn(|_| connection.poll_idle(&registration));
                 let Some(first) = idle.await else {
-                    return;
+                    break 'over After::Close;
                 };
                 registration.busy();
                 let after = connection.exchange_boxed(first).await;
@@ -232,7 +252,10 @@ impl<S: Service> Connection<S> {
     fn last(&mut self, after: After<S::Epoch>) -> Option<Pooled<'_, ()>> {
         let pool = self.core.futures().clone();
         match after {
-            After::Keep | After::Close => None,
+            After::Keep | After::Close => {
+                let is_secured = self.sender.is_secured();
+                is_secured.then(|| pool.boxed(|| self.finish()))
+            }
             After::Linger => Some(pool.boxed(|| self.linger())),
             After::Tunnel(switched) => Some(pool.boxed(|| self.tunnel(switched))),
             After::Reset => {
@@ -285,8 +308,24 @@ impl<S: Service> Connection<S> {
         self.service.registry().limits().reached(name);
     }
 
+    /// Tells a client under TLS that nothing follows, before the connection closes.
+    async fn finish(&mut self) {
+        if let Some(secured) = self.peer.secured()
+            && secured.is_open()
+            && let Some(failure) = secured.failure()
+        {
+            self.service.registry().limits().count(failure.name());
+            tracing::debug!("{}", failure.name());
+        }
+        // A client that doesn't take that has lost nothing by it.
+        let _ = self.sender.finish(&mut self.timer).await;
+    }
+
     /// Ends our direction and reads on until the client has ended its own.
     async fn linger(&mut self) {
+        if self.sender.is_secured() && self.sender.finish(&mut self.timer).await.is_err() {
+            return;
+        }
         self.core.shut_down_write(&self.peer.socket);
         self.timer.set(self.core.now() + LINGER_TIME);
         let mut left = LINGER_BYTES;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::net::listener::Listening;
+use crate::net::secured::Secured;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::util::network::Peers;
@@ -17,8 +18,18 @@ pub struct Peer {
     pub listener: Rc<Listening>,
     /// Boxed, as what follows is: few connections need it while they idle, and all have the place.
     address: OnceCell<Box<Option<SocketAddr>>>,
-    /// What a PROXY header told.
-    told: Option<Box<SocketAddr>>,
+    /// What came before the first request; boxed, for a plain connection has nothing, and all have the
+    /// place.
+    introduced: Option<Box<Introduced>>,
+}
+
+/// What comes before the first request.
+#[derive(Default)]
+struct Introduced {
+    /// Whose connection it is, by a PROXY header.
+    client: Option<SocketAddr>,
+    /// TLS.
+    secured: Option<Rc<Secured>>,
 }
 
 impl Peer {
@@ -27,19 +38,30 @@ impl Peer {
             socket,
             listener,
             address: OnceCell::new(),
-            told: None,
+            introduced: None,
         }
     }
 
     /// A PROXY header that is believed told whose connection it is.
     pub(super) fn told(&mut self, client: SocketAddr) {
-        self.told = Some(Box::new(client));
+        self.introduced.get_or_insert_default().client = Some(client);
+    }
+
+    /// The connection is under TLS.
+    pub(super) fn secure(&mut self, secured: Rc<Secured>) {
+        self.introduced.get_or_insert_default().secured = Some(secured);
+    }
+
+    /// TLS, where the connection is under it.
+    pub fn secured(&self) -> Option<&Secured> {
+        self.introduced.as_ref()?.secured.as_deref()
     }
 
     /// The client's address: that of the PROXY header where one told it, else the socket's.
     pub fn address(&self, core: &Core) -> Option<SocketAddr> {
-        match &self.told {
-            Some(client) => Some(**client),
+        let introduced = self.introduced.as_ref();
+        match introduced.and_then(|introduced| introduced.client) {
+            Some(client) => Some(client),
             None => self.socket_address(core),
         }
     }

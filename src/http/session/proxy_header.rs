@@ -22,38 +22,62 @@ const BROKEN: &str = "a whole and valid PROXY header";
 const SLOW: &str = "time to a PROXY header";
 
 impl<S: Service> Connection<S> {
-    /// Reads the header, and answers the requests that came with it; `None` where none is to come.
+    /// What comes before the first request, a PROXY header and a TLS handshake, and then the requests
+    /// that came with it; `None` where neither is to come.
     pub(super) fn introduction<'c>(
         &'c mut self,
         registration: &'c Registration,
     ) -> Option<Pooled<'c, After<S::Epoch>>> {
-        let from = self.service.proxy_header(&self.peer)?;
+        let from = self.service.proxy_header(&self.peer);
+        let is_secured = self.service.is_secured(&self.peer);
+        if from.is_none() && !is_secured {
+            return None;
+        }
         let pool = self.core.futures().clone();
-        Some(pool.boxed(|| self.introduced(from, registration)))
+        Some(pool.boxed(|| self.introduced(from, is_secured, registration)))
     }
 
     async fn introduced(
         &mut self,
-        from: Arc<Peers>,
+        from: Option<Arc<Peers>>,
+        is_secured: bool,
         registration: &Registration,
     ) -> After<S::Epoch> {
+        let pool = self.core.futures().clone();
+        let mut rest = None;
+        if let Some(from) = from {
+            match pool.boxed(|| self.proxied(from, registration)).await {
+                Some(behind) => rest = Some(behind),
+                None => return After::Close,
+            }
+        }
+        if is_secured {
+            match pool.boxed(|| self.handshake(rest, registration)).await {
+                Ok(behind) => rest = behind,
+                Err(after) => return after,
+            }
+        }
+        match rest {
+            Some(rest) if !rest.is_empty() => {
+                registration.busy();
+                pool.boxed(|| self.exchange(rest)).await
+            }
+            _ => After::Keep,
+        }
+    }
+
+    /// Reads a PROXY header, and gives what came behind it; `None` when the connection is to be closed.
+    async fn proxied(&mut self, from: Arc<Peers>, registration: &Registration) -> Option<RecvBuf> {
         if !self.peer.is_among(&self.core, &from) {
             self.unintroduced(UNLISTED, "the peer is not listed");
-            return After::Close;
+            return None;
         }
-        let Some((origin, rest)) = self.header_before_requests(registration).await else {
-            return After::Close;
-        };
+        let (origin, rest) = self.header_before_requests(registration).await?;
         if let Origin::Tcp { source, .. } = origin {
             self.peer
                 .told(SocketAddr::new(source.ip().to_canonical(), source.port()));
         }
-        if rest.is_empty() {
-            return After::Keep;
-        }
-        registration.busy();
-        let pool = self.core.futures().clone();
-        pool.boxed(|| self.exchange(rest)).await
+        Some(rest)
     }
 
     /// The header, and what came behind it in the same bytes. `None` when the connection is to be

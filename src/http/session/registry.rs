@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::handshakes::Handshakes;
 use super::limits::LimitCounters;
 use crate::net::listener::{Listening, Member, Population};
 use crate::runtime::executor::Core;
@@ -63,6 +64,7 @@ pub struct Registry {
     population: Rc<Population>,
     limits: LimitCounters,
     traffic: Cell<Traffic>,
+    handshakes: Handshakes,
 }
 
 impl Registry {
@@ -74,6 +76,11 @@ impl Registry {
     /// How often each limit was reached on this core.
     pub fn limits(&self) -> &LimitCounters {
         &self.limits
+    }
+
+    /// The TLS handshakes of this core.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
     }
 
     /// What this core has done so far.

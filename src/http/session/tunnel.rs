@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::record::PendingLog;
 use super::{Connection, Service};
 use crate::net::recv::Receiver;
+use crate::net::send::Sender;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 
@@ -31,6 +32,8 @@ pub struct TunnelClient<'t> {
     pub socket: &'t Fd,
     /// Where the client's bytes come from. A receive may be armed on it.
     pub receiver: &'t mut Receiver,
+    /// The way to send where that isn't done on the socket itself: of a secured connection the only one.
+    pub sender: &'t mut Sender,
     /// What the client had sent behind the head of its request: goes to the other side first.
     pub early: Vec<u8>,
 }
@@ -71,6 +74,7 @@ impl<S: Service> Connection<S> {
                 core: &self.core,
                 socket: &self.peer.socket,
                 receiver: &mut self.receiver,
+                sender: &mut self.sender,
                 early,
             })
             .await;

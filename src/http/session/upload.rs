@@ -206,7 +206,7 @@ impl Upload<'_> {
         let Some(out) = &mut self.out else {
             return Poll::Ready(Ok(()));
         };
-        if out.batch.is_empty() {
+        if out.batch.is_empty() && !out.sender.holds() {
             return Poll::Ready(Ok(()));
         }
         let (core, rule) = (self.core, self.state.rule);
@@ -266,12 +266,12 @@ impl Upload<'_> {
 
     /// The receiving direction of the socket itself and the bytes of content that are still in it or
     /// to come, for who moves them without a copy: where the length is known, nothing of it waits here,
-    /// and the client holds nothing back. Who takes bytes out of either says how many
-    /// ([`Self::took`]), and leaves the rest of the stream alone.
+    /// the client holds nothing back, and the connection isn't under TLS. Who takes bytes out of
+    /// either says how many ([`Self::took`]), and leaves the rest of the stream alone.
     pub fn direct(&mut self) -> Option<(&mut Receiver, u64)> {
-        let Framing::Length(_) = self.state.framing else {
+        if !matches!(self.state.framing, Framing::Length(_)) || self.receiver.is_secured() {
             return None;
-        };
+        }
         let waiting = self.input.as_ref().is_some_and(|i| !i.bytes().is_empty());
         let incoming = self.state.incoming.as_ref()?;
         let usable = incoming.error.is_none() && !waiting && !self.state.awaits_continue;
@@ -578,7 +578,7 @@ impl Flushing {
             }
             let sent = out.sender.at_once(out.batch)?;
             out.batch.drain(..sent);
-            if out.batch.is_empty() {
+            if out.batch.is_empty() && !out.sender.holds() {
                 return Poll::Ready(Ok(()));
             }
             self.writable = Some(out.sender.writable());

@@ -43,6 +43,9 @@ impl Sender {
         part: FilePart,
         more: bool,
     ) -> Result<(), SendError> {
+        if self.is_secured() {
+            return self.secured_file(timer, head, part, more).await;
+        }
         let mut sending = FileSend {
             head_at: 0,
             offset: part.offset,

@@ -246,6 +246,37 @@ impl RecvBuf {
         self.start += bytes as u16;
     }
 
+    /// Bytes that stand in no shared buffer, at most 65 535.
+    pub(crate) fn own(bytes: Box<[u8]>) -> Self {
+        let end =
+            u16::try_from(bytes.len()).expect("what was received at once is less than 64 KiB");
+        Self {
+            place: Place::Own(bytes),
+            start: 0,
+            end,
+        }
+    }
+
+    /// The bytes, to be changed where they are.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let (start, end) = (usize::from(self.start), usize::from(self.end));
+        match &mut self.place {
+            Place::Own(bytes) => &mut bytes[start..end],
+            Place::Shared { pool, id } => {
+                let first = pool.start(*id);
+                // SAFETY: start ≤ end ≤ BUFFER_SIZE, the memory is initialised, and this is the only
+                // holder of the buffer, borrowed exclusively.
+                unsafe { std::slice::from_raw_parts_mut(first.add(start).as_ptr(), end - start) }
+            }
+        }
+    }
+
+    /// Forgets all but the first `length` bytes, at most as many as there are.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        assert!(length <= self.len(), "bytes that were not received");
+        self.end = self.start + length as u16;
+    }
+
     /// Gives a shared buffer back and keeps the bytes in memory of their own.
     pub(crate) fn detach(&mut self) {
         if let Place::Shared { .. } = self.place {
@@ -333,6 +364,22 @@ mod tests {
         assert_eq!(&buffer[..], b"/");
         drop(buffer);
         assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn bytes_are_changed_where_they_are() {
+        let pool = BufPool::software(2);
+        let mut buffer = fill(&pool, b"GET /").unwrap();
+        buffer.advance(1);
+        buffer.bytes_mut().reverse();
+        buffer.truncate(3);
+        assert_eq!(&buffer[..], b"/ T");
+        buffer.detach();
+        buffer.bytes_mut()[0] = b'x';
+        assert_eq!((&buffer[..], pool.available()), (&b"x T"[..], 2));
+        let mut own = RecvBuf::own(vec![7; 65_535].into());
+        own.truncate(2);
+        assert_eq!(own.bytes_mut(), [7, 7]);
     }
 
     #[test]

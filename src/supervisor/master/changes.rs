@@ -141,6 +141,9 @@ impl Master {
             bundle,
             loaded,
         } = checked;
+        for warning in loaded.iter().flat_map(|loaded| &loaded.model.warnings) {
+            tracing::warn!("{warning}");
+        }
         let log = match &facts.log {
             None => Ok(None),
             Some(target) => match self.log_in_force(target) {
@@ -226,12 +229,30 @@ impl Master {
             }
         }
         for address in new {
-            tracing::info!("listening on {address}");
+            let url = address.url(self.is_secured(config, address));
+            tracing::info!("listening on {url}");
         }
         if self.announced.is_empty() && self.origin == Origin::Serve {
             self.greet(config, &engines, &addresses);
         }
         self.announced = addresses;
+    }
+
+    /// Whether an address of a configuration is under TLS, as far as this binary has read it.
+    fn is_secured(&self, config: ConfigId, address: &BoundAddr) -> bool {
+        let Some(configuration) = self.configurations.get(&config.0) else {
+            return false;
+        };
+        let Some(loaded) = &configuration.loaded else {
+            return false;
+        };
+        let of_address = |id: &SocketId| {
+            let held = self.sockets.get(*id);
+            held.is_some_and(|held| held.address == *address)
+        };
+        let used = configuration.sockets.iter().find(|(id, _)| of_address(id));
+        let listener = used.and_then(|(_, place)| loaded.model.listeners.get(*place));
+        listener.is_some_and(|listener| listener.tls.is_some())
     }
 
     /// Prints where a one-liner can be opened.
@@ -251,7 +272,10 @@ impl Master {
             .map(|(kind, reason, _)| format!("{kind} ({reason})"));
         let engine = kinds.collect::<Vec<_>>().join(" and ");
         let cores = engines.iter().map(|(_, _, cores)| cores).sum();
-        let text = banner::started(&loaded.model, addresses, &engine, cores);
+        let addresses = addresses.iter();
+        let shown = addresses.map(|at| (at.clone(), self.is_secured(config, at)));
+        let shown: Vec<_> = shown.collect();
+        let text = banner::started(&loaded.model, &shown, &engine, cores);
         banner::Stream::of(&loaded.model).say(&text);
     }
 

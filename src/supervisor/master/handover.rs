@@ -17,6 +17,7 @@ use super::upgrade::{self, Handover, Kept};
 use super::{Begun, LOG_FLUSH, Master, begin, own_image};
 use crate::config::bundle;
 use crate::net::socket::SocketFile;
+use crate::net::tls::tickets::KeyMaker;
 use crate::supervisor::channel::{Channel, read_blob};
 use crate::supervisor::control::server::{ControlServer, Exported};
 use crate::supervisor::listen_fds::Inherited;
@@ -144,6 +145,7 @@ impl Master {
             control: control.transpose()?,
             questions: self.requests.waiting().collect(),
             words: self.words.clone(),
+            ticket_keys: self.ticket_keys.keys().to_vec(),
             input: self.input.clone(),
             started_unix: self.started_unix,
             program: self.program.clone(),
@@ -215,6 +217,7 @@ impl Master {
             children,
             requests: Requests::default(),
             words: handover.words,
+            ticket_keys: KeyMaker::from(handover.ticket_keys, now),
             accepting: std::collections::BTreeSet::new(),
             held: Vec::new(),
             events: std::collections::VecDeque::new(),

@@ -48,6 +48,7 @@ use super::worker::{Origin, level};
 use super::{hook, listen_fds, privileges, refusal};
 use crate::config::model::LogLevel;
 use crate::config::sources::Input;
+use crate::net::tls::tickets::KeyMaker;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 
@@ -122,6 +123,8 @@ struct Master {
     requests: Requests,
     /// What the administrator has said of servers.
     words: Words,
+    /// By which sessions of TLS are resumed, at whichever worker.
+    ticket_keys: KeyMaker,
     /// Workers that were told to drain in a handover, and may still accept.
     accepting: BTreeSet<WorkerId>,
     /// Answers that wait until no old worker accepts: who has the answer gets the new configuration.
@@ -183,6 +186,7 @@ impl Master {
             children: Vec::new(),
             requests: Requests::default(),
             words: Words::default(),
+            ticket_keys: KeyMaker::new(Instant::now()).map_err(fatal)?,
             accepting: BTreeSet::new(),
             held: Vec::new(),
             events: VecDeque::new(),
@@ -276,6 +280,7 @@ impl Master {
             self.hear_children();
             self.hear_check();
             self.notify.tick(now);
+            self.renew_ticket_keys(now);
             self.answer_late(now);
             self.answer_held(now);
             self.events.push_back(Event::Tick);
@@ -318,6 +323,7 @@ impl Master {
             self.notify.deadline(),
             self.requests.deadline(),
             self.held.iter().map(|(_, _, until)| *until).min(),
+            Some(self.ticket_keys.renew_at()),
         ];
         let now = Instant::now();
         let until = until.into_iter().flatten().min();

@@ -19,6 +19,7 @@ use super::machine::{GenerationId, Snapshot, WorkerId};
 use super::words::Words;
 use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
+use crate::net::tls::tickets::TicketKey;
 use crate::supervisor::bind::{BoundAddr, Part};
 use crate::supervisor::channel::{blob, read_blob};
 use crate::supervisor::control::protocol::{Request, RequestId};
@@ -31,7 +32,7 @@ pub(super) const HANDOVER_VARIABLE: &str = "BELTWAY_HANDOVER";
 
 /// The version of [`Handover`]. The check of the configuration with the new binary comes first, so a
 /// binary that doesn't know this one is refused before anything is replaced.
-pub(super) const VERSION: u16 = 3;
+pub(super) const VERSION: u16 = 4;
 
 /// All that the next master has to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,6 +63,8 @@ pub(super) struct Handover {
     pub(super) questions: Vec<(RequestId, Request)>,
     /// What the administrator has said of servers.
     pub(super) words: Words,
+    /// The keys of session tickets, the newest first.
+    pub(super) ticket_keys: Vec<TicketKey>,
     /// What the configuration is read from.
     pub(super) input: Input,
     /// When the first master started, in seconds since 1970.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use super::Master;
 use super::children::Child;
@@ -184,6 +185,7 @@ impl Master {
             sandbox: facts.sandbox,
             grants: facts.grants.clone(),
             logs: configuration.log.is_some(),
+            ticket_keys: self.ticket_keys.keys().to_vec(),
         };
         let mut descriptors = vec![configuration.bundle.as_fd()];
         descriptors.extend(configuration.log.iter().map(|log| log.as_fd()));
@@ -230,6 +232,19 @@ impl Master {
                 };
                 self.events.push_back(event);
             }
+        }
+    }
+
+    /// Renews the keys of session tickets when it is time, for all workers at once: also for those that
+    /// drain, whose sessions go on elsewhere.
+    pub(super) fn renew_ticket_keys(&mut self, now: Instant) {
+        if !self.ticket_keys.renew(now) {
+            return;
+        }
+        let keys = ToWorker::TicketKeys(self.ticket_keys.keys().to_vec());
+        let workers: Vec<WorkerId> = self.children.iter().map(|child| child.worker).collect();
+        for worker in workers {
+            self.tell(worker, &keys);
         }
     }
 

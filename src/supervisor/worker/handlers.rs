@@ -27,6 +27,7 @@ pub(in crate::supervisor) fn app(parts: Parts<'_>) -> Rc<App> {
         id: parts.first.epoch,
         model: &parts.first.model,
         rosters: &parts.first.rosters,
+        secured: &parts.first.secured,
         listeners: parts.listeners,
         log,
     };
@@ -45,6 +46,7 @@ impl Serves for App {
             id: swap.epoch,
             model: &swap.model,
             rosters: &swap.rosters,
+            secured: &swap.secured,
             listeners,
             log: self.log_in_force(),
         });

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use zeroize::Zeroize as _;
 
 use self::begin::{
     SocketTable, drop_privileges, first_messages, keep, listening, take_channel, usable,
@@ -29,13 +30,14 @@ use super::refusal;
 use super::sandbox::{self, Notifier, Report, State};
 use super::signals::Signals;
 use super::stall::LOOK_EVERY;
-use super::swap::Swap;
+use super::swap::{self, Swap};
 use super::sys_process;
 use super::worker::{
     GRACE, Origin, StartError, Told, Worker, WorkerPlan, app, check_kernel, level,
 };
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
+use crate::net::tls::tickets::Tickets;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::upstream::resolve::{Resolver, wait_for_answers};
@@ -103,6 +105,8 @@ struct Process {
     model: Arc<Model>,
     /// Its upstreams, at work.
     rosters: Arc<Rosters>,
+    /// By which sessions of TLS are resumed, whatever configuration is in force.
+    tickets: Tickets,
     /// What finds the addresses of their names.
     resolver: Resolver,
     swapping: Option<Swapping>,
@@ -122,6 +126,7 @@ struct Process {
 struct Started {
     worker: Worker,
     resolver: Resolver,
+    tickets: Tickets,
     /// What it is to serve now.
     first: Swap,
     report: Report,
@@ -156,6 +161,7 @@ impl Process {
             Ok(Started {
                 worker,
                 resolver,
+                tickets,
                 first,
                 report,
                 tuning,
@@ -173,6 +179,7 @@ impl Process {
                     notifier,
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
+                    tickets,
                     resolver,
                     swapping: None,
                     accepting: Vec::new(),
@@ -201,11 +208,12 @@ impl Process {
         let content = descriptors
             .next()
             .ok_or_else(|| broken("the configuration is missing"))?;
-        let content = read_blob(content)
+        let mut content = read_blob(content)
             .map_err(|error| broken(&format!("the configuration can't be read: {error}")))?;
         let loaded = bundle::unpack(&content)
             .map_err(|error| broken(&format!("the configuration can't be understood: {error}")))?;
-        drop(content);
+        // It has private keys in it.
+        content.zeroize();
         let model = loaded.model;
         let control_log = control_log::init(level(model.server.log_level), Colour::Auto).ok();
         hook::log_panics();
@@ -254,10 +262,14 @@ impl Process {
         servers::heed(&rosters, &start.next.words);
         let resolver =
             Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
+        let tickets = Tickets::default();
+        tickets.install(&start.ticket_keys);
+        let secured = swap::secured(&model, &tickets, &serving);
         let swap = |listeners| Swap {
             epoch: start.next.config,
             model: Arc::clone(&model),
             rosters: Arc::clone(&rosters),
+            secured: Arc::clone(&secured),
             listeners,
         };
         // No connection is accepted before all of this has succeeded: one that fails now would take
@@ -290,6 +302,7 @@ impl Process {
         Ok(Started {
             worker,
             resolver,
+            tickets,
             first: swap(serving),
             report,
             tuning: plan.tuning_origin(),
@@ -389,6 +402,7 @@ impl Process {
                     self.say(&FromWorker::NotApplied { config, why });
                 }
             }
+            ToWorker::TicketKeys(keys) => self.tickets.install(&keys),
             ToWorker::Drain {
                 within_ms,
                 handover,
@@ -439,8 +453,11 @@ impl Process {
             .into_iter()
             .next()
             .ok_or("it came without its content")?;
-        let content = read_blob(content).map_err(|error| error.to_string())?;
-        let model = bundle::unpack(&content)?.model;
+        let mut content = read_blob(content).map_err(|error| error.to_string())?;
+        let unpacked = bundle::unpack(&content);
+        // It has private keys in it.
+        content.zeroize();
+        let model = unpacked?.model;
         usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
         warn_of_foreign(&model.upstreams);
@@ -452,6 +469,7 @@ impl Process {
         self.rosters = Arc::clone(&rosters);
         let swap = Swap {
             epoch: next.config,
+            secured: swap::secured(&model, &self.tickets, &listeners),
             model,
             rosters,
             listeners,

@@ -328,7 +328,7 @@ fn listening(stderr: &str) -> Vec<Address> {
             match word.strip_prefix("unix:") {
                 Some(path) => Address::Unix(path.into()),
                 None => {
-                    let authority = word.strip_prefix("http://").expect("a URL");
+                    let (_, authority) = word.split_once("://").expect("a URL");
                     let authority = authority.trim_end_matches('/');
                     Address::Tcp(authority.parse().expect("an address and a port"))
                 }

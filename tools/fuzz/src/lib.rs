@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     targets::range::TARGET,
     targets::request::TARGET,
     targets::response::TARGET,
+    targets::tls::TARGET,
     targets::uri::TARGET,
 ];
 
@@ -161,6 +162,11 @@ mod tests {
     #[test]
     fn request() {
         smoke("request");
+    }
+
+    #[test]
+    fn tls() {
+        smoke("tls");
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::runtime::engine::caps::{EngineChoice, Selection};
 use crate::runtime::executor::Core;
 use crate::runtime::mailbox::Wake;
 
-struct Bench {
-    core: Core,
-    handlers: Rc<Handlers>,
+pub(super) struct Bench {
+    pub(super) core: Core,
+    pub(super) handlers: Rc<Handlers>,
     listening: Rc<Listening>,
 }
 
 impl Bench {
-    fn connect(&self) -> UnixStream {
+    pub(super) fn connect(&self) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
@@ -64,7 +64,7 @@ impl Bench {
     }
 }
 
-fn on_each_engine(test: impl Fn(&Bench)) {
+pub(super) fn on_each_engine(test: impl Fn(&Bench)) {
     for choice in [EngineChoice::Auto, EngineChoice::Epoll] {
         let selection = Selection::choose(choice).unwrap();
         let core = selection.core(Wake::new().unwrap(), None).unwrap();

@@ -286,7 +286,14 @@ impl Tunnel for EchoTunnel {
             loop {
                 end.received += bytes.len() as u64;
                 end.sent += bytes.len() as u64;
-                if !send(client.core, client.socket, bytes).await {
+                let sent = match client.sender.is_secured() {
+                    true => {
+                        let mut timer = Timer::new(client.core);
+                        client.sender.buffer(&mut timer, bytes, false).await.is_ok()
+                    }
+                    false => send(client.core, client.socket, bytes).await,
+                };
+                if !sent {
                     return broken(end);
                 }
                 bytes = match std::future::poll_fn(|_| client.receiver.poll_next()).await {
@@ -295,6 +302,8 @@ impl Tunnel for EchoTunnel {
                     Err(End::Broken(_)) => return broken(end),
                 };
             }
+            let mut timer = Timer::new(client.core);
+            let _ = client.sender.finish(&mut timer).await;
             client.core.shut_down_write(client.socket);
             end
         })

@@ -6,6 +6,7 @@ mod handlers;
 mod proxy_header;
 mod relaying;
 mod relays;
+mod secured;
 mod simulated;
 
 use std::cell::{Cell, RefCell};
@@ -18,6 +19,7 @@ use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::types::Request;
 use crate::net::send::ProgressRule;
+use crate::net::tls::{self, Failure};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::util::network::Peers;
@@ -63,6 +65,8 @@ struct Handlers {
     seen: Rc<Seen>,
     /// Whose connections begin with a PROXY header.
     introduced_by: RefCell<Option<Arc<Peers>>>,
+    /// What connections are secured by, with the name that they have to ask for.
+    secured_by: RefCell<Option<(Arc<tls::Settings>, &'static str)>>,
 }
 
 impl Handlers {
@@ -70,6 +74,7 @@ impl Handlers {
         let settings = Settings {
             head: HeadLimits::default(),
             header_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             progress: ProgressRule {
                 window: Duration::from_secs(10),
@@ -84,6 +89,7 @@ impl Handlers {
             registry: Rc::default(),
             seen: Rc::default(),
             introduced_by: RefCell::default(),
+            secured_by: RefCell::default(),
         })
     }
 
@@ -101,6 +107,18 @@ impl Service for Handlers {
 
     fn proxy_header(&self, _: &Peer) -> Option<Arc<Peers>> {
         self.introduced_by.borrow().clone()
+    }
+
+    fn is_secured(&self, _: &Peer) -> bool {
+        self.secured_by.borrow().is_some()
+    }
+
+    fn tls(&self, _: &Peer, name: Option<&str>) -> Result<Arc<tls::Settings>, Failure> {
+        match (&*self.secured_by.borrow(), name) {
+            (_, None) => Err(Failure::NoName),
+            (Some((settings, known)), Some(name)) if *known == name => Ok(Arc::clone(settings)),
+            _ => Err(Failure::UnknownName),
+        }
     }
 
     async fn call(

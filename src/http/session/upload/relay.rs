@@ -67,6 +67,7 @@ impl UploadRelay {
         let pays = matches!(upload.framing(), Framing::Length(_))
             && ahead > upload.core.tuning().splice_from
             && !upload.expects_continue()
+            && !upload.receiver.is_secured()
             && upload.state.error().is_none();
         pays.then(|| Self {
             to: to.clone(),

@@ -93,6 +93,7 @@ impl Bench {
         let registry = Rc::new(Registry::default());
         let settings = Settings {
             head: HeadLimits::default(),
+            handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(75),
             progress: ProgressRule {

@@ -10,6 +10,7 @@ pub mod proxy_protocol;
 pub mod range;
 pub mod request;
 pub mod response;
+pub mod tls;
 pub mod uri;
 
 use crate::mutate::Random;

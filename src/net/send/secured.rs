@@ -1,0 +1,322 @@
+//! Sending under TLS: everything goes through a buffer of the core's, in which it is encrypted, since
+//! there is nothing that the kernel could take from a file or another socket as it is.
+//!
+//! Each future stands in a block of the core's pool, so that connections without TLS have no room for it.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::{FilePart, Progress, SendError, Sender, noop};
+use crate::net::secured::{SEAL_BYTES, errno};
+use crate::net::splice::{Cause, Moved};
+use crate::net::tls::Failure;
+use crate::net::tls::records::RECORD_MAX;
+use crate::runtime::fd::Fd;
+use crate::runtime::future::Timer;
+use crate::runtime::op::{Interest, Op, Output};
+use crate::runtime::task::Pooled;
+
+impl Sender {
+    /// Whether ciphertext waits to leave with what is sent next.
+    pub fn holds(&self) -> bool {
+        let secured = self.secured.as_ref();
+        secured.is_some_and(|secured| secured.is_pending())
+    }
+
+    /// Sends what waits, of the protocol itself.
+    ///
+    /// # Errors
+    /// As [`Self::buffer`].
+    pub fn settle<'a>(&'a mut self, timer: &'a mut Timer) -> Pooled<'a, Result<(), SendError>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| async move { self.deliver(timer, &mut None, false).await })
+    }
+
+    /// Tells the client of a secured connection that nothing follows, so that it knows the end from a
+    /// cut.
+    ///
+    /// # Errors
+    /// As [`Self::buffer`].
+    pub fn finish<'a>(&'a mut self, timer: &'a mut Timer) -> Pooled<'a, Result<(), SendError>> {
+        if let Some(secured) = &self.secured {
+            secured.close();
+        }
+        self.settle(timer)
+    }
+
+    pub(super) fn secured_at_once(&mut self, data: &[u8]) -> Result<usize, SendError> {
+        let Some(secured) = &self.secured else {
+            return Ok(0);
+        };
+        secured.push();
+        if secured.is_pending() || data.is_empty() {
+            return Ok(0);
+        }
+        let sealed = secured.seal_one(data, data.len()).map_err(broken)?;
+        secured.push();
+        self.taken += sealed as u64;
+        Ok(sealed)
+    }
+
+    pub(super) fn secured_buffer<'a>(
+        &'a mut self,
+        timer: &'a mut Timer,
+        data: Vec<u8>,
+        more: bool,
+    ) -> Pooled<'a, Result<(), SendError>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| async move {
+            self.sealed(timer, &mut None, &data, more).await?;
+            self.core.recycle(data);
+            Ok(())
+        })
+    }
+
+    pub(super) fn secured_pair<'a>(
+        &'a mut self,
+        timer: &'a mut Timer,
+        mut head: Vec<u8>,
+        body: &'a [u8],
+    ) -> Pooled<'a, Result<(), SendError>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| async move {
+            // The head shares its record with the begin of the body; the rest is encrypted from where
+            // it is.
+            let room = RECORD_MAX.saturating_sub(head.len());
+            let (first, rest) = body.split_at(room.min(body.len()));
+            head.extend_from_slice(first);
+            let mut progress = None;
+            self.sealed(timer, &mut progress, &head, !rest.is_empty())
+                .await?;
+            self.core.recycle(head);
+            self.sealed(timer, &mut progress, rest, false).await
+        })
+    }
+
+    /// Reads a part of a file into a buffer, encrypts it there into another one, and sends that.
+    pub(super) fn secured_file<'a>(
+        &'a mut self,
+        timer: &'a mut Timer,
+        head: Vec<u8>,
+        part: FilePart,
+        more: bool,
+    ) -> Pooled<'a, Result<(), SendError>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| async move {
+            let FilePart {
+                file,
+                mut offset,
+                length,
+                // What is read goes through a buffer of ours in any case; the kernel reads ahead.
+                direct: _,
+            } = part;
+            let end = offset + length;
+            let (mut progress, mut had_share) = (None, false);
+            // What is in it is sent before the next bytes of the file are.
+            let mut data = head;
+            loop {
+                if offset < end {
+                    self.secured_share(&mut had_share).await;
+                    let room = SEAL_BYTES.saturating_sub(data.len()).max(RECORD_MAX);
+                    let wanted = (end - offset).min(room as u64) as usize;
+                    let read = self
+                        .read_into(&mut data, (&file, offset), wanted, &mut progress)
+                        .await?;
+                    self.core.bulk_sent(read);
+                    offset += read as u64;
+                }
+                let follows = more || offset < end;
+                self.sealed(timer, &mut progress, &data, follows).await?;
+                if offset == end {
+                    self.core.recycle(data);
+                    return Ok(());
+                }
+                data.clear();
+            }
+        })
+    }
+
+    /// Adds bytes of a file to `data`: at once if they are in memory, else when the disk has them.
+    async fn read_into(
+        &mut self,
+        data: &mut Vec<u8>,
+        (file, offset): (&Fd, u64),
+        wanted: usize,
+        progress: &mut Option<Progress>,
+    ) -> Result<usize, SendError> {
+        let start = data.len();
+        data.resize(start + wanted, 0);
+        let read = match self.core.read_resident(file, &mut data[start..], offset) {
+            Ok(0) => return Err(SendError::FileShrank),
+            Ok(read) => read,
+            // Not in memory, or a file system that can't tell.
+            Err(_) => {
+                let asked = self.core.now();
+                let read = self.core.once(Op::Read {
+                    file: file.clone(),
+                    data: self.core.send_buffer(),
+                    len: wanted,
+                    offset,
+                });
+                let done = read.await;
+                if let Some(progress) = progress {
+                    progress.forgive(asked, self.core.now());
+                }
+                let read = done.result.map_err(SendError::File)? as usize;
+                let Output::Data(from_disk) = done.output else {
+                    return Err(SendError::File(Errno::IO));
+                };
+                if read == 0 {
+                    return Err(SendError::FileShrank);
+                }
+                data[start..start + read].copy_from_slice(&from_disk[..read]);
+                self.core.recycle(from_disk);
+                read
+            }
+        };
+        data.truncate(start + read);
+        Ok(read)
+    }
+
+    /// Waits until this transfer may send in this turn.
+    async fn secured_share(&self, had_share: &mut bool) {
+        while self.core.bulk_left() == 0 {
+            if std::mem::take(had_share) {
+                self.core.yield_turn().await;
+            } else {
+                self.core.yield_for_bulk().await;
+            }
+        }
+        *had_share = true;
+    }
+
+    /// As [`Self::relay`]: bytes of another socket, received, encrypted and sent.
+    pub(super) fn secured_relay<'a>(
+        &'a mut self,
+        timer: &'a mut Timer,
+        (from, length): (&'a Fd, u64),
+        silence: Option<Duration>,
+        moved: &'a Moved,
+    ) -> Pooled<'a, Result<(), Cause>> {
+        let pool = self.core.futures().clone();
+        pool.boxed(|| async move {
+            let (mut progress, mut had_share) = (None, false);
+            let mut active = self.core.now();
+            while moved.taken() < length {
+                self.secured_share(&mut had_share).await;
+                let left = length - moved.taken();
+                let mut data = self.core.send_buffer();
+                data.resize(left.min(SEAL_BYTES as u64) as usize, 0);
+                match self.core.receive_now(from, &mut data) {
+                    Ok(0) => return Err(Cause::SourceClosed),
+                    Ok(received) => {
+                        data.truncate(received);
+                        moved.took(received);
+                        self.core.bulk_sent(received);
+                        let sent = self.sealed(timer, &mut progress, &data, false).await;
+                        sent.map_err(|error| match error {
+                            SendError::Broken(errno) => Cause::SinkBroken(errno),
+                            _ => Cause::SinkTooSlow,
+                        })?;
+                        moved.gave(received);
+                        self.core.recycle(data);
+                        active = self.core.now();
+                    }
+                    Err(Errno::INTR) => self.core.recycle(data),
+                    Err(Errno::AGAIN) => {
+                        self.core.recycle(data);
+                        had_share = false;
+                        let since = self.core.now();
+                        let mut ready = self.core.once(Op::Ready {
+                            fd: from.clone(),
+                            interest: Interest::Readable,
+                        });
+                        let mut ready = std::pin::Pin::new(&mut ready);
+                        let mut poll = || ready.as_mut().poll(&mut noop());
+                        let ended = match silence {
+                            None => Some(std::future::poll_fn(|_| poll()).await),
+                            Some(silence) => {
+                                timer.set(active + silence);
+                                timer.bound(&mut poll).await
+                            }
+                        };
+                        if let Some(progress) = &mut progress {
+                            progress.forgive(since, self.core.now());
+                        }
+                        let Some(ended) = ended else {
+                            return Err(Cause::SourceSilent);
+                        };
+                        ended.result.map_err(Cause::SourceBroken)?;
+                    }
+                    Err(errno) => return Err(Cause::SourceBroken(errno)),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Encrypts and sends all of `data`.
+    async fn sealed(
+        &mut self,
+        timer: &mut Timer,
+        progress: &mut Option<Progress>,
+        data: &[u8],
+        more: bool,
+    ) -> Result<(), SendError> {
+        let mut at = 0;
+        while at < data.len() {
+            let Some(secured) = &self.secured else {
+                return Ok(());
+            };
+            let sealed = secured.seal(&data[at..]).map_err(broken)?;
+            at += sealed;
+            self.deliver(timer, progress, more || at < data.len())
+                .await?;
+            self.taken += sealed as u64;
+        }
+        Ok(())
+    }
+
+    /// Sends the ciphertext that waits.
+    async fn deliver(
+        &mut self,
+        timer: &mut Timer,
+        progress: &mut Option<Progress>,
+        more: bool,
+    ) -> Result<(), SendError> {
+        let Some(secured) = self.secured.clone() else {
+            return Ok(());
+        };
+        while let Some(mut data) = secured.take_queue() {
+            let mut from = 0;
+            while from < data.len() {
+                let mut sending = self.core.once(Op::Send {
+                    socket: self.socket.clone(),
+                    data,
+                    from,
+                    more,
+                });
+                let sent = {
+                    let mut sending = std::pin::Pin::new(&mut sending);
+                    let mut poll = || sending.as_mut().poll(&mut noop());
+                    self.patiently(timer, progress, &mut poll).await?
+                };
+                let Output::Data(back) = sent.output else {
+                    return Err(SendError::Broken(sent.result.err().unwrap_or(Errno::IO)));
+                };
+                data = back;
+                let bytes = sent.result.map_err(SendError::Broken)? as usize;
+                secured.took(bytes);
+                from += bytes;
+            }
+            secured.sent_all();
+            self.core.recycle(data);
+        }
+        Ok(())
+    }
+}
+
+fn broken(failure: Failure) -> SendError {
+    SendError::Broken(errno(failure))
+}

@@ -1,0 +1,388 @@
+//! One connection, servers' side: ciphertext in, plaintext out, and back.
+
+use std::sync::Arc;
+
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
+use rustls::{Error, HandshakeKind, ProtocolVersion};
+
+use super::records::RECORD_MAX;
+use super::{Failure, Settings};
+
+/// Most bytes that are held of a message that isn't whole: a record (RFC 8446 §5.2), what may have come
+/// with its last byte, and a handshake message in records of its own.
+pub(super) const HELD_MAX: usize = 64 << 10;
+
+/// Bytes that a record adds to its content at most: header, explicit nonce, type and tag.
+const RECORD_OVERHEAD: usize = 5 + 8 + 1 + 16;
+
+/// What a handshake has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// `TLSv1.2` or `TLSv1.3`, as logs of others write it.
+    pub version: &'static str,
+    /// The cipher suite by its registered name.
+    pub suite: &'static str,
+    /// The key exchange group; `None` where the session was resumed without one.
+    pub group: Option<&'static str>,
+    /// The application protocol; `None` where the client named none.
+    pub protocol: Option<Protocol>,
+    /// The session is one that was made before.
+    pub resumed: bool,
+}
+
+/// An application protocol (ALPN, RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// `http/1.1`.
+    Http11,
+}
+
+impl Protocol {
+    /// Its registered name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http11 => "http/1.1",
+        }
+    }
+}
+
+/// Where the plaintext of some ciphertext is.
+#[derive(Debug)]
+pub enum Plain {
+    /// In the first bytes of the slice that was given, this many of them; maybe none.
+    InPlace(usize),
+    /// Here, never empty: it began in earlier bytes.
+    Gathered(Vec<u8>),
+}
+
+/// A connection, from the first byte of its ClientHello on.
+///
+/// Once an error was given, all that can be done is to send what is in `out`, and to close.
+pub struct TlsServer {
+    connection: UnbufferedServerConnection,
+    /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
+    /// message in parts refers to it, so each call is given all of it.
+    held: Vec<u8>,
+    /// The name that the settings were found by.
+    name: Option<Box<str>>,
+    /// The handshake is over.
+    open: bool,
+    peer_closed: bool,
+    closed: bool,
+    /// What ended it; rustls isn't asked any more.
+    failed: Option<Failure>,
+}
+
+impl TlsServer {
+    /// A connection by these settings, which were found by this name.
+    ///
+    /// # Errors
+    /// [`Failure::Ours`] where there is no randomness.
+    pub fn new(settings: &Settings, name: Option<Box<str>>) -> Result<Self, Failure> {
+        let connection = UnbufferedServerConnection::new(Arc::clone(settings.config()))
+            .map_err(|error| Failure::from(&error))?;
+        Ok(Self {
+            connection,
+            held: Vec::new(),
+            name,
+            open: false,
+            peer_closed: false,
+            closed: false,
+            failed: None,
+        })
+    }
+
+    /// Takes what was received. Plaintext is put where the ciphertext was, as far as that is whole in
+    /// `bytes`; what has to be sent in answer is added to `out`, also with an error.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn receive(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Plain, Failure> {
+        if let Some(failure) = self.failed {
+            return Err(failure);
+        }
+        if self.peer_closed {
+            // Nothing that follows is of this connection (RFC 8446 §6.1).
+            return Ok(Plain::InPlace(0));
+        }
+        let in_place = self.held.is_empty();
+        let advanced = if in_place {
+            advance(&mut self.connection, bytes, out)
+        } else {
+            if self.held.len() + bytes.len() > HELD_MAX {
+                return Err(self.fail(Failure::TooMuch));
+            }
+            self.held.extend_from_slice(bytes);
+            advance(&mut self.connection, &mut self.held, out)
+        };
+        let advanced = match advanced {
+            Ok(advanced) => advanced,
+            Err(error) => {
+                self.alert(out);
+                return Err(self.fail(Failure::from(&error)));
+            }
+        };
+        self.peer_closed = advanced.peer_closed;
+        self.note_end_of_handshake();
+        let Advanced { used, plain, .. } = advanced;
+        if in_place {
+            if !self.peer_closed {
+                self.held.extend_from_slice(&bytes[used..]);
+            }
+            return Ok(Plain::InPlace(plain));
+        }
+        let rest = match self.peer_closed {
+            true => Vec::new(),
+            false => self.held[used..].to_vec(),
+        };
+        let mut gathered = std::mem::replace(&mut self.held, rest);
+        gathered.truncate(plain);
+        Ok(match plain {
+            0 => {
+                // Room that was there is used again.
+                if self.held.is_empty() && !self.open {
+                    self.held = gathered;
+                }
+                Plain::InPlace(0)
+            }
+            _ => Plain::Gathered(gathered),
+        })
+    }
+
+    /// Adds one record with this content to `out`; several where it is more than [`RECORD_MAX`].
+    ///
+    /// # Errors
+    /// [`Failure::Exhausted`], or [`Failure::Ours`] before the end of the handshake and after
+    /// [`Self::close`].
+    pub fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Failure> {
+        if let Some(failure) = self.failed {
+            return Err(failure);
+        }
+        if plain.is_empty() {
+            return Ok(());
+        }
+        let records = plain.len().div_ceil(RECORD_MAX);
+        let mut room = plain.len() + records * RECORD_OVERHEAD;
+        self.write(out, |traffic, out| {
+            loop {
+                let start = out.len();
+                out.resize(start + room, 0);
+                let encrypted = traffic.encrypt(plain, &mut out[start..]);
+                out.truncate(start + *encrypted.as_ref().unwrap_or(&0));
+                match encrypted {
+                    Ok(_) => return Ok(()),
+                    // A message about keys goes before it.
+                    Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
+                        room = size.required_size;
+                    }
+                    Err(EncryptError::EncryptExhausted) => return Err(Failure::Exhausted),
+                    Err(EncryptError::InsufficientSize(_)) => return Err(Failure::Ours),
+                }
+            }
+        })
+    }
+
+    /// Adds to `out` what tells the peer that nothing follows, once; before the end of the handshake
+    /// there is nothing to be told.
+    pub fn close(&mut self, out: &mut Vec<u8>) {
+        if !self.open || self.failed.is_some() || std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let closed = self.write(out, |traffic, out| {
+            let start = out.len();
+            out.resize(start + 64, 0);
+            let written = traffic.queue_close_notify(&mut out[start..]);
+            out.truncate(start + *written.as_ref().unwrap_or(&0));
+            Ok(())
+        });
+        debug_assert!(closed.is_ok(), "{closed:?}");
+    }
+
+    /// Whether the peer has said that nothing follows. Without it, an end of the stream may be somebody
+    /// else's work (RFC 8446 §6.1).
+    pub fn is_peer_closed(&self) -> bool {
+        self.peer_closed
+    }
+
+    /// Whether the handshake is over.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// The name that the client asked for.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// What the handshake came to; `None` before its end.
+    pub fn handshake(&self) -> Option<Handshake> {
+        if !self.open {
+            return None;
+        }
+        let connection = &self.connection;
+        let suite = connection.negotiated_cipher_suite()?;
+        Some(Handshake {
+            version: match connection.protocol_version()? {
+                ProtocolVersion::TLSv1_2 => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            suite: suite.suite().as_str().unwrap_or("unknown"),
+            group: connection
+                .negotiated_key_exchange_group()
+                .and_then(|group| group.name().as_str()),
+            protocol: connection
+                .alpn_protocol()
+                .filter(|name| *name == Protocol::Http11.name().as_bytes())
+                .map(|_| Protocol::Http11),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        })
+    }
+
+    /// Bytes that are held of messages that are not whole.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What the handshake held is not for an idle connection to keep.
+    fn note_end_of_handshake(&mut self) {
+        if !self.open && !self.connection.is_handshaking() {
+            self.open = true;
+            if self.held.is_empty() {
+                self.held = Vec::new();
+            }
+        }
+    }
+
+    /// Brings the connection to where it takes content, and lets `write` give it some.
+    fn write(
+        &mut self,
+        out: &mut Vec<u8>,
+        mut write: impl FnMut(&mut WriteTraffic<'_, ServerData>, &mut Vec<u8>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        loop {
+            let status = self.connection.process_tls_records(&mut self.held);
+            let UnbufferedStatus { discard, state, .. } = status;
+            let written = match state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(write(&mut traffic, out)),
+                Ok(ConnectionState::EncodeTlsData(encode)) => {
+                    encode_into(encode, out).map_err(|error| Failure::from(&error))?;
+                    None
+                }
+                Ok(ConnectionState::TransmitTlsData(transmit)) => {
+                    transmit.done();
+                    None
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.peer_closed = true;
+                    None
+                }
+                Ok(_) => Some(Err(Failure::Ours)),
+                Err(error) => Some(Err(Failure::from(&error))),
+            };
+            // All that was whole was processed when it came.
+            debug_assert_eq!(discard, 0);
+            self.held.drain(..discard.min(self.held.len()));
+            if let Some(written) = written {
+                return written;
+            }
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) -> Failure {
+        *self.failed.insert(failure)
+    }
+
+    /// Adds the alert that an error has made. What was received is not looked at any more: rustls may
+    /// have come far into it, and refers to it by its places.
+    fn alert(&mut self, out: &mut Vec<u8>) {
+        // Nothing of it is received, so the queue of what is to be sent only gets shorter.
+        while self.connection.wants_write() {
+            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+            match state {
+                Ok(ConnectionState::EncodeTlsData(encode)) => {
+                    if encode_into(encode, out).is_err() {
+                        return;
+                    }
+                }
+                // What came before the error is lost with it.
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while traffic.next_record().is_some() {}
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+type ServerData = rustls::server::ServerConnectionData;
+
+/// How far [`advance`] has come.
+struct Advanced {
+    /// Bytes of ciphertext that are used up.
+    used: usize,
+    /// Bytes of plaintext that stand in front.
+    plain: usize,
+    peer_closed: bool,
+}
+
+/// Processes all messages that are whole. Plaintext goes to the front of `bytes`, over records that
+/// are used up: it is shorter than they were.
+fn advance(
+    connection: &mut UnbufferedServerConnection,
+    bytes: &mut [u8],
+    out: &mut Vec<u8>,
+) -> Result<Advanced, Error> {
+    let mut done = Advanced {
+        used: 0,
+        plain: 0,
+        peer_closed: false,
+    };
+    loop {
+        let (free, rest) = bytes.split_at_mut(done.used);
+        let UnbufferedStatus { discard, state, .. } = connection.process_tls_records(rest);
+        let mut moved = discard > 0;
+        match state? {
+            ConnectionState::ReadTraffic(mut traffic) => {
+                // The first time its record is still in `rest`; the next time there is room.
+                while let Some(length) = traffic.peek_len()
+                    && let Some(room) = free.get_mut(done.plain..done.plain + length.get())
+                {
+                    let Some(record) = traffic.next_record() else {
+                        break;
+                    };
+                    room.copy_from_slice(record?.payload);
+                    done.plain += length.get();
+                    moved = true;
+                }
+                if !moved {
+                    return Err(Error::General("plaintext without a record".to_owned()));
+                }
+            }
+            ConnectionState::EncodeTlsData(encode) => encode_into(encode, out)?,
+            ConnectionState::TransmitTlsData(transmit) => transmit.done(),
+            ConnectionState::PeerClosed => done.peer_closed = true,
+            ConnectionState::WriteTraffic(_)
+            | ConnectionState::BlockedHandshake
+            | ConnectionState::Closed => {
+                done.used += discard;
+                return Ok(done);
+            }
+            _ => return Err(Error::General("a state that is switched off".to_owned())),
+        }
+        done.used += discard;
+    }
+}
+
+fn encode_into(mut encode: EncodeTlsData<'_, ServerData>, out: &mut Vec<u8>) -> Result<(), Error> {
+    let failed = || Error::General("a message can't be encoded".to_owned());
+    let Err(EncodeError::InsufficientSize(size)) = encode.encode(&mut []) else {
+        return Err(failed());
+    };
+    let start = out.len();
+    out.resize(start + size.required_size, 0);
+    encode.encode(&mut out[start..]).map_err(|_| failed())?;
+    Ok(())
+}

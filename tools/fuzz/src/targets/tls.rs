@@ -1,0 +1,98 @@
+//! The begin of TLS connections, and certificates: the name in a ClientHello doesn't depend on how it
+//! was cut, a server takes whatever comes, and what it holds is bounded.
+
+use std::sync::LazyLock;
+
+use beltway::net::tls::hello::{BYTES_MAX, Scanned, Scanner};
+use beltway::net::tls::{Failure, Identity, Plain, Policy, Settings, TlsServer};
+
+use crate::Target;
+use crate::targets::cuts_of;
+
+const CERTIFICATE: &[u8] = include_bytes!("tls/certificate.pem");
+const KEY: &[u8] = include_bytes!("tls/key.pem");
+
+/// The target. What begins with `-` is taken for a certificate, all else for a connection.
+pub const TARGET: Target = Target {
+    name: "tls",
+    run,
+    corpus: &[
+        include_bytes!("tls/hello13.bin"),
+        include_bytes!("tls/hello12.bin"),
+        CERTIFICATE,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x15\x03\x03\0\x02\x02\x28",
+        b"\x16\x03\x01\0\x05\x01\0\0\x01\0",
+    ],
+    tokens: &[
+        b"\x16\x03\x01",
+        b"\x16\x03\x03",
+        b"\x14\x03\x03\0\x01\x01",
+        b"\x15\x03\x03\0\x02",
+        b"\x17\x03\x03",
+        b"\x01\0",
+        b"\xff\xff",
+        b"\x40\0",
+        b"\0\0",
+        b"\0\x0e\0\x0c\0\0\x09a.example",
+        b"a.example",
+        b"-----BEGIN CERTIFICATE-----\n",
+        b"-----END CERTIFICATE-----\n",
+    ],
+};
+
+static SETTINGS: LazyLock<std::sync::Arc<Settings>> = LazyLock::new(|| {
+    let identity = Identity::from_pem(CERTIFICATE, KEY).expect("the files are right");
+    Settings::new(vec![identity.into()], Policy::Intermediate, None)
+});
+
+fn run(input: &[u8]) {
+    if input.first() == Some(&b'-') {
+        if let Err(error) = Identity::from_pem(input, KEY) {
+            assert!(!error.message.is_empty() && !error.help.is_empty());
+        }
+        return;
+    }
+    let whole = Scanner::default().scan(input);
+    assert_eq!(byte_by_byte(input), whole, "byte by byte");
+    if whole == Ok(Scanned::More) {
+        assert!(input.len() < BYTES_MAX, "a bound");
+    }
+    if let Ok(Scanned::Name(Some(name))) = &whole {
+        assert!(!name.is_empty() && **name == *name.to_ascii_lowercase());
+    }
+    serve(input);
+}
+
+/// The first verdict that isn't "more", as a connection meets it.
+fn byte_by_byte(input: &[u8]) -> Result<Scanned, Failure> {
+    let mut scanner = Scanner::default();
+    for end in 0..=input.len() {
+        match scanner.scan(&input[..end]) {
+            Ok(Scanned::More) => {}
+            verdict => return verdict,
+        }
+    }
+    Ok(Scanned::More)
+}
+
+/// Gives a server the bytes in pieces.
+fn serve(input: &[u8]) {
+    let mut server = TlsServer::new(&SETTINGS, None).expect("there is randomness");
+    let mut out = Vec::new();
+    let mut from = 0;
+    for to in cuts_of(input).into_iter().chain([input.len()]) {
+        let mut piece = input[from..to].to_vec();
+        from = to;
+        match server.receive(&mut piece, &mut out) {
+            Ok(Plain::InPlace(0)) => {}
+            Ok(plain) => panic!("plaintext without a handshake: {plain:?}"),
+            Err(failure) => {
+                assert!(!failure.name().is_empty());
+                assert_eq!(server.receive(&mut piece, &mut out).err(), Some(failure));
+                return;
+            }
+        }
+        assert!(server.held() <= input.len() && !server.is_open());
+    }
+}
