@@ -29,20 +29,20 @@ pub const TARGET: Target = Target {
 
 /// Inputs to start from.
 const CORPUS: &[&[u8]] = &[
-    b"beltway configuration 1\n{\"tree\":[{\"key\":\"site\",\"key_at\":[0,1,5],\"item\":{\"value\":\
+    b"beltway configuration 2\n{\"tree\":[{\"key\":\"site\",\"key_at\":[0,1,5],\"item\":{\"value\":\
       {\"Table\":[{\"key\":\":1\",\"key_at\":[0,6,10],\"item\":{\"value\":{\"Table\":[{\"key\":\"respond\",\
       \"key_at\":[0,12,19],\"item\":{\"value\":{\"Integer\":200},\"at\":[0,22,25]}},{\"key\":\"body\",\
       \"key_at\":[0,26,30],\"item\":{\"value\":{\"String\":\"file:a\"},\"at\":[0,33,41]}}]},\
       \"at\":[0,0,11]}}]},\"at\":[0,0,11]}}],\"sources\":[{\"kind\":\"File\",\"name\":\"a.toml\",\"text\":\
       \"[site.\\\":1\\\"]\\nrespond = 200\\nbody = \\\"file:a\\\"\\n\",\"base\":\"/srv\"}],\
-      \"variables\":[[\"A\",\"b\"]],\"files\":[[\"/srv/a\",\"secret\"]]}",
-    b"beltway configuration 1\n{\"tree\":[{\"key\":\"site\",\"key_at\":[0,6,25],\"item\":{\"value\":\
+      \"variables\":[[\"A\",\"b\"]],\"files\":[[\"/srv/a\",\"secret\"]],\"pem\":[]}",
+    b"beltway configuration 2\n{\"tree\":[{\"key\":\"site\",\"key_at\":[0,6,25],\"item\":{\"value\":\
       {\"Table\":[{\"key\":\"*\",\"key_at\":[0,6,25],\"item\":{\"value\":{\"Table\":[{\"key\":\"root\",\
       \"key_at\":[0,6,25],\"item\":{\"value\":{\"String\":\"${A:-x}\"},\"at\":[0,18,25]}}]},\
       \"at\":[0,6,25]}}]},\"at\":[0,6,25]}}],\"sources\":[{\"kind\":\"CommandLine\",\"name\":\
       \"the command line\",\"text\":\"--set site.*.root=${A:-x}\\u00e9\",\"base\":[47,255]}],\
-      \"variables\":[],\"files\":[]}",
-    b"beltway configuration 1\n{\"tree\":[],\"sources\":[],\"variables\":[],\"files\":[]}",
+      \"variables\":[],\"files\":[],\"pem\":[]}",
+    b"beltway configuration 2\n{\"tree\":[],\"sources\":[],\"variables\":[],\"files\":[],\"pem\":[]}",
 ];
 
 /// A refusal has words. What is accepted is the same after it was packed and unpacked again, and
