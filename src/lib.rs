@@ -6,6 +6,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod cache;
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod handlers;

@@ -155,6 +155,7 @@ const UNITS: &[Unit] = &[
     ),
     // Sans-IO, as the codecs are: what a configuration says of certificates is checked by it.
     unit(1, "tls", &[("net", Some("tls"))]),
+    unit(2, "certificates", &[("certificates", None)]),
     unit(2, "net", &[("net", None)]),
     unit(2, "config", &[("config", None)]),
     unit(2, "observability", &[("observability", None)]),

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Every flag is a key of the configuration file, so that
 //! there is one model whatever was typed.
 
+mod cert;
 mod check;
 mod control;
 mod doctor;
@@ -77,6 +78,7 @@ pub fn main() -> ExitCode {
         Some(("doctor", matches)) => doctor::main(matches),
         Some(("tune", matches)) => tune::main(matches),
         Some(("server", matches)) => server::main(matches),
+        Some(("cert", matches)) => cert::main(matches),
         Some((crate::supervisor::WORKER_COMMAND, _)) => run::worker(),
         Some((crate::supervisor::CHECK_COMMAND, _)) => run::check(),
         Some((name, matches)) if let Some(code) = control::main(name, matches) => code,
@@ -108,6 +110,7 @@ fn command() -> Command {
         .subcommand(show::command())
         .subcommands(control::commands())
         .subcommand(server::command())
+        .subcommand(cert::command())
         .subcommand(doctor::command())
         .subcommand(tune::command())
         .subcommands(run::hidden_commands())
@@ -269,6 +272,7 @@ mod tests {
             "beltway -c x.toml",
             "beltway run --control /run/x.sock",
             "beltway -s reload -c x.toml",
+            "beltway cert list a.pem b.pem --json",
             "beltway doctor --json",
             "beltway doctor --worker -c x.toml",
         ] {

@@ -4,3 +4,4 @@ pub mod clock;
 pub mod network;
 pub mod random;
 pub mod unnamed_file;
+pub mod x509;

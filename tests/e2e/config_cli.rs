@@ -322,3 +322,43 @@ fn serve_says_what_it_serves_and_where() {
         assert!(server.stdout().contains("engine"));
     });
 }
+
+#[test]
+fn certificates_are_listed_and_one_that_has_ended_fails() {
+    let tree = Tree::with(&[]);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = |end: i32| {
+        let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(end, 1, 1);
+        params.self_signed(&key).expect("it signs").pem()
+    };
+    fs::write(tree.outside().join("good.pem"), certificate(2999)).expect("a certificate");
+    fs::write(tree.outside().join("ended.pem"), certificate(2001)).expect("a certificate");
+    let list = |files: &[&str]| run_in(tree.outside(), &[&["cert", "list"], files].concat());
+    let output = list(&["good.pem"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    for part in [
+        "good.pem\n",
+        "a.example",
+        "2999-01-01T00:00:00Z",
+        "days left",
+        "ECDSA P-256",
+    ] {
+        assert!(output.stdout.contains(part), "{part}: {}", output.stdout);
+    }
+    let output = list(&["good.pem", "ended.pem", "--json"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let json: serde_json::Value = serde_json::from_str(&output.stdout).expect("JSON");
+    let valid: Vec<_> = (0..2)
+        .map(|n| json["certificates"][n]["valid"].clone())
+        .collect();
+    assert_eq!(valid, [true, false]);
+    let output = list(&["missing.pem"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(
+        output
+            .stdout
+            .contains("missing.pem\n  wrong    can't be read: No such file")
+    );
+}

@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
 
 use super::settings::PROVIDER;
-use super::x509::{self, Facts};
+use crate::util::x509::{self, Facts};
 
 /// Most certificates of a chain. Real ones have up to four.
 const CHAIN_MAX: usize = 16;
@@ -58,6 +58,26 @@ impl IdentityError {
     }
 }
 
+/// Reads the certificates of a text, the server's own first, without any key: at least one.
+///
+/// # Errors
+/// When there is none, or one that can't be read.
+pub fn facts_of(certificates: &[u8]) -> Result<Vec<Facts>, IdentityError> {
+    let chain = chain(certificates)?;
+    let facts = chain
+        .iter()
+        .map(|one| x509::read(one).ok_or_else(unreadable));
+    facts.collect()
+}
+
+fn unreadable() -> IdentityError {
+    IdentityError::new(
+        Part::Certificate,
+        "holds a certificate that can't be read",
+        "have the authority issue it again, as X.509 version 3 in PEM",
+    )
+}
+
 impl Identity {
     /// Reads a chain, the server's own certificate first, and the key that belongs to it. The key may
     /// stand in the same text.
@@ -66,13 +86,7 @@ impl Identity {
     /// What is wrong with which of them.
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
         let chain = chain(certificates)?;
-        let facts = x509::read(&chain[0]).ok_or_else(|| {
-            IdentityError::new(
-                Part::Certificate,
-                "holds a certificate that can't be read",
-                "have the authority issue it again, as X.509 version 3 in PEM",
-            )
-        })?;
+        let facts = x509::read(&chain[0]).ok_or_else(unreadable)?;
         let key = private_key(key)?;
         let key = CertifiedKey::from_der(chain, key, &PROVIDER).map_err(|error| match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => IdentityError::new(
@@ -81,11 +95,7 @@ impl Identity {
                 "name the key that this certificate was requested with; the server's own \
                  certificate comes first in its file, those of authorities behind it",
             ),
-            Error::InvalidCertificate(_) => IdentityError::new(
-                Part::Certificate,
-                "holds a certificate that can't be read",
-                "have the authority issue it again, as X.509 version 3 in PEM",
-            ),
+            Error::InvalidCertificate(_) => unreadable(),
             _ => IdentityError::new(
                 Part::Key,
                 "holds a key of a kind that isn't supported",
@@ -96,6 +106,11 @@ impl Identity {
             key: Arc::new(key),
             facts,
         })
+    }
+
+    /// What the certificate says.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The names that the certificate is for, in lower case; `*.example.com` is one.

@@ -15,7 +15,6 @@ pub mod records;
 mod server;
 mod settings;
 pub mod tickets;
-mod x509;
 
 #[cfg(test)]
 mod testing;

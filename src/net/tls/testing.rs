@@ -20,14 +20,6 @@ pub(crate) fn pem(names: &[&str], algorithm: &'static rcgen::SignatureAlgorithm)
     [certificate.pem(), key.serialize_pem()]
 }
 
-/// A certificate in DER.
-pub(super) fn certificate_der(names: &[&str]) -> Vec<u8> {
-    let key = KeyPair::generate().unwrap();
-    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let certificate = CertificateParams::new(names).unwrap();
-    certificate.self_signed(&key).unwrap().der().to_vec()
-}
-
 /// A certificate with an ECDSA key.
 pub(crate) fn identity(names: &[&str]) -> Arc<Identity> {
     let [certificate, key] = pem(names, &rcgen::PKCS_ECDSA_P256_SHA256);

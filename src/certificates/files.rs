@@ -1,0 +1,136 @@
+//! Certificates and keys on the disk: read with a bound, and told apart from what was there before.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::net::tls::Identity;
+use crate::net::tls::identity::{IdentityError, Part, facts_of};
+use crate::util::x509::Facts;
+
+/// Largest file that is read, in bytes: 1 MiB. A chain has some thousands.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A certificate's file and that of its key, which may be the same one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+}
+
+/// What stat(2) says of a file, links followed: another one, or another content, has another mark. `None`
+/// where there is none.
+pub type Mark = Option<[i128; 5]>;
+
+/// What both files hold. The key is wiped when this is dropped.
+pub struct Content {
+    /// The certificate's file.
+    pub certificate: Vec<u8>,
+    /// The key's file.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+impl Content {
+    /// A digest of both, to tell whether they are others than before.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        let length = self.certificate.len() as u64;
+        digest.update(length.to_be_bytes());
+        digest.update(&self.certificate);
+        digest.update(&*self.key);
+        digest.finalize().into()
+    }
+}
+
+impl Pair {
+    /// The marks of both files.
+    pub fn marks(&self) -> [Mark; 2] {
+        [&self.certificate, &self.key].map(|path| mark(path))
+    }
+
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// Which can't be read, and why.
+    pub fn read(&self) -> Result<Content, String> {
+        let read = |path: &Path| read(path).map_err(|error| format!("{}: {error}", path.display()));
+        Ok(Content {
+            certificate: read(&self.certificate)?.to_vec(),
+            key: read(&self.key)?,
+        })
+    }
+
+    /// Looks whether the content is a certificate and its key, and tells what it is.
+    ///
+    /// # Errors
+    /// Which file is wrong, and why.
+    pub fn check(&self, content: &Content) -> Result<Facts, String> {
+        let identity = Identity::from_pem(&content.certificate, &content.key);
+        let identity = identity.map_err(|error| self.explain(&error))?;
+        Ok(identity.facts().clone())
+    }
+
+    fn explain(&self, error: &IdentityError) -> String {
+        let path = match error.part {
+            Part::Certificate => &self.certificate,
+            Part::Key => &self.key,
+        };
+        format!("{} {}; {}", path.display(), error.message, error.help)
+    }
+}
+
+/// The mark of a file.
+fn mark(path: &Path) -> Mark {
+    let found = std::fs::metadata(path).ok()?;
+    let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    Some([
+        found.dev().into(),
+        found.ino().into(),
+        found.size().into(),
+        time(found.mtime(), found.mtime_nsec()),
+        time(found.ctime(), found.ctime_nsec()),
+    ])
+}
+
+/// Reads a file whole. The memory is wiped when it is dropped, since it may be a key.
+///
+/// # Errors
+/// As open(2) and read(2), and for what is no file, or more than 1 MiB.
+pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = OpenOptions::new()
+        .read(true)
+        // A pipe without a writer would hold us up.
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if found.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other("it has more than 1 MiB"));
+    }
+    // Room for more than there is, so that no copy of a key stays behind when it grows.
+    let room = usize::try_from(found.len()).unwrap_or_default() + 4096;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
+    file.take(room as u64).read_to_end(&mut content)?;
+    if content.len() == room {
+        return Err(io::Error::other("it grows while it is read"));
+    }
+    Ok(content)
+}
+
+/// What the certificate in a file is: the server's own, and the others of its chain. No key is needed.
+///
+/// # Errors
+/// Why it can't be read, and what to do.
+pub fn facts(path: &Path) -> Result<Vec<Facts>, String> {
+    let content = read(path).map_err(|error| format!("can't be read: {error}"))?;
+    facts_of(&content).map_err(|error| format!("{}; {}", error.message, error.help))
+}
