@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::local_ca::day;
+
 /// A day in seconds.
 const DAY: i64 = 86_400;
 
@@ -36,6 +38,17 @@ impl Stage {
         let is_reached = |days: &&i64| left <= **days * DAY && **days * DAY * 3 <= life;
         let days = STAGES.iter().rev().find(is_reached);
         days.map_or(Self::Far, |days| Self::Near(std::cmp::Reverse(*days)))
+    }
+}
+
+/// What is to be said of a certificate with this validity, if there is something; all in seconds since
+/// 1970.
+pub fn news((not_before, not_after): (i64, i64), now_s: i64) -> Option<String> {
+    let (left, end) = (Left::until(not_after, now_s), day(not_after));
+    match Stage::of((not_before, not_after), now_s) {
+        Stage::Far => None,
+        Stage::Near(_) => Some(format!("ends in {left}, on {end}")),
+        Stage::Ended => Some(format!("ENDED {left}, on {end}")),
     }
 }
 
@@ -169,6 +182,14 @@ mod tests {
             );
         }
         assert!(Stage::Far < near(30) && near(30) < near(14) && near(1) < Stage::Ended);
+    }
+
+    #[test]
+    fn what_is_said_has_days_and_the_day() {
+        let news = |left: i64| news((0, YEAR), YEAR - left);
+        assert_eq!(news(31 * DAY), None);
+        assert_eq!(news(5 * DAY).unwrap(), "ends in 5 days, on 1971-01-01");
+        assert_eq!(news(-3 * DAY).unwrap(), "ENDED 3 days ago, on 1971-01-01");
     }
 
     #[test]

@@ -6,11 +6,10 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
-use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::net::tls::Identity;
-use crate::net::tls::identity::{IdentityError, Part, facts_of};
+use crate::net::tls::identity::{IdentityError, Part, digest_of, facts_of};
 use crate::util::x509::Facts;
 
 /// Largest file that is read, in bytes: 1 MiB. A chain has some thousands.
@@ -40,12 +39,7 @@ pub struct Content {
 impl Content {
     /// A digest of both, to tell whether they are others than before.
     pub fn digest(&self) -> [u8; 32] {
-        let mut digest = Sha256::new();
-        let length = self.certificate.len() as u64;
-        digest.update(length.to_be_bytes());
-        digest.update(&self.certificate);
-        digest.update(&*self.key);
-        digest.finalize().into()
+        digest_of(&self.certificate, &self.key)
     }
 }
 

@@ -50,6 +50,7 @@ impl Name {
 
 /// What the certificate of a site is for, by the hosts that it answers for. One that answers for all
 /// hosts is for this machine: `localhost`, its addresses, and the name of the machine, if that is one.
+/// `localhost` has its addresses with it.
 ///
 /// `*.example.com` of a site is names at any depth, that of a certificate one label (RFC 6125 §6.4.3):
 /// a client that asks for `a.b.example.com` will refuse it.
@@ -62,7 +63,13 @@ pub fn of_site<'a>(hosts: impl IntoIterator<Item = &'a HostPattern>, machine: &s
     };
     for host in hosts {
         match host {
-            HostPattern::Exact(name) => add(Name::parse(name)),
+            HostPattern::Exact(name) => {
+                add(Name::parse(name));
+                if &**name == "localhost" {
+                    add(Some(Name::Address(Ipv4Addr::LOCALHOST.into())));
+                    add(Some(Name::Address(Ipv6Addr::LOCALHOST.into())));
+                }
+            }
             HostPattern::Below(domain) => add(Name::parse(&format!("*{domain}"))),
             HostPattern::Default => {
                 add(Name::parse("localhost"));
@@ -129,6 +136,7 @@ mod tests {
         };
         assert_eq!(site(&["*"], "box"), "localhost 127.0.0.1 ::1 box");
         assert_eq!(site(&["*"], "localhost"), "localhost 127.0.0.1 ::1");
+        assert_eq!(site(&["localhost"], "box"), "localhost 127.0.0.1 ::1");
         assert_eq!(site(&["*"], "a strange name"), "localhost 127.0.0.1 ::1");
         assert_eq!(
             site(&["a.example", "*.a.example", "[::1]", "a.example"], "box"),

@@ -91,6 +91,11 @@ impl<M: PartialEq + Clone> Watch<M> {
         }
     }
 
+    /// What is wrong with the files, warned of or not.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|trouble| trouble.why.as_str())
+    }
+
     /// The files have this mark now. To be told every second or two.
     pub fn looked(&mut self, mark: M, now: Instant) -> Step {
         let has_moved = mark != self.seen;

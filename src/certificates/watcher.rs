@@ -62,13 +62,18 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Watches a pair of which this is in use. `marks` are those of before it was read. One that is watched
-    /// already begins anew.
-    pub fn watch(&mut self, pair: Pair, marks: [Mark; 2], content: &Content, facts: Facts) {
+    /// Watches a pair of which that is in use whose digest ([`Content::digest`]) this is. `marks` are those
+    /// of before it was read. One that is watched already goes on where that is in use of it, and begins
+    /// anew where something else is.
+    pub fn watch(&mut self, pair: Pair, marks: [Mark; 2], digest: [u8; 32], facts: Facts) {
+        let is_known = |watched: &Watched| watched.digest == digest && watched.pair == pair;
+        if self.all.iter().any(is_known) {
+            return;
+        }
         self.all.retain(|watched| watched.pair != pair);
         self.all.push(Watched {
             watch: Watch::new(marks),
-            digest: content.digest(),
+            digest,
             pair,
             facts,
         });
@@ -86,7 +91,13 @@ impl Watcher {
             .map(|watched| (&watched.pair, &watched.facts))
     }
 
-    /// When [`Watcher::turn`] has something to do.
+    /// The pairs whose files are wrong, and what is, also if that may still be the middle of a change.
+    pub fn troubles(&self) -> impl Iterator<Item = (&Pair, &str)> {
+        let all = self.all.iter();
+        all.filter_map(|watched| Some((&watched.pair, watched.watch.trouble()?)))
+    }
+
+    /// When [`Watcher::turn`] has something to do; `None` also before the first one.
     pub fn deadline(&self) -> Option<Instant> {
         self.look_at.filter(|_| !self.all.is_empty())
     }

@@ -9,8 +9,10 @@ use clap::{ArgMatches, Command};
 
 const EXAMPLES: &str = "\
 Examples:
+  beltway cert list                    what beltway.toml names, and when it ends
   beltway cert list /etc/ssl/example.com/fullchain.pem
-  beltway cert list --json *.pem | jq '.certificates[] | select(.days_left < 14)'";
+  beltway cert trust                   how to have clients trust what this machine signs
+  beltway cert list --json | jq '.certificates[] | select(.days_left < 14)'";
 
 pub(super) fn command() -> Command {
     Command::new("cert")

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Command};
 
 use super::flags::{self, Table};
+use crate::certificates::expiry;
 use crate::config;
-use crate::config::model::Model;
+use crate::config::model::{CertificateId, Model};
+use crate::util::clock;
 
 const TABLES: [Table; 1] = [Table::Server];
 
@@ -72,10 +74,30 @@ fn summary(name: &str, model: &Model) -> String {
         let tls = if listener.tls.is_some() { " (TLS)" } else { "" };
         let _ = writeln!(text, "  {}{tls}: {}", listener.address, sites.join(", "));
     }
-    for warning in &model.warnings {
+    for warning in warnings(model, clock::unix_s()) {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
+}
+
+/// What is right and deserves a word: a server says it in its log.
+fn warnings(model: &Model, now_s: i64) -> Vec<String> {
+    let mut warnings = model.warnings.clone();
+    let sites = model.sites.iter().filter_map(|site| site.tls.as_ref());
+    for certificate in sites.flat_map(|tls| &tls.certificates) {
+        if let CertificateId::Files {
+            certificate: file, ..
+        } = &certificate.id
+            && let Some(identity) = &certificate.identity
+            && let Some(news) = expiry::news(identity.validity(), now_s)
+        {
+            let warning = format!("the certificate {} {news}: renew it", file.display());
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+    }
+    warnings
 }
 
 fn count(count: usize, what: &str) -> String {
@@ -93,7 +115,7 @@ fn summary_json(model: &Model) -> serde_json::Value {
         .iter()
         .map(|listener| listener.address.to_string())
         .collect();
-    let warnings = &model.warnings;
+    let warnings = warnings(model, clock::unix_s());
     serde_json::json!({
         "ok": true, "sites": sites, "listeners": listeners, "warnings": warnings,
     })

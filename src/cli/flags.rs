@@ -44,7 +44,8 @@ enum Kind {
     /// `--x=VALUE`, any number of times.
     Many(&'static str),
     /// `--x=FIRST,SECOND`, for these two keys of a table; one value is for both.
-    Pair(&'static str, [&'static str; 2]),
+    /// Or `--x=WORD`, one of these, for the table's own key.
+    Pair(&'static str, [&'static str; 2], &'static [&'static str]),
 }
 
 /// A flag and its key.
@@ -104,9 +105,10 @@ pub(super) const FLAGS: &[Flag] = &[
         "tls",
         Table::Site,
         "tls",
-        Kind::Pair("CERT,KEY", ["cert", "key"]),
+        Kind::Pair("CERT,KEY", ["cert", "key"], &["self-signed"]),
         LISTENING,
-        "Speak TLS with this certificate and its private key, files in PEM; one file may hold both",
+        "Speak TLS with this certificate and its private key, files in PEM, and one file may hold \
+         both; or with self-signed, by the authority of this machine (see `beltway cert trust`)",
     ),
     flag(
         "spa",
@@ -377,7 +379,7 @@ impl Flag {
             None => on,
         };
         match self.kind {
-            Kind::Value(name) | Kind::Pair(name, _) => vec![on.value_name(name)],
+            Kind::Value(name) | Kind::Pair(name, ..) => vec![on.value_name(name)],
             Kind::Many(name) => vec![on.value_name(name).action(ArgAction::Append)],
             Kind::Word(name, words) => vec![
                 on.value_name(name)
@@ -452,8 +454,11 @@ impl Flag {
                 let flag = self.short.map_or(flag, |short| format!("-{short} "));
                 Some(self.set(flag, FlagValue::List(values)))
             }
-            Kind::Pair(_, keys) => {
+            Kind::Pair(_, keys, words) => {
                 let value = texts(matches, self.name).pop()?;
+                if words.contains(&value.as_str()) {
+                    return Some(self.set(flag, FlagValue::Text(value)));
+                }
                 let (first, second) = value.split_once(',').unwrap_or((&value, &value));
                 let pair = keys.into_iter().zip([first, second]);
                 let pair = pair.map(|(key, value)| (key.to_owned(), value.to_owned()));

@@ -21,6 +21,7 @@ Examples:
   beltway serve dist --spa             a single-page application
   beltway serve ~/pub -l :8000 --list  to the network, IPv4 and IPv6, with listings
   beltway serve api-docs --cors=https://app.example.com --access-log
+  beltway serve --tls=self-signed      on https://127.0.0.1:8080/, see `beltway cert trust`
   beltway serve . --print-config       the configuration file that does the same
 
 Each flag is a key of the configuration file. --no-NAME undoes --NAME, and the last of them wins.";

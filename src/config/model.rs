@@ -26,7 +26,7 @@ pub use crate::runtime::direct::admission::DirectMode;
 pub use crate::runtime::tuning::ZeroCopy;
 pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
-pub use tls::{ListenerTls, SiteTls};
+pub use tls::{Certificate, CertificateId, ListenerTls, SelfSigned, SiteTls};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
     RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::client::client_of;
 use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
+use super::secured::SecuredSites;
 use super::{error_page, proxy};
 use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Peers, Proxy, Route, Site};
@@ -103,6 +104,11 @@ impl App {
         drop(replaced);
         // It may say of a server that it takes nothing any more.
         self.tidy();
+    }
+
+    /// Makes connections by other certificates from now on, if these are of the current configuration.
+    pub fn secure(&self, epoch: u64, secured: &Arc<SecuredSites>) {
+        self.epochs.borrow().secure(epoch, secured);
     }
 
     /// The configurations that are alive, oldest first, each with the number of requests that it still
@@ -204,10 +210,8 @@ impl App {
         if site.tls.is_some()
             && !is_secured
             && !says_https(request, || client.peer_trusted)
-            && let Some(leads_to) = epoch.leads_to(index)
+            && let Some(location) = epoch.leads_to(index, request)
         {
-            // The host is one that the site answers for.
-            let location = leads_to.render(request, "", &Captures::none());
             return redirect(Status(308), location);
         }
         if !site.trusted_proxies.is_empty() {

@@ -1,6 +1,7 @@
 //! Configurations as the handlers of a core hold them: the current one, and those that a reload
 //! replaced for as long as something needs them. Knows when which one answers, not how.
 
+use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::secured::SecuredSites;
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
 use crate::config::model::{Files, Model, Peers, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;
-use crate::http::router::Template;
+use crate::http::router::Captures;
 use crate::http::session::{Epoch, Peer, Settings};
 use crate::http::types::Request;
 use crate::net::listener::Listening;
@@ -46,7 +47,8 @@ pub struct AppEpoch {
     id: u64,
     model: Arc<Model>,
     settings: Settings,
-    secured: Arc<SecuredSites>,
+    /// Replaced when a certificate is: what is kept here is what the next handshake goes by.
+    secured: RefCell<Arc<SecuredSites>>,
     /// Numbers of listening sockets, in order, with their places in the model.
     listeners: Box<[(u32, usize)]>,
     /// Roots in the cache, by the address of their settings in the model.
@@ -75,7 +77,7 @@ impl AppEpoch {
             id: new.id,
             backends: Backends::new(place, new.model, new.rosters, before),
             settings: settings(new.model),
-            secured: Arc::clone(new.secured),
+            secured: RefCell::new(Arc::clone(new.secured)),
             model: Arc::clone(new.model),
             listeners,
             roots,
@@ -116,12 +118,16 @@ impl AppEpoch {
         name: Option<&str>,
     ) -> Result<Arc<tls::Settings>, Failure> {
         let place = self.place(&peer.listener).ok_or(Failure::UnknownName)?;
-        self.secured.find(&self.model.listeners[place], name)
+        let secured = self.secured.borrow();
+        secured.find(&self.model.listeners[place], name)
     }
 
-    /// Where a request to a site goes that comes without TLS and can't stay.
-    pub(super) fn leads_to(&self, site: usize) -> Option<&Template> {
-        self.secured.leads_to(site)
+    /// Where a request to a site leads that comes without TLS and can't stay.
+    pub(super) fn leads_to(&self, site: usize, request: &Request<'_>) -> Option<String> {
+        let secured = self.secured.borrow();
+        let leads_to = secured.leads_to(site)?;
+        // The host is one that the site answers for.
+        Some(leads_to.render(request, "", &Captures::none()))
     }
 
     /// Where a route of this configuration leads.
@@ -207,6 +213,13 @@ impl Epochs {
     /// The current one.
     pub(super) fn current(&self) -> &Rc<AppEpoch> {
         &self.current
+    }
+
+    /// Takes what connections are made by from now on, if it is for the current one.
+    pub(super) fn secure(&self, id: u64, secured: &Arc<SecuredSites>) {
+        if self.current.id == id {
+            self.current.secured.replace(Arc::clone(secured));
+        }
     }
 
     /// Where the current one logs requests.

@@ -19,9 +19,10 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 /// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
-pub(super) const VERSION: u16 = 4;
+pub(super) const VERSION: u16 = 5;
 
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";
@@ -139,11 +140,12 @@ impl Channel {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "split it");
-        let mut packet = Vec::with_capacity(512);
+        // It may be a key.
+        let mut packet = Zeroizing::new(Vec::with_capacity(PACKET_MAX));
         packet.extend_from_slice(&MAGIC);
         packet.extend_from_slice(&VERSION.to_le_bytes());
         packet.push(HERE);
-        serde_json::to_writer(&mut packet, message)
+        serde_json::to_writer(&mut *packet, message)
             .map_err(|error| ChannelError::Unknown(error.to_string()))?;
         let mut beside = None;
         if packet.len() > PACKET_MAX {
@@ -180,7 +182,7 @@ impl Channel {
     pub(super) fn receive<M: DeserializeOwned>(
         &self,
     ) -> Result<Option<(M, Vec<OwnedFd>)>, ChannelError> {
-        let mut packet = vec![0; PACKET_MAX];
+        let mut packet = Zeroizing::new(vec![0; PACKET_MAX]);
         let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -219,7 +221,8 @@ impl Channel {
         let beside = match header[HEADER_BYTES - 1] {
             HERE => None,
             BESIDE if !descriptors.is_empty() => {
-                Some(read_blob(descriptors.remove(0)).map_err(from_io)?)
+                let content = read_blob(descriptors.remove(0)).map_err(from_io)?;
+                Some(Zeroizing::new(content))
             }
             _ => return Err(ChannelError::Unknown("it is nowhere".to_owned())),
         };

@@ -327,6 +327,7 @@ impl<S: Serves> Life<S> {
                         self.begin_drain(deadline, handover);
                     }
                     Some(Message::Swap(swap)) => self.swap(&swap),
+                    Some(Message::Secure(epoch, secured)) => self.service.secure(epoch, &secured),
                     Some(Message::AcceptAgain) => {
                         self.registry.population().accept_again();
                         self.core.wake_all();
@@ -473,6 +474,7 @@ impl<S: Serves> Life<S> {
             connections: registry.population().open(),
             requests: registry.traffic().requests,
             errors: registry.traffic().errors,
+            handshakes: registry.handshakes().counts(),
             memory: self.core.memory(),
             tasks: usage.tasks,
             slots: usage.slots,

@@ -4,6 +4,7 @@
 mod alone;
 mod banner;
 pub mod bind;
+pub mod certificates;
 mod channel;
 pub mod control;
 mod core_thread;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::core_thread::{Parts, Serves};
 use super::swap::Swap;
+use crate::handlers::secured::SecuredSites;
 use crate::http::h1::HeadLimits;
 use crate::http::h1::encode::{DateBlock, DateCache};
 use crate::http::session::{
@@ -69,6 +70,8 @@ impl OkService {
 
 impl Serves for OkService {
     fn swap(&self, _: &Swap, _: &[(Rc<Listening>, usize)]) {}
+
+    fn secure(&self, _: u64, _: &Arc<SecuredSites>) {}
 
     fn epochs(&self) -> Vec<(u64, usize)> {
         Vec::new()

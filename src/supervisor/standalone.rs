@@ -3,6 +3,8 @@
 //! One-liners run so. There is nothing to reload and nobody to take over; everything else is as under
 //! a master, because the same [`Worker`] serves.
 
+mod secrets;
+
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,11 +12,12 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use self::secrets::Secrets;
 use super::bind::{self, BoundAddr, BoundListener};
 use super::core_thread::Message;
 use super::signals::{Signal, Signals};
 use super::stall::LOOK_EVERY;
-use super::swap::{self, Serving, Swap};
+use super::swap::{Serving, Swap};
 use super::worker::{
     GRACE, Origin, StartError, Worker, WorkerPlan, app, check_kernel, failed, level, parts_of,
     target,
@@ -22,13 +25,15 @@ use super::worker::{
 use super::{banner, hook, privileges, refusal};
 use crate::config::model::{AccessLog, LogTarget, Model};
 use crate::net::socket::SocketFile;
-use crate::net::tls::tickets::{KeyMaker, Tickets};
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
 use crate::runtime::mailbox::Wake;
 use crate::upstream::resolve::{Resolver, wait_for_answers};
 use crate::upstream::roster::Rosters;
 use crate::upstream::source::warn_of_foreign;
+
+/// The number of the one configuration.
+const EPOCH: u64 = 1;
 
 /// Serves until a signal ends it and the drain is over.
 ///
@@ -109,26 +114,17 @@ fn run_logged(
     let rosters = Rosters::new(&model.upstreams, Instant::now());
     let resolver = Resolver::start(&rosters).map_err(|error| failed("the resolver", &error))?;
     wait_for_answers(&resolver);
-    let mut ticket_keys =
-        KeyMaker::new(Instant::now()).map_err(|error| StartError::other(error.to_string(), ""))?;
-    let tickets = Tickets::default();
-    tickets.install(ticket_keys.keys());
+    let mut secrets = Secrets::new(Arc::clone(&model), &serving)?;
     let first = Swap {
-        epoch: 1,
-        secured: swap::secured(&model, &tickets, &serving),
+        epoch: EPOCH,
+        secured: Arc::clone(&secrets.secured),
         rosters,
         model: Arc::clone(&model),
         listeners: serving,
     };
     let mut worker = Worker::start(&plan, first, sink, app)?;
     announce(&worker, &model, &addresses, origin);
-    let mut renew = |now| {
-        if ticket_keys.renew(now) {
-            tickets.install(ticket_keys.keys());
-        }
-        ticket_keys.renew_at()
-    };
-    let result = supervise(&mut worker, &signals, &model, origin, &mut renew);
+    let result = supervise(&mut worker, &signals, &model, origin, &mut secrets);
     worker.close();
     // Socket files go with the server, not before.
     drop(files);
@@ -191,14 +187,14 @@ fn supervise(
     signals: &Signals,
     model: &Model,
     origin: Origin,
-    renew: &mut dyn FnMut(Instant) -> Instant,
+    secrets: &mut Secrets,
 ) -> Result<(), StartError> {
     let mut phase = Phase::Serving;
     let mut give_up: Option<Instant> = None;
     let mut next_look = Instant::now() + LOOK_EVERY;
     while worker.alive() > 0 {
-        let renew_at = renew(Instant::now());
-        let until = next_look.min(renew_at);
+        secrets.renew(worker, Instant::now());
+        let until = next_look.min(secrets.deadline());
         wait(
             signals,
             &worker.told,

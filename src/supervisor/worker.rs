@@ -368,6 +368,19 @@ impl Worker {
         told
     }
 
+    /// The cores that have not ended.
+    pub(super) fn living(&self) -> Vec<usize> {
+        let cores = self.cores.iter().enumerate();
+        let living = cores.filter(|(_, core)| core.thread.is_some());
+        living.map(|(index, _)| index).collect()
+    }
+
+    /// Sends a message to a core; whether it need not be sent again: it was, or the core is gone.
+    pub(super) fn tell_core(&mut self, core: usize, message: Message) -> bool {
+        let core = &mut self.cores[core];
+        core.thread.is_none() || core.mailbox.try_send(message).is_ok()
+    }
+
     /// Takes the reports that have come, each with its core.
     pub(super) fn collect(&mut self) -> Vec<(usize, Told)> {
         self.told.drain();

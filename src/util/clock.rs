@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// Whole seconds since 1970, for what is reckoned with times of certificates.
+pub fn unix_s() -> i64 {
+    i64::try_from(since_epoch().as_secs()).unwrap_or(i64::MAX)
+}
+
 /// The wall clock now, since 1970-01-01T00:00:00Z: to compare with the times of files, which the
 /// kernel sets by it. For looks at the disk, not for each request.
 pub fn since_epoch() -> Duration {

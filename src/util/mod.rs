@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod network;
+pub mod os_path;
 pub mod random;
 pub mod unnamed_file;
 pub mod x509;

@@ -27,6 +27,18 @@ pub struct Facts {
     pub is_authority: bool,
 }
 
+impl Facts {
+    /// What it is for, as text: DNS names, then addresses; the subject where there are none.
+    pub fn all_names(&self) -> Vec<String> {
+        let addresses = self.addresses.iter().map(ToString::to_string);
+        let mut names: Vec<String> = self.names.iter().cloned().chain(addresses).collect();
+        if names.is_empty() {
+            names.push(self.subject.clone());
+        }
+        names
+    }
+}
+
 /// The kind of a public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {

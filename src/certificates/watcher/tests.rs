@@ -55,7 +55,7 @@ impl World {
         let content = pair.read().unwrap();
         let facts = pair.check(&content).unwrap();
         let mut watcher = Watcher::default();
-        watcher.watch(pair, marks, &content, facts);
+        watcher.watch(pair, marks, content.digest(), facts);
         Self {
             directory,
             watcher,
@@ -270,7 +270,7 @@ fn many_pairs_take_turns() {
         let marks = [Some([0; 5]); 2];
         world
             .watcher
-            .watch(pair(number), marks, &content, facts.clone());
+            .watch(pair(number), marks, content.digest(), facts.clone());
     }
     // Each is told once, whoever was first.
     let said = world.pass(200);

@@ -1,4 +1,4 @@
-//! `beltway cert list`: names, issuer, end and kind of certificates in files.
+//! `beltway cert list`: names, issuer, end and kind of certificates, in files or of a configuration.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,25 +8,31 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
 use crate::certificates::expiry::Left;
-use crate::certificates::files;
+use crate::certificates::{Authority, Places, files};
+use crate::config;
+use crate::config::model::{CertificateId, Model};
 use crate::http::semantics::date;
+use crate::supervisor::certificates::{Wanted, wanted};
 use crate::util::clock;
-use crate::util::x509::Facts;
+use crate::util::x509::{self, Facts};
 
 const EXAMPLES: &str = "\
 Examples:
+  beltway cert list                    those of beltway.toml, else of /etc/beltway/beltway.toml
+  beltway cert list -c site.toml --json
   beltway cert list /etc/ssl/example.com/fullchain.pem
   beltway cert list *.pem && echo all are valid
 
+It reads what is on the disk; what a server has in use tells `beltway status`.
 Of a file with a chain it tells the first, the server's own. The exit code is 1 when one has ended, isn't
-valid yet or can't be read. No key is read.";
+valid yet or can't be read. Of files no key is read.";
 
 /// Most names that are shown to people; programs get all.
 const NAMES_SHOWN: usize = 4;
 
 pub(super) fn command() -> Command {
     Command::new("list")
-        .about("Say what certificates in files are for, and when they end")
+        .about("Say what certificates are for, and when they end")
         .after_help(EXAMPLES)
         .arg(
             Arg::new("files")
@@ -34,16 +40,25 @@ pub(super) fn command() -> Command {
                 .value_parser(clap::value_parser!(PathBuf))
                 .action(ArgAction::Append)
                 .num_args(1..)
-                .required(true)
-                .help("Files with certificates in PEM"),
+                .conflicts_with("config")
+                .help("Files with certificates in PEM, instead of those of a configuration"),
         )
+        .arg(crate::cli::config_arg())
         .arg(crate::cli::json_arg())
 }
 
 pub(super) fn main(matches: &ArgMatches) -> ExitCode {
-    let paths = matches.get_many::<PathBuf>("files").unwrap_or_default();
-    let rows: Vec<Row> = paths.map(|path| Row::of(path)).collect();
-    let now_s = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+    let rows: Vec<Row> = match matches.get_many::<PathBuf>("files") {
+        Some(paths) => paths.map(|path| Row::of(path)).collect(),
+        None => {
+            let file = crate::cli::config_file(matches);
+            match config::load(&crate::cli::input(Some(file), Vec::new(), true)) {
+                Ok(loaded) => of_model(&loaded.model),
+                Err(diagnostics) => return crate::cli::bad_config(&diagnostics),
+            }
+        }
+    };
+    let now_s = clock::unix_s();
     crate::cli::say(&if crate::cli::given(matches, "json") {
         format!("{:#}\n", to_json(&rows, now_s))
     } else {
@@ -56,36 +71,61 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// A file, and what is in it.
+/// A certificate, and where it comes from.
 struct Row {
-    file: PathBuf,
-    /// Of the server's own certificate, or why it can't be read.
-    facts: Result<Facts, String>,
+    /// `None` for one that the local authority signs.
+    file: Option<PathBuf>,
+    /// The sites that have it; none where no configuration is asked.
+    sites: Vec<String>,
+    /// What it is for, if it is made.
+    names: Vec<String>,
+    /// Of the server's own certificate, or of the authority that signs it; or why it can't be read.
+    facts: Result<Option<Facts>, String>,
 }
 
 impl Row {
     fn of(path: &Path) -> Self {
         let first = |facts: Vec<Facts>| facts.into_iter().next().ok_or_else(String::new);
         Self {
-            file: path.to_owned(),
-            facts: files::facts(path).and_then(first),
+            file: Some(path.to_owned()),
+            sites: Vec::new(),
+            names: Vec::new(),
+            facts: files::facts(path).and_then(first).map(Some),
+        }
+    }
+
+    /// One that is made when the server starts, and again in time.
+    fn made(wanted: Wanted) -> Self {
+        let authority = Authority::find(&Places::of_this_process());
+        let facts = authority.map(|found| found.and_then(|found| x509::read(&found.der)));
+        Self {
+            file: None,
+            sites: wanted.sites,
+            names: wanted.names,
+            facts: facts.map_err(|problem| problem.to_string()),
         }
     }
 
     fn is_valid(&self, now_s: i64) -> bool {
-        let valid = |facts: &Facts| (facts.not_before..=facts.not_after).contains(&now_s);
-        self.facts.as_ref().is_ok_and(valid)
+        match &self.facts {
+            Ok(Some(facts)) => (facts.not_before..=facts.not_after).contains(&now_s),
+            // The server makes the authority when it starts.
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 }
 
-/// DNS names, then addresses; the subject where there are none.
-fn names(facts: &Facts) -> Vec<String> {
-    let addresses = facts.addresses.iter().map(ToString::to_string);
-    let mut names: Vec<String> = facts.names.iter().cloned().chain(addresses).collect();
-    if names.is_empty() {
-        names.push(facts.subject.clone());
-    }
-    names
+/// Those of a configuration.
+fn of_model(model: &Model) -> Vec<Row> {
+    let row = |wanted: Wanted| match &wanted.id {
+        CertificateId::Made { .. } => Row::made(wanted),
+        CertificateId::Files { certificate, .. } => Row {
+            sites: wanted.sites,
+            ..Row::of(certificate)
+        },
+    };
+    wanted(model).into_iter().map(row).collect()
 }
 
 fn time(unix_s: i64) -> String {
@@ -105,53 +145,96 @@ fn printable(text: &str) -> String {
 }
 
 fn to_text(rows: &[Row], now_s: i64) -> String {
+    if rows.is_empty() {
+        return "no certificate: no site is under TLS\n".to_owned();
+    }
     let mut text = String::new();
     for row in rows {
-        let file = row.file.display();
+        let _ = match &row.file {
+            Some(file) => writeln!(text, "{}", file.display()),
+            None => writeln!(text, "made by the server"),
+        };
+        let mut line = |name: &str, value: &str| {
+            let _ = writeln!(text, "  {name:<8} {}", printable(value));
+        };
+        if !row.sites.is_empty() {
+            line("sites", &row.sites.join(", "));
+        }
         let facts = match &row.facts {
-            Ok(facts) => facts,
+            Ok(facts) => facts.as_ref(),
             Err(why) => {
-                let _ = writeln!(text, "{file}\n  wrong    {why}");
+                line("wrong", why);
                 continue;
             }
         };
-        let names = names(facts);
-        let mut shown = names[..names.len().min(NAMES_SHOWN)].join(", ");
-        if names.len() > NAMES_SHOWN {
-            let _ = write!(shown, " and {} more", names.len() - NAMES_SHOWN);
-        }
-        let left = Left::until(facts.not_after, now_s);
-        let state = if now_s > facts.not_after {
-            format!("ENDED {left}")
-        } else if now_s < facts.not_before {
-            format!("NOT VALID before {}", time(facts.not_before))
-        } else {
-            format!("{left} left")
+        let Some(file) = facts.filter(|_| row.file.is_some()) else {
+            line("names", &some(&row.names));
+            let until = |facts: &Facts| {
+                let left = state(facts, now_s);
+                format!("{}, until {}, {left}", facts.subject, time(facts.not_after))
+            };
+            let none = || "the local authority, which the server makes at its start".to_owned();
+            line("issuer", &facts.map_or_else(none, until));
+            line("until", "made at the start of the server, and anew in time");
+            continue;
         };
-        let end = time(facts.not_after);
-        let (shown, issuer) = (printable(&shown), printable(&facts.issuer));
-        let _ = writeln!(
-            text,
-            "{file}\n  names    {shown}\n  issuer   {issuer}\n  until    {end}, {state}\n  key      {}",
-            facts.key
-        );
+        line("names", &some(&file.all_names()));
+        line("issuer", &file.issuer);
+        let until = format!("{}, {}", time(file.not_after), state(file, now_s));
+        line("until", &until);
+        line("key", &file.key.to_string());
     }
     text
 }
 
+fn some(names: &[String]) -> String {
+    let mut shown = names[..names.len().min(NAMES_SHOWN)].join(", ");
+    if names.len() > NAMES_SHOWN {
+        let _ = write!(shown, " and {} more", names.len() - NAMES_SHOWN);
+    }
+    shown
+}
+
+fn state(facts: &Facts, now_s: i64) -> String {
+    let left = Left::until(facts.not_after, now_s);
+    if now_s > facts.not_after {
+        format!("ENDED {left}")
+    } else if now_s < facts.not_before {
+        format!("NOT VALID before {}", time(facts.not_before))
+    } else {
+        format!("{left} left")
+    }
+}
+
 fn to_json(rows: &[Row], now_s: i64) -> Value {
-    let one = |row: &Row| match &row.facts {
-        Err(why) => json!({ "file": row.file.to_string_lossy(), "valid": false, "error": why }),
-        Ok(facts) => json!({
-            "file": row.file.to_string_lossy(),
+    let one = |row: &Row| {
+        let mut json = json!({
+            "file": row.file.as_ref().map(|file| file.to_string_lossy()),
+            "self_signed": row.file.is_none(),
+            "sites": row.sites,
             "valid": row.is_valid(now_s),
-            "names": names(facts),
-            "issuer": facts.issuer,
-            "not_before": time(facts.not_before),
-            "not_after": time(facts.not_after),
-            "days_left": Left::until(facts.not_after, now_s).days(),
-            "key": facts.key.to_string(),
-        }),
+        });
+        let more = match (&row.facts, &row.file) {
+            (Err(why), _) => json!({ "error": why }),
+            (Ok(None), _) => json!({ "names": row.names }),
+            (Ok(Some(authority)), None) => json!({
+                "names": row.names,
+                "issuer": authority.subject,
+                "issuer_not_after": time(authority.not_after),
+            }),
+            (Ok(Some(facts)), Some(_)) => json!({
+                "names": facts.all_names(),
+                "issuer": facts.issuer,
+                "not_before": time(facts.not_before),
+                "not_after": time(facts.not_after),
+                "days_left": Left::until(facts.not_after, now_s).days(),
+                "key": facts.key.to_string(),
+            }),
+        };
+        if let (Some(json), Value::Object(more)) = (json.as_object_mut(), more) {
+            json.extend(more);
+        }
+        json
     };
     json!({ "certificates": rows.iter().map(one).collect::<Vec<_>>() })
 }
@@ -179,7 +262,7 @@ mod tests {
             .unwrap();
         std::fs::write(&path, format!("{own}{}", chain.pem())).unwrap();
         let mut row = Row::of(&path);
-        row.file = "a.pem".into();
+        row.file = Some("a.pem".into());
         (directory, row)
     }
 
@@ -219,6 +302,35 @@ mod tests {
                 .unwrap()
                 .starts_with("can't be read: No such file")
         );
+    }
+
+    #[test]
+    fn one_that_the_server_makes_has_the_authority_for_its_issuer() {
+        let (_directory, of_file) = row(&["a.example"]);
+        let made = |facts| Row {
+            file: None,
+            sites: vec!["b.example".into()],
+            names: vec!["b.example".into(), "*.b.example".into()],
+            facts: Ok(facts),
+        };
+        let rows = [made(of_file.facts.unwrap()), made(None)];
+        insta::assert_snapshot!(to_text(&rows, 40 * DAY), @r"
+        made by the server
+          sites    b.example
+          names    b.example, *.b.example
+          issuer   rcgen self signed cert, until 1970-04-11T00:00:00Z, 60 days left
+          until    made at the start of the server, and anew in time
+        made by the server
+          sites    b.example
+          names    b.example, *.b.example
+          issuer   the local authority, which the server makes at its start
+          until    made at the start of the server, and anew in time
+        ");
+        let json = to_json(&rows, 40 * DAY);
+        let one = &json["certificates"][0];
+        assert_eq!(one["issuer_not_after"], "1970-04-11T00:00:00Z");
+        assert_eq!((&one["file"], &one["valid"]), (&Value::Null, &json!(true)));
+        assert!(to_text(&[], 0).contains("no certificate"));
     }
 
     #[test]

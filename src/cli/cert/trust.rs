@@ -21,10 +21,8 @@ Nothing is changed.";
 /// The file that the commands are about.
 const COPY: &str = "beltway-local-ca.pem";
 
-// Hidden as long as no key of the configuration makes an authority.
 pub(super) fn command() -> Command {
     Command::new("trust")
-        .hide(true)
         .about("Say how to have clients trust the local authority")
         .after_help(EXAMPLES)
         .arg(
@@ -168,6 +166,14 @@ fn to_text(authority: &Authority, system: System, as_root: bool) -> String {
            certutil -d sql:PROFILE -A -t C,, -n '{quoted}' -i {COPY}\n\
          \nFor one call of curl:\n  \
            curl --cacert {COPY} https://localhost/\n\
+         \nOn a Mac, with the copy (Safari and Chrome):\n  \
+           sudo security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain {COPY}\n\
+         and to take it back:\n  \
+           sudo security delete-certificate -c '{quoted}' /Library/Keychains/System.keychain\n\
+         \nOn Windows, with the copy, as an administrator (Edge and Chrome):\n  \
+           certutil -addstore Root {COPY}\n\
+         and to take it back:\n  \
+           certutil -delstore Root \"{name}\"\n\
          \nFor Java:\n  \
            sudo keytool -importcert -cacerts -storepass changeit -noprompt -alias beltway-local-ca -file {COPY}\n\
          and to take it back:\n  \
@@ -225,7 +231,7 @@ mod tests {
     #[test]
     fn the_commands_are_those_of_the_system() {
         let text = to_text(&authority(), System::UpdateCaCertificates, true);
-        insta::assert_snapshot!(text, @r"
+        insta::assert_snapshot!(text, @r#"
         Beltway local CA 0a1b2c3d box
           file     /var/lib/beltway/local-ca/ca.pem
           until    2036-11-27
@@ -254,11 +260,21 @@ mod tests {
         For one call of curl:
           curl --cacert beltway-local-ca.pem https://localhost/
 
+        On a Mac, with the copy (Safari and Chrome):
+          sudo security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain beltway-local-ca.pem
+        and to take it back:
+          sudo security delete-certificate -c 'Beltway local CA 0a1b2c3d box' /Library/Keychains/System.keychain
+
+        On Windows, with the copy, as an administrator (Edge and Chrome):
+          certutil -addstore Root beltway-local-ca.pem
+        and to take it back:
+          certutil -delstore Root "Beltway local CA 0a1b2c3d box"
+
         For Java:
           sudo keytool -importcert -cacerts -storepass changeit -noprompt -alias beltway-local-ca -file beltway-local-ca.pem
         and to take it back:
           sudo keytool -delete -cacerts -storepass changeit -alias beltway-local-ca
-        ");
+        "#);
         let text = to_text(&authority(), System::TrustAnchor, false);
         assert!(
             text.contains("\n  sudo trust anchor beltway-local-ca.pem\n"),

@@ -17,6 +17,7 @@ mod upstream;
 mod upstream_options;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::answer::Answer;
@@ -24,7 +25,9 @@ use self::listen::{Accepted, Listeners, Speaks, site_name};
 use self::read::Reader;
 use self::tls::Wanted;
 use super::diagnostics::{At, Diagnostic, Diagnostics};
-use super::model::{Action, ListenAddr, Model, Server, Site, SiteTls};
+use super::model::{
+    Action, Certificate, CertificateId, ListenAddr, Model, SelfSigned, Server, Site, SiteTls,
+};
 use super::raw::{Entry, Table, Value};
 use super::references::References;
 use super::schema::Section;
@@ -242,8 +245,8 @@ impl Reader<'_> {
                 if speaks == Some(Speaks::Tls) && matches!(tls, Wanted::Unsaid | Wanted::Off) {
                     self.diagnostics.push(
                         Diagnostic::new(item.at, "this site has no certificate", "under TLS").help(
-                            "write tls = { cert = \"PATH\", key = \"PATH\" } in it, or take \
-                             `https://` away",
+                            "write tls = { cert = \"PATH\", key = \"PATH\" } or tls = \
+                             \"self-signed\" in it, or take `https://` away",
                         ),
                     );
                 }
@@ -269,6 +272,14 @@ impl Reader<'_> {
                 _ => None,
             });
         let is_secured = addresses.iter().any(|(_, secured, _)| *secured);
+        let listens: Vec<IpAddr> = addresses
+            .iter()
+            .filter_map(|(address, ..)| match address {
+                ListenAddr::Tcp { address, .. } => Some(address.ip()),
+                _ => None,
+            })
+            .filter(|address| !address.is_unspecified())
+            .collect();
         for (address, secured, at) in addresses {
             let secured = secured.then_some(is_default);
             to.add(index, &hosts, (address, secured, at), &accepted);
@@ -284,8 +295,22 @@ impl Reader<'_> {
                 ),
             );
         }
+        let mut certificates = spoken.certificates;
+        let self_signed = spoken.is_self_signed.then(|| {
+            certificates.push(Certificate {
+                id: CertificateId::Made {
+                    site: entry.key.clone(),
+                },
+                identity: None,
+            });
+            SelfSigned {
+                hosts: hosts.into_iter().map(|(host, _)| host).collect(),
+                addresses: listens,
+            }
+        });
         Some(SiteTls {
-            certificates: spoken.certificates,
+            certificates,
+            self_signed,
             policy: spoken.policy,
             hsts: spoken.hsts,
             port: port.unwrap_or(443),

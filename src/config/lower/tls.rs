@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::Outside;
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
+use crate::config::model::{Certificate, CertificateId};
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
 use crate::config::sources::read_text;
@@ -19,8 +20,12 @@ use crate::net::tls::identity::Part;
 use crate::net::tls::{Identity, Policy};
 use crate::util::clock;
 
-/// Before so long its end, a certificate is spoken of.
-const SOON: i64 = 14 * 86_400;
+/// As `tls` of a site says that the local authority signs for it.
+const SELF_SIGNED: &str = "self-signed";
+
+/// What may be written where nothing, or too little, was.
+const WRITE: &str = "write tls = { cert = \"PATH\", key = \"PATH\" }, or tls = \"self-signed\" for \
+                     clients that trust the authority of this machine";
 
 /// Domains that no authority outside of their network issues certificates for (RFC 2606, RFC 6761,
 /// RFC 6762, RFC 8375, and what ICANN has set apart).
@@ -36,7 +41,6 @@ const PRIVATE: [&str; 8] = [
 ];
 
 /// What a site says about TLS.
-#[derive(Debug)]
 pub(super) enum Wanted {
     /// Nothing.
     Unsaid,
@@ -49,9 +53,10 @@ pub(super) enum Wanted {
 }
 
 /// What `tls = { … }` says.
-#[derive(Debug)]
 pub(super) struct Spoken {
-    pub(super) certificates: Vec<Arc<Identity>>,
+    /// Of files; none where the local authority signs.
+    pub(super) certificates: Vec<Certificate>,
+    pub(super) is_self_signed: bool,
     pub(super) policy: Policy,
     pub(super) is_default: bool,
     pub(super) hsts: Option<FieldValue>,
@@ -83,10 +88,19 @@ impl Reader<'_> {
         let table = match &entry.item.value {
             Value::Boolean(false) => return Wanted::Off,
             Value::Table(table) => table,
+            Value::String(_) => {
+                let word = self.string_of(Section::Site, entry, &entry.item);
+                if word.as_deref() == Some(SELF_SIGNED) {
+                    return Wanted::On(Box::new(Spoken::self_signed()), entry.key_at);
+                }
+                if let Some(word) = word {
+                    self.unknown_word(entry, &word, &[SELF_SIGNED]);
+                }
+                return Wanted::Wrong;
+            }
             Value::Boolean(true) => {
                 self.diagnostics.push(
-                    Diagnostic::new(entry.item.at, "`tls` names no certificate", "")
-                        .help("write tls = { cert = \"PATH\", key = \"PATH\" }"),
+                    Diagnostic::new(entry.item.at, "`tls` names no certificate", "").help(WRITE),
                 );
                 return Wanted::Wrong;
             }
@@ -97,7 +111,14 @@ impl Reader<'_> {
         };
         self.unknown_keys(table, AT);
         let before = self.diagnostics.len();
-        let certificates = self.certificates(entry, table);
+        let is_self_signed = self.boolean(table, AT, "self_signed").unwrap_or(false);
+        let certificates = match is_self_signed {
+            true => {
+                self.neither(table);
+                Vec::new()
+            }
+            false => self.certificates(entry, table),
+        };
         self.warn_of(&certificates, hosts);
         let policy = self.word(
             table,
@@ -119,7 +140,9 @@ impl Reader<'_> {
                 FieldValue::Shared(value.into_bytes().into())
             }),
             certificates: certificates.into_iter().map(|(one, _)| one).collect(),
+            is_self_signed,
         };
+        self.warn_of_hsts(&spoken, hosts, entry.key_at);
         match self.diagnostics.len() == before {
             true => Wanted::On(Box::new(spoken), entry.key_at),
             false => Wanted::Wrong,
@@ -138,12 +161,29 @@ impl Reader<'_> {
                     "write tls = { cert = \"PATH\", key = \"PATH\" }: it then listens on port 443, \
                      and port 80 leads there",
                 )
+                .help(
+                    "or tls = \"self-signed\", for clients that trust the authority of this machine",
+                )
                 .help("or tls = false for plain HTTP on port 80, or `listen` for other addresses"),
         );
     }
 
-    /// The certificates, each with the place of its file; none where files aren't read.
-    fn certificates(&mut self, entry: &Entry, table: &Table) -> Vec<(Arc<Identity>, At)> {
+    /// Reports files where the local authority signs.
+    fn neither(&mut self, table: &Table) {
+        for entry in ["cert", "key"]
+            .into_iter()
+            .filter_map(|name| table.get(name))
+        {
+            let message = format!("`{}` beside `self_signed`", entry.key);
+            self.diagnostics.push(
+                Diagnostic::new(entry.key_at, message, "")
+                    .help("name files, or have the local authority sign: take one of them away"),
+            );
+        }
+    }
+
+    /// The certificates, each with the place of its file.
+    fn certificates(&mut self, entry: &Entry, table: &Table) -> Vec<(Certificate, At)> {
         const AT: Section = Section::Tls;
         let missing = ["cert", "key"].map(|name| table.get(name).is_none());
         let chains = self.file_names(table, AT, "cert");
@@ -151,8 +191,7 @@ impl Reader<'_> {
         if missing[0] || missing[1] {
             let name = if missing[0] { "cert" } else { "key" };
             self.diagnostics.push(
-                Diagnostic::new(entry.item.at, format!("`tls` has no `{name}`"), "")
-                    .help("write tls = { cert = \"PATH\", key = \"PATH\" }"),
+                Diagnostic::new(entry.item.at, format!("`tls` has no `{name}`"), "").help(WRITE),
             );
             return Vec::new();
         }
@@ -202,20 +241,28 @@ impl Reader<'_> {
         &mut self,
         (chain, chain_item): (String, &Item),
         (key, key_item): (String, &Item),
-    ) -> Option<(Arc<Identity>, At)> {
+    ) -> Option<(Certificate, At)> {
         let chain_path = self.path(chain_item.at, &chain);
         let key_path = self.path(key_item.at, &key);
         // Both, so that one run finds what is wrong with either.
         let chain = self.pem(chain_item.at, &chain_path);
         let key = self.pem(key_item.at, &key_path);
+        let id = CertificateId::Files {
+            certificate: chain_path.clone(),
+            key: key_path.clone(),
+        };
         let (Some(chain), Some(key)) = (chain?, key?) else {
-            return None;
+            let identity = None;
+            return Some((Certificate { id, identity }, chain_item.at));
         };
         if let Outside::Machine { .. } = self.outside {
             self.warn_of_readable(&key_path);
         }
         match Identity::from_pem(chain.as_bytes(), key.as_bytes()) {
-            Ok(identity) => Some((Arc::new(identity), chain_item.at)),
+            Ok(identity) => {
+                let identity = Some(Arc::new(identity));
+                Some((Certificate { id, identity }, chain_item.at))
+            }
             Err(error) => {
                 let (path, at) = match error.part {
                     Part::Certificate => (chain_path, chain_item.at),
@@ -268,26 +315,18 @@ impl Reader<'_> {
         }
     }
 
-    /// Warns of certificates that clients won't like.
-    fn warn_of(&mut self, certificates: &[(Arc<Identity>, At)], hosts: &[(HostPattern, At)]) {
+    /// Warns of certificates that clients won't like. Of those that end, whoever has them in use warns.
+    fn warn_of(&mut self, certificates: &[(Certificate, At)], hosts: &[(HostPattern, At)]) {
         let Outside::Machine { .. } = self.outside else {
             return;
         };
-        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
-        for (identity, at) in certificates {
-            let place = self.diagnostics.sources.place(*at);
-            let place = format!("{}:{}", place.source, place.line);
-            let (from, to) = identity.validity();
-            if now > to {
-                let days = (now - to) / 86_400;
-                let warning = format!("{place}: the certificate expired {days} days ago: renew it");
-                self.warnings.push(warning);
-            } else if now > to - SOON {
-                let days = (to - now) / 86_400;
-                let warning = format!("{place}: the certificate expires in {days} days: renew it");
-                self.warnings.push(warning);
-            }
-            if now < from {
+        let now = clock::unix_s();
+        for (certificate, at) in certificates {
+            let Some(identity) = &certificate.identity else {
+                continue;
+            };
+            let place = self.place(*at);
+            if now < identity.validity().0 {
                 self.warnings.push(format!(
                     "{place}: the certificate is not valid yet: look at the clock of this machine"
                 ));
@@ -305,6 +344,44 @@ impl Reader<'_> {
                     ));
                 }
             }
+        }
+    }
+
+    /// Warns of HSTS where it counts for more than this site: browsers don't tell ports apart (RFC 6797
+    /// §8.3), and everybody's servers are at `localhost`.
+    fn warn_of_hsts(&mut self, spoken: &Spoken, hosts: &[(HostPattern, At)], at: At) {
+        let Outside::Machine { .. } = self.outside else {
+            return;
+        };
+        let is_shared = |host: &HostPattern| match host {
+            HostPattern::Exact(name) => &**name == "localhost",
+            HostPattern::Below(domain) => &**domain == ".localhost",
+            HostPattern::Default => spoken.is_self_signed,
+        };
+        if spoken.hsts.is_some() && hosts.iter().any(|(host, _)| is_shared(host)) {
+            let place = self.place(at);
+            self.warnings.push(format!(
+                "{place}: by `hsts` browsers will ask every port of localhost by HTTPS alone, also those of \
+                 other programs: take it away"
+            ));
+        }
+    }
+
+    fn place(&self, at: At) -> String {
+        let place = self.diagnostics.sources.place(at);
+        format!("{}:{}", place.source, place.line)
+    }
+}
+
+impl Spoken {
+    /// What `tls = "self-signed"` says.
+    fn self_signed() -> Self {
+        Self {
+            certificates: Vec::new(),
+            is_self_signed: true,
+            policy: Policy::default(),
+            is_default: false,
+            hsts: None,
         }
     }
 }

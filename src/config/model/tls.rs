@@ -1,16 +1,23 @@
 //! TLS of a site.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use crate::http::router::HostPattern;
 use crate::http::types::FieldValue;
 use crate::net::tls::{Identity, Policy};
 
 /// TLS of a site.
 #[derive(Clone)]
 pub struct SiteTls {
-    /// Its certificates, at least one; empty only where files weren't read (`check --no-files`).
-    pub certificates: Vec<Arc<Identity>>,
+    /// Its certificates, at least one.
+    pub certificates: Vec<Certificate>,
+    /// What the certificate is for that the local authority signs; `None` where files are named.
+    pub self_signed: Option<SelfSigned>,
     /// Which versions and suites are spoken.
     pub policy: Policy,
     /// The field Strict-Transport-Security of its answers under TLS.
@@ -20,12 +27,54 @@ pub struct SiteTls {
     pub port: u16,
 }
 
+/// A certificate of a site, as the configuration has it.
+#[derive(Clone)]
+pub struct Certificate {
+    /// Which one it is.
+    pub id: CertificateId,
+    /// What its files held when they were read; `None` where they weren't (`check --no-files`), and where
+    /// the master makes it.
+    pub identity: Option<Arc<Identity>>,
+}
+
+/// Which certificate it is, in whatever configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CertificateId {
+    /// The one in these files, which may be one and the same; absolute paths.
+    Files {
+        /// The certificate, in PEM.
+        #[serde(with = "crate::util::os_path")]
+        certificate: PathBuf,
+        /// Its key, in PEM.
+        #[serde(with = "crate::util::os_path")]
+        key: PathBuf,
+    },
+    /// The one that the local authority signs for the site of this name.
+    Made {
+        /// The site, as the configuration names it.
+        site: String,
+    },
+}
+
+/// What a certificate of the local authority is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelfSigned {
+    /// The hosts that the site answers for.
+    pub hosts: Vec<HostPattern>,
+    /// The addresses where it listens, without those that stand for all.
+    pub addresses: Vec<IpAddr>,
+}
+
 impl fmt::Debug for SiteTls {
-    /// Certificates by their names alone.
+    /// Certificates by their files and names alone.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.certificates.iter().map(|one| one.names());
+        let certificates = self.certificates.iter().map(|one| {
+            let names = one.identity.as_ref().map(|identity| identity.names());
+            (&one.id, names.unwrap_or_default())
+        });
         f.debug_struct("SiteTls")
-            .field("certificates", &names.collect::<Vec<_>>())
+            .field("certificates", &certificates.collect::<Vec<_>>())
+            .field("self_signed", &self.self_signed)
             .field("policy", &self.policy)
             .field("hsts", &self.hsts)
             .field("port", &self.port)

@@ -21,11 +21,12 @@ pub(super) const SITE: &[Key] = &[
     ),
     key(
         "tls",
-        "a table or false",
+        "a table, \"self-signed\" or false",
         "{ cert = \"/etc/beltway/example.com.pem\", key = \"/etc/beltway/example.com.key\" }",
         "",
-        "TLS. Without `listen` the site is then on port 443, and port 80 leads there. A public name that\n\
-         has neither `listen` nor a port says false here to be plain HTTP on port 80.",
+        "TLS. Without `listen` the site is then on port 443, and port 80 leads there. With \"self-signed\"\n\
+         the authority of this machine signs for its names. A public name that has neither\n\
+         `listen` nor a port says false here to be plain HTTP on port 80.",
     ),
     key(
         "trusted_proxies",

@@ -20,6 +20,15 @@ pub(super) const TLS: &[Key] = &[
          same order. Nobody but the user that starts beltway has to be able to read it.",
     ),
     key(
+        "self_signed",
+        BOOLEAN,
+        "true",
+        "false",
+        "Instead of `cert` and `key`: the authority of this machine signs for the names of the site, as\n\
+         with tls = \"self-signed\". It is made once, in /var/lib/beltway or $XDG_STATE_HOME/beltway, and\n\
+         `beltway cert trust` says how to have clients trust it. Certificates are renewed in time.",
+    ),
+    key(
         "policy",
         "\"modern\" or \"intermediate\"",
         "\"intermediate\"",
@@ -40,6 +49,7 @@ pub(super) const TLS: &[Key] = &[
         DURATION_OR_FALSE,
         "\"365d\"",
         "false",
-        "Tells browsers to come back by HTTPS alone for so long (Strict-Transport-Security).",
+        "Tells browsers to come back by HTTPS alone for so long (Strict-Transport-Security). With a\n\
+         self-signed certificate only those heed it that trust the authority.",
     ),
 ];

@@ -7,6 +7,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
+use sha2::{Digest as _, Sha256};
 
 use super::settings::PROVIDER;
 use crate::util::x509::{self, Facts};
@@ -18,6 +19,7 @@ const CHAIN_MAX: usize = 16;
 pub struct Identity {
     key: Arc<CertifiedKey>,
     facts: Facts,
+    digest: [u8; 32],
 }
 
 impl fmt::Debug for Identity {
@@ -70,6 +72,16 @@ pub fn facts_of(certificates: &[u8]) -> Result<Vec<Facts>, IdentityError> {
     facts.collect()
 }
 
+/// A digest of a certificate and its key as they are written, to tell whether they are others than before.
+pub fn digest_of(certificates: &[u8], key: &[u8]) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    let length = certificates.len() as u64;
+    digest.update(length.to_be_bytes());
+    digest.update(certificates);
+    digest.update(key);
+    digest.finalize().into()
+}
+
 fn unreadable() -> IdentityError {
     IdentityError::new(
         Part::Certificate,
@@ -85,6 +97,7 @@ impl Identity {
     /// # Errors
     /// What is wrong with which of them.
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
+        let digest = digest_of(certificates, key);
         let chain = chain(certificates)?;
         let facts = x509::read(&chain[0]).ok_or_else(unreadable)?;
         let key = private_key(key)?;
@@ -105,12 +118,18 @@ impl Identity {
         Ok(Self {
             key: Arc::new(key),
             facts,
+            digest,
         })
     }
 
     /// What the certificate says.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// [`digest_of`] what it was made from.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// The names that the certificate is for, in lower case; `*.example.com` is one.

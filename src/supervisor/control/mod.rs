@@ -4,9 +4,10 @@
 //! and the connection ends. [`protocol`] has the lines and is pure; [`server`] is the master's half,
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
-//! `beltway status` tells, [`upstreams`] what of it is about backends, [`memory`] about memory and
-//! [`direct`] about cold files.
+//! `beltway status` tells, [`upstreams`] what of it is about backends, [`memory`] about memory,
+//! [`direct`] about cold files and [`certificates`] about certificates.
 
+pub mod certificates;
 pub mod client;
 pub mod direct;
 pub mod memory;

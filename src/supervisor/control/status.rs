@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::certificates::{self, CertificateStatus};
 use super::direct::DirectStatus;
 use super::memory::MemoryStatus;
 use super::upstreams::{self, UpstreamStatus};
@@ -29,7 +30,8 @@ pub struct StatusReport {
     pub epoch: u64,
     /// Generations of workers, the newest first.
     pub generations: Vec<GenerationStatus>,
-    /// What the master listens on, as `listen` takes it, with the ports that it got.
+    /// What the master listens on, as `listen` takes it, with the ports that it got; those under TLS begin
+    /// with `https://`.
     pub listeners: Vec<String>,
     /// The last reload or upgrade.
     pub last_change: Option<ChangeStatus>,
@@ -43,6 +45,8 @@ pub struct StatusReport {
     pub limits: BTreeMap<String, u64>,
     /// Where requests are passed to, in the order of the configuration; of all workers together.
     pub upstreams: Vec<UpstreamStatus>,
+    /// The certificates that are in use.
+    pub certificates: Vec<CertificateStatus>,
 }
 
 /// A reload or an upgrade that has ended.
@@ -171,6 +175,10 @@ pub struct CoreStatus {
     pub requests: u64,
     /// Answers of 500 and above, since the worker's start.
     pub errors: u64,
+    /// TLS handshakes that came to their end, since the worker's start.
+    pub handshakes: u64,
+    /// Those of them that went on with a session that was made before.
+    pub handshakes_resumed: u64,
     /// Buffers, tasks and tables.
     pub memory_bytes: u64,
     /// Tasks.
@@ -260,6 +268,7 @@ impl StatusReport {
         if !limits.is_empty() {
             fact("limits reached", &limits.join(", "));
         }
+        text.push_str(&certificates::text(&self.certificates));
         text.push_str(&upstreams::text(&self.upstreams));
         for generation in &self.generations {
             generation.text(&mut text);
@@ -324,6 +333,16 @@ impl WorkerStatus {
         self.sandbox.text(text);
         self.memory.text(text);
         self.table_of_cores(text);
+        let sum = |of: fn(&CoreStatus) -> u64| self.cores.iter().map(of).sum::<u64>();
+        let handshakes = sum(|core| core.handshakes);
+        if handshakes > 0 {
+            let resumed = sum(|core| core.handshakes_resumed);
+            let handshakes = count(handshakes, "handshake");
+            let _ = writeln!(
+                text,
+                "    TLS       {handshakes}, {resumed} of them resumed"
+            );
+        }
         DirectStatus::sum(self.cores.iter().map(|core| &core.direct)).text(text);
         for ListenerStatus {
             address,

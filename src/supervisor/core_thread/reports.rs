@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
+use crate::handlers::secured::SecuredSites;
 use crate::http::session::Counts;
 use crate::runtime::budget::Level;
 use crate::runtime::direct::DirectCounts;
@@ -33,6 +34,8 @@ pub(in crate::supervisor) enum Message {
     Stop,
     /// Serve another configuration from now on.
     Swap(Arc<Swap>),
+    /// Make connections by these certificates from now on, those of the configuration of this number.
+    Secure(u64, Arc<SecuredSites>),
     /// Tell how it goes; the number comes back.
     Status(u64),
     /// Let the ring try what it may not; the number comes back.
@@ -78,6 +81,8 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) requests: u64,
     /// Answers of 500 and above.
     pub(in crate::supervisor) errors: u64,
+    /// TLS handshakes that came to their end, and how many of them resumed a session.
+    pub(in crate::supervisor) handshakes: (u64, u64),
     /// Bytes that it holds for connections.
     pub(in crate::supervisor) memory: usize,
     /// Tasks.

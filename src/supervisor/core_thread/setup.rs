@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Message, Reporter};
+use crate::handlers::secured::SecuredSites;
 use crate::http::session::{Registry, Service};
 use crate::net::listener::Listening;
 use crate::net::spread::Seat;
@@ -112,6 +113,10 @@ pub(in crate::supervisor) trait Serves: Service {
     /// Answers by this configuration from the next request on. Its sockets come with their places in
     /// the model.
     fn swap(&self, swap: &Swap, listeners: &[(Rc<Listening>, usize)]);
+
+    /// Makes connections by other certificates from now on, if the configuration of this number is the
+    /// one in force.
+    fn secure(&self, epoch: u64, secured: &Arc<SecuredSites>);
 
     /// The configurations that are in use, with the requests that each answers.
     fn epochs(&self) -> Vec<(u64, usize)>;

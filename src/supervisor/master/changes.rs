@@ -15,6 +15,7 @@ use crate::supervisor::channel::blob;
 use crate::supervisor::messages::SocketId;
 use crate::supervisor::worker::{Origin, level};
 use crate::supervisor::{banner, refusal, sandbox};
+use crate::util::clock;
 
 impl Master {
     /// Gets a change ready: a reload at once, an upgrade by a check in a child.
@@ -151,6 +152,9 @@ impl Master {
                 None => open_log(target).map(|log| Some(Arc::new(log))),
             },
         };
+        let made = self.certificates.make(&facts.certificates, clock::unix_s());
+        let made =
+            made.map_err(|problem| refusal::message(&problem.message, None, &[problem.help]));
         let bound = self
             .sockets
             .bind(&facts.listeners, facts.parts)
@@ -164,10 +168,10 @@ impl Master {
         // can't be served is a bad configuration.
         let code = if self.in_force.is_some() { 78 } else { 1 };
         let failed = |text| (text, code);
-        let (log, sockets) = match (log, bound) {
-            (Ok(log), Ok(sockets)) => (log, sockets),
-            (log, bound) => {
-                let texts = [log.err(), bound.err()].into_iter().flatten();
+        let (log, sockets, certificates) = match (log, bound, made) {
+            (Ok(log), Ok(sockets), Ok(made)) => (log, sockets, made),
+            (log, bound, made) => {
+                let texts = [log.err(), bound.err(), made.err()].into_iter().flatten();
                 let text = texts.collect();
                 self.release();
                 return Err(failed(text));
@@ -188,6 +192,7 @@ impl Master {
             facts,
             bundle: Arc::new(bundle),
             loaded,
+            certificates,
             sockets,
             log,
         };
@@ -207,10 +212,11 @@ impl Master {
         self.in_force = Some(config.0);
         self.configurations.retain(|id, _| *id == config.0);
         self.release();
-        let configuration = self.configurations.get(&config.0);
-        if let Some(configuration) = configuration {
+        if let Some(configuration) = self.configurations.get(&config.0) {
             self.words.keep_to(&configuration.facts.upstreams);
         }
+        self.keep_certificates();
+        let configuration = self.configurations.get(&config.0);
         let loaded = configuration.and_then(|configuration| configuration.loaded.as_ref());
         if let (Some(log), Some(loaded)) = (&self.control_log, loaded) {
             log.set_level(level(loaded.model.server.log_level));
@@ -239,7 +245,7 @@ impl Master {
     }
 
     /// Whether an address of a configuration is under TLS, as far as this binary has read it.
-    fn is_secured(&self, config: ConfigId, address: &BoundAddr) -> bool {
+    pub(super) fn is_secured(&self, config: ConfigId, address: &BoundAddr) -> bool {
         let Some(configuration) = self.configurations.get(&config.0) else {
             return false;
         };

@@ -14,6 +14,7 @@ use super::machine::Policy;
 use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place, ServerState, Upstream};
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
+use crate::supervisor::certificates::{self, Pem, Wanted};
 use crate::supervisor::messages::{SandboxMode, SocketId};
 use crate::supervisor::privileges::{self, Identity};
 use crate::supervisor::sandbox::{self, Grants};
@@ -46,6 +47,10 @@ pub(in crate::supervisor) struct Facts {
     /// version, which is said elsewhere.
     #[serde(default)]
     pub(super) upstreams: Vec<UpstreamFacts>,
+    /// Which certificates it has. A binary that doesn't tell is of another version, which is said
+    /// elsewhere.
+    #[serde(default)]
+    pub(super) certificates: Vec<Wanted>,
 }
 
 /// What the master needs to know of an upstream.
@@ -90,6 +95,7 @@ impl Facts {
                 .as_ref()
                 .map(|log: &AccessLog| log.target.clone()),
             upstreams: model.upstreams.iter().map(|it| upstream(it)).collect(),
+            certificates: certificates::wanted(model),
         })
     }
 
@@ -126,6 +132,8 @@ pub(super) struct Configuration {
     pub(super) bundle: Arc<OwnedFd>,
     /// What was read, where it was read by this binary.
     pub(super) loaded: Option<Loaded>,
+    /// Certificates that stand in place of the bundle's, or that it doesn't have.
+    pub(super) certificates: Vec<Pem>,
     /// Which socket serves which listener.
     pub(super) sockets: Vec<(SocketId, usize)>,
     /// The access log, open.

@@ -15,9 +15,11 @@ use super::requests::Requests;
 use super::sockets::{Held, Sockets};
 use super::upgrade::{self, Handover, Kept};
 use super::{Begun, LOG_FLUSH, Master, begin, own_image};
+use crate::certificates::Places;
 use crate::config::bundle;
 use crate::net::socket::SocketFile;
 use crate::net::tls::tickets::KeyMaker;
+use crate::supervisor::certificates::Keeper;
 use crate::supervisor::channel::{Channel, read_blob};
 use crate::supervisor::control::server::{ControlServer, Exported};
 use crate::supervisor::listen_fds::Inherited;
@@ -115,6 +117,7 @@ impl Master {
                 id: *id,
                 facts: configuration.facts.clone(),
                 bundle: keep(configuration.bundle.as_fd())?,
+                certificates: configuration.certificates.clone(),
                 sockets: configuration.sockets.clone(),
                 log: logs.get(id).map(|log| keep(log.as_fd())).transpose()?,
             })
@@ -217,6 +220,7 @@ impl Master {
             children,
             requests: Requests::default(),
             words: handover.words,
+            certificates: Keeper::new(Places::of_this_process()),
             ticket_keys: KeyMaker::from(handover.ticket_keys, now),
             accepting: std::collections::BTreeSet::new(),
             held: Vec::new(),
@@ -231,6 +235,7 @@ impl Master {
             log,
         };
         master.announced = master.addresses(master.in_force.map(ConfigId));
+        master.keep_certificates();
         actions
             .into_iter()
             .for_each(|action| master.perform(action));
@@ -253,6 +258,7 @@ fn configuration(handed: upgrade::Configuration) -> Result<(u64, Configuration),
         facts: handed.facts,
         bundle: Arc::new(content),
         loaded,
+        certificates: handed.certificates,
         sockets: handed.sockets,
         log: log.map(Arc::new),
     };

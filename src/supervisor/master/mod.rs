@@ -5,6 +5,7 @@
 //! here its actions are carried out, and what happens is told to it. One thread sleeps in one poll(2)
 //! for signals, the control socket, the channels of the workers and their ends.
 
+mod certificates;
 mod changes;
 pub(super) mod check;
 mod children;
@@ -39,6 +40,7 @@ use self::requests::Requests;
 use self::sockets::Sockets;
 use self::words::Words;
 use super::bind::BoundAddr;
+use super::certificates::Keeper;
 use super::control::protocol::Reply;
 use super::control::server::ControlServer;
 use super::messages::ToWorker;
@@ -46,6 +48,7 @@ use super::notify::Notifier;
 use super::signals::{Signal, Signals};
 use super::worker::{Origin, level};
 use super::{hook, listen_fds, privileges, refusal};
+use crate::certificates::Places;
 use crate::config::model::LogLevel;
 use crate::config::sources::Input;
 use crate::net::tls::tickets::KeyMaker;
@@ -123,6 +126,8 @@ struct Master {
     requests: Requests,
     /// What the administrator has said of servers.
     words: Words,
+    /// The certificates of the configuration in force.
+    certificates: Keeper,
     /// By which sessions of TLS are resumed, at whichever worker.
     ticket_keys: KeyMaker,
     /// Workers that were told to drain in a handover, and may still accept.
@@ -186,6 +191,7 @@ impl Master {
             children: Vec::new(),
             requests: Requests::default(),
             words: Words::default(),
+            certificates: Keeper::new(Places::of_this_process()),
             ticket_keys: KeyMaker::new(Instant::now()).map_err(fatal)?,
             accepting: BTreeSet::new(),
             held: Vec::new(),
@@ -281,6 +287,7 @@ impl Master {
             self.hear_check();
             self.notify.tick(now);
             self.renew_ticket_keys(now);
+            self.renew_certificates(now);
             self.answer_late(now);
             self.answer_held(now);
             self.events.push_back(Event::Tick);
@@ -324,6 +331,7 @@ impl Master {
             self.requests.deadline(),
             self.held.iter().map(|(_, _, until)| *until).min(),
             Some(self.ticket_keys.renew_at()),
+            self.certificates.deadline(),
         ];
         let now = Instant::now();
         let until = until.into_iter().flatten().min();

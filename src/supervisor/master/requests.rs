@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::configuration::{check, open_log};
-use super::machine::{self, Event, Outcome, RequestId, WorkerId};
+use super::machine::{self, ConfigId, Event, Outcome, RequestId, WorkerId};
 use super::words::Said;
 use super::{Child, Master, unix_now};
 use crate::config::diff::{self, Difference, Restart};
@@ -22,6 +22,7 @@ use crate::supervisor::control::status::{
 use crate::supervisor::control::upstreams::{self, UpstreamStatus};
 use crate::supervisor::messages::{ToWorker, WorkerReport};
 use crate::supervisor::sandbox::{self, Attempt, Report, State};
+use crate::util::clock;
 
 /// How long the workers' answers are waited for; a worker waits a second for its cores.
 const ANSWERS: Duration = Duration::from_secs(2);
@@ -346,8 +347,14 @@ impl Master {
             listeners: self
                 .announced
                 .iter()
-                .map(|address| address.listen_text())
+                .map(|address| match self.in_force {
+                    Some(config) if self.is_secured(ConfigId(config), address) => {
+                        format!("https://{}", address.listen_text())
+                    }
+                    _ => address.listen_text(),
+                })
                 .collect(),
+            certificates: self.certificates.status(clock::unix_s()),
             ..StatusReport::default()
         };
         report.waiting_changes = view.waiting;

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::configuration::Facts;
 use super::machine::{GenerationId, Snapshot, WorkerId};
@@ -21,6 +22,7 @@ use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
 use crate::net::tls::tickets::TicketKey;
 use crate::supervisor::bind::{BoundAddr, Part};
+use crate::supervisor::certificates::Pem;
 use crate::supervisor::channel::{blob, read_blob};
 use crate::supervisor::control::protocol::{Request, RequestId};
 use crate::supervisor::control::server::Caller;
@@ -32,7 +34,7 @@ pub(super) const HANDOVER_VARIABLE: &str = "BELTWAY_HANDOVER";
 
 /// The version of [`Handover`]. The check of the configuration with the new binary comes first, so a
 /// binary that doesn't know this one is refused before anything is replaced.
-pub(super) const VERSION: u16 = 4;
+pub(super) const VERSION: u16 = 5;
 
 /// All that the next master has to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -115,6 +117,7 @@ pub(super) struct Configuration {
     pub(super) id: u64,
     pub(super) facts: Facts,
     pub(super) bundle: RawFd,
+    pub(super) certificates: Vec<Pem>,
     pub(super) sockets: Vec<(SocketId, usize)>,
     pub(super) log: Option<RawFd>,
 }
@@ -157,7 +160,8 @@ impl Drop for Kept<'_> {
 /// Puts the program behind `image` in the place of this one. Returns only when that fails.
 pub(super) fn replace(image: BorrowedFd<'_>, handover: &Handover, kept: Kept<'_>) -> io::Error {
     let content = match serde_json::to_vec(handover) {
-        Ok(content) => content,
+        // It has keys in it.
+        Ok(content) => Zeroizing::new(content),
         Err(error) => return error.into(),
     };
     let content = match blob("beltway-handover", &content) {
@@ -201,6 +205,7 @@ fn read(number: &str) -> Result<Handover, String> {
     let number: RawFd = number.parse().map_err(|_| "no descriptor".to_owned())?;
     let content = adopt(number).map_err(|error| error.to_string())?;
     let content = read_blob(content.as_fd()).map_err(|error| error.to_string())?;
+    let content = Zeroizing::new(content);
     let handover: Handover = serde_json::from_slice(&content).map_err(|error| error.to_string())?;
     if handover.version != VERSION {
         return Err(format!(

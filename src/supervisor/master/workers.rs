@@ -179,6 +179,7 @@ impl Master {
             next: Next {
                 config: config.0,
                 listeners: configuration.sockets.clone(),
+                certificates: configuration.certificates.clone(),
                 words: self.words.of(&configuration.facts.upstreams),
             },
             identity: facts.identity.clone(),
@@ -211,6 +212,7 @@ impl Master {
         let next = Next {
             config: config.0,
             listeners: configuration.sockets.clone(),
+            certificates: configuration.certificates.clone(),
             words: self.words.of(&configuration.facts.upstreams),
         };
         let told = give(sockets, child, &configuration.sockets).and_then(|()| {

@@ -5,7 +5,7 @@
 //! that was replaced, [`covers`] says so, and only a new worker can have the new one. The master
 //! makes the grants from a configuration and compares them; the worker takes them as they are.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub struct Grants {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Where it was, all links resolved.
-    #[serde(with = "os_path")]
+    #[serde(with = "crate::util::os_path")]
     pub path: PathBuf,
     /// Device and inode that it had; `None` when it was not there.
     pub identity: Option<(u64, u64)>,
@@ -330,22 +330,6 @@ fn once_each(mut grants: Vec<Grant>) -> Vec<Grant> {
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
-}
-
-/// Paths as the bytes that they are: a link may lead to a name that isn't UTF-8.
-mod os_path {
-    use serde::{Deserializer, Serializer};
-
-    use super::{Deserialize as _, OsStr, OsString, Path, PathBuf, Serialize as _};
-
-    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
-        let text: &OsStr = path.as_os_str();
-        text.serialize(to)
-    }
-
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<PathBuf, D::Error> {
-        OsString::deserialize(from).map(PathBuf::from)
-    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::cache::open_files::Bounds;
 use crate::handlers::app::{App, Place};
 use crate::handlers::epoch::{LogRecord, NewEpoch};
+use crate::handlers::secured::SecuredSites;
 use crate::net::listener::Listening;
 use crate::supervisor::core_thread::{Parts, Serves};
 use crate::supervisor::swap::Swap;
@@ -50,6 +52,10 @@ impl Serves for App {
             listeners,
             log: self.log_in_force(),
         });
+    }
+
+    fn secure(&self, epoch: u64, secured: &Arc<SecuredSites>) {
+        self.secure(epoch, secured);
     }
 
     fn epochs(&self) -> Vec<(u64, usize)> {

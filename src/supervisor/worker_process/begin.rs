@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
-use super::{failed, wait};
 use crate::config::model::Model;
 use crate::supervisor::bind::Part;
 use crate::supervisor::channel::Channel;
@@ -130,4 +131,30 @@ pub(super) fn listening(next: &Next, sockets: &SocketTable) -> Option<Vec<Servin
             })
         })
         .collect()
+}
+
+/// Waits until one of these is ready, or for so long.
+pub(super) fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match poll(fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // Out of memory for a moment: the caller looks for what there is and comes back.
+        Err(errno) => tracing::error!(%errno, "waiting for the master failed"),
+    }
+}
+
+/// Why a worker doesn't start, in whole lines.
+pub(super) fn failed(permanent: bool, what: &str, help: &str) -> Failed {
+    let text = refusal::message(what, None, &[help.to_owned()]);
+    Failed { permanent, text }
+}
+
+impl Start {
+    /// Who serves, for messages.
+    pub(super) fn identity_name(&self) -> String {
+        match &self.identity {
+            Some(identity) => format!("the user {}", identity.user),
+            None => "this user".to_owned(),
+        }
+    }
 }

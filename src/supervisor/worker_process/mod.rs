@@ -6,6 +6,7 @@
 //! rings stand, system calls are confined for every thread. READY says that all of this is done.
 
 mod begin;
+mod certificates;
 mod questions;
 mod servers;
 
@@ -13,15 +14,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags};
 use zeroize::Zeroize as _;
 
 use self::begin::{
-    SocketTable, drop_privileges, first_messages, keep, listening, take_channel, usable,
+    SocketTable, drop_privileges, failed, first_messages, keep, listening, take_channel, usable,
+    wait,
 };
+use self::certificates::Secured;
 use self::questions::{Asked, Question};
 use self::servers::Tidying;
+use super::certificates::identities;
 use super::channel::{Channel, ChannelError, read_blob};
 use super::core_thread::Message;
 use super::hook;
@@ -37,6 +40,7 @@ use super::worker::{
 };
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
+use crate::handlers::secured::Identities;
 use crate::net::tls::tickets::Tickets;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
@@ -67,20 +71,6 @@ pub fn main() -> Result<u8, String> {
     }
 }
 
-fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    match poll(fds, timeout.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
-        // Out of memory for a moment: the caller looks for what there is and comes back.
-        Err(errno) => tracing::error!(%errno, "waiting for the master failed"),
-    }
-}
-
-fn failed(permanent: bool, what: &str, help: &str) -> Failed {
-    let text = refusal::message(what, None, &[help.to_owned()]);
-    Failed { permanent, text }
-}
-
 fn not_started(permanent: bool, error: &StartError) -> Failed {
     let text = refusal::start_refused(error, Origin::Run);
     Failed { permanent, text }
@@ -107,6 +97,8 @@ struct Process {
     rosters: Arc<Rosters>,
     /// By which sessions of TLS are resumed, whatever configuration is in force.
     tickets: Tickets,
+    /// TLS of the configuration that the cores have, or are about to have.
+    secured: Secured,
     /// What finds the addresses of their names.
     resolver: Resolver,
     swapping: Option<Swapping>,
@@ -127,6 +119,8 @@ struct Started {
     worker: Worker,
     resolver: Resolver,
     tickets: Tickets,
+    /// Certificates that stand in place of the configuration's own.
+    identities: Identities,
     /// What it is to serve now.
     first: Swap,
     report: Report,
@@ -162,6 +156,7 @@ impl Process {
                 worker,
                 resolver,
                 tickets,
+                identities,
                 first,
                 report,
                 tuning,
@@ -180,6 +175,13 @@ impl Process {
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
                     tickets,
+                    secured: Secured {
+                        config: first.epoch,
+                        model: Arc::clone(&first.model),
+                        identities,
+                        sites: Arc::clone(&first.secured),
+                        untold: Vec::new(),
+                    },
                     resolver,
                     swapping: None,
                     accepting: Vec::new(),
@@ -190,6 +192,8 @@ impl Process {
                     _log: log,
                 };
                 let next = process.start.next.clone();
+                // Keys are kept in one form alone.
+                process.start.next.certificates.clear();
                 process.swap(&next, first, true);
                 Ok(process)
             }
@@ -264,7 +268,8 @@ impl Process {
             Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
         let tickets = Tickets::default();
         tickets.install(&start.ticket_keys);
-        let secured = swap::secured(&model, &tickets, &serving);
+        let identities = identities(&start.next.certificates).map_err(|what| broken(&what))?;
+        let secured = swap::secured(&model, &identities, &tickets, &serving);
         let swap = |listeners| Swap {
             epoch: start.next.config,
             model: Arc::clone(&model),
@@ -303,6 +308,7 @@ impl Process {
             worker,
             resolver,
             tickets,
+            identities,
             first: swap(serving),
             report,
             tuning: plan.tuning_origin(),
@@ -330,6 +336,7 @@ impl Process {
                 }
             }
             self.answer_late(now);
+            self.tell_certificates();
             if self.give_up.is_some_and(|at| at <= now) {
                 let cores = self.worker.alive();
                 tracing::error!(cores, "cores that don't end are left behind");
@@ -403,6 +410,7 @@ impl Process {
                 }
             }
             ToWorker::TicketKeys(keys) => self.tickets.install(&keys),
+            ToWorker::Certificates(pems) => self.replace_certificates(&pems),
             ToWorker::Drain {
                 within_ms,
                 handover,
@@ -460,6 +468,7 @@ impl Process {
         let model = unpacked?.model;
         usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
+        let identities = identities(&next.certificates)?;
         warn_of_foreign(&model.upstreams);
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
         servers::heed(&rosters, &next.words);
@@ -467,9 +476,17 @@ impl Process {
         updated.map_err(|error| no_resolver(&error))?;
         wait_for_answers(&self.resolver);
         self.rosters = Arc::clone(&rosters);
+        let secured = swap::secured(&model, &identities, &self.tickets, &listeners);
+        self.secured = Secured {
+            config: next.config,
+            model: Arc::clone(&model),
+            identities,
+            sites: Arc::clone(&secured),
+            untold: Vec::new(),
+        };
         let swap = Swap {
             epoch: next.config,
-            secured: swap::secured(&model, &self.tickets, &listeners),
+            secured,
             model,
             rosters,
             listeners,
@@ -567,15 +584,5 @@ impl Process {
             swap.waiting.retain(|waiting| *waiting != core);
         }
         self.swapped();
-    }
-}
-
-impl Start {
-    /// Who serves, for messages.
-    fn identity_name(&self) -> String {
-        match &self.identity {
-            Some(identity) => format!("the user {}", identity.user),
-            None => "this user".to_owned(),
-        }
     }
 }

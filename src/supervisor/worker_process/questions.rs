@@ -104,6 +104,8 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         connections: account.connections as u64,
         requests: account.requests,
         errors: account.errors,
+        handshakes: account.handshakes.0,
+        handshakes_resumed: account.handshakes.1,
         memory_bytes: account.memory as u64,
         tasks: account.tasks as u64,
         slots: account.slots as u64,

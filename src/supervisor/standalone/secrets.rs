@@ -1,0 +1,102 @@
+//! What a master would hold of TLS, for a server without one: certificates, their keys, and the keys of
+//! session tickets.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::EPOCH;
+use crate::certificates::Places;
+use crate::config::model::Model;
+use crate::handlers::secured::{Identities, SecuredSites};
+use crate::net::tls::tickets::{KeyMaker, Tickets};
+use crate::supervisor::certificates::{Keeper, identities, wanted};
+use crate::supervisor::core_thread::Message;
+use crate::supervisor::swap::{self, Serving};
+use crate::supervisor::worker::{StartError, Worker};
+use crate::util::clock;
+
+/// The secrets of a server without a master.
+pub(super) struct Secrets {
+    model: Arc<Model>,
+    keeper: Keeper,
+    identities: Identities,
+    ticket_keys: KeyMaker,
+    tickets: Tickets,
+    /// What connections are made by.
+    pub(super) secured: Arc<SecuredSites>,
+    /// Cores that don't know it yet.
+    untold: Vec<usize>,
+}
+
+impl Secrets {
+    /// Those of this configuration. What the local authority has to sign is signed.
+    ///
+    /// # Errors
+    /// When it can't, or when there is no randomness.
+    pub(super) fn new(model: Arc<Model>, serving: &[Serving]) -> Result<Self, StartError> {
+        let now = Instant::now();
+        let ticket_keys =
+            KeyMaker::new(now).map_err(|error| StartError::other(error.to_string(), ""))?;
+        let tickets = Tickets::default();
+        tickets.install(ticket_keys.keys());
+        let wanted = wanted(&model);
+        let mut keeper = Keeper::new(Places::of_this_process());
+        let made = keeper
+            .make(&wanted, clock::unix_s())
+            .map_err(|problem| StartError::other(problem.message, problem.help))?;
+        let identities = identities(&made).map_err(|what| StartError::other(what, ""))?;
+        keeper.take(&wanted, &made, &model, now);
+        Ok(Self {
+            secured: swap::secured(&model, &identities, &tickets, serving),
+            model,
+            keeper,
+            identities,
+            ticket_keys,
+            tickets,
+            untold: Vec::new(),
+        })
+    }
+
+    /// When [`Secrets::renew`] has something to do.
+    pub(super) fn deadline(&self) -> Instant {
+        let tickets = self.ticket_keys.renew_at();
+        let certificates = self.keeper.deadline();
+        certificates.map_or(tickets, |at| at.min(tickets))
+    }
+
+    /// Renews what it is time for, and tells the cores.
+    pub(super) fn renew(&mut self, worker: &mut Worker, now: Instant) {
+        if self.ticket_keys.renew(now) {
+            self.tickets.install(self.ticket_keys.keys());
+        }
+        match identities(&self.keeper.turn(now, clock::unix_s())) {
+            Ok(new) if new.is_empty() => {}
+            Ok(new) => {
+                self.replace(new);
+                self.untold = worker.living();
+            }
+            // They were checked.
+            Err(why) => tracing::error!(why, "a certificate is no good"),
+        }
+        if !self.untold.is_empty() {
+            let message = Message::Secure(EPOCH, Arc::clone(&self.secured));
+            // One that has no room for a message hears it later.
+            self.untold
+                .retain(|core| !worker.tell_core(*core, message.clone()));
+        }
+    }
+
+    fn replace(&mut self, new: Identities) {
+        let ids: BTreeSet<_> = new.keys().cloned().collect();
+        self.identities.extend(new);
+        let (model, identities) = (&self.model, &self.identities);
+        let is_new = |id: &_| ids.contains(id);
+        let renewed = self
+            .secured
+            .renewed(model, identities, &self.tickets, is_new);
+        if let Some(secured) = renewed {
+            self.secured = secured;
+        }
+    }
+}
