@@ -146,6 +146,12 @@ impl Core {
         }
     }
 
+    /// Whether the engine performs a send by a plain call, so that an op for it costs a slot, a completion and
+    /// another poll of the task, and spares nothing.
+    pub fn sends_by_call(&self) -> bool {
+        self.with_engine(|engine| matches!(engine, Engine::Poll(_)))
+    }
+
     /// Sends what the socket takes at once. `more`: the last segment waits for what follows.
     ///
     /// # Errors
