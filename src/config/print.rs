@@ -181,6 +181,10 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
                 absolute_file(tls, "cert", sources);
                 absolute_file(tls, "key", sources);
             }
+            if let Some(clients) = inner_mut(site, "client_certificates") {
+                absolute_file(clients, "ca", sources);
+                absolute_file(clients, "crl", sources);
+            }
             for route in inner_mut(site, "routes").map_or(&mut [][..], |r| &mut r.entries) {
                 match &mut route.item.value {
                     Value::Table(route) => absolute_answer(route, sources),

@@ -6,6 +6,7 @@
 
 mod address;
 mod answer;
+mod clients;
 mod headers;
 mod listen;
 mod proxy;
@@ -116,7 +117,8 @@ impl Reader<'_> {
             return None;
         }
         self.unknown_keys(table, AT);
-        let tls = self.addresses(entry, table, index, listeners);
+        let mut tls = self.addresses(entry, table, index, listeners);
+        let client_fields = self.client_certificates(table, tls.as_mut());
         let everything = Pattern::everything();
         let answer = self.answer(table, AT, &Answer::default(), Some(&everything));
         let router = self.routes(table, &answer);
@@ -141,6 +143,7 @@ impl Reader<'_> {
                 None => Arc::clone(&server.trusted_proxies),
             },
             tls,
+            client_fields,
         })
     }
 
@@ -288,6 +291,7 @@ impl Reader<'_> {
             certificates: spoken.certificates,
             policy: spoken.policy,
             hsts: spoken.hsts,
+            clients: None,
             port: port.unwrap_or(443),
         })
     }

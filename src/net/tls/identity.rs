@@ -210,7 +210,7 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
     })
 }
 
-fn why(error: &pem::Error) -> &'static str {
+pub(super) fn why(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a part has no end",
         pem::Error::IllegalSectionStart { .. } => "a part has no proper begin",
