@@ -180,6 +180,7 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
             if let Some(tls) = inner_mut(site, "tls") {
                 absolute_file(tls, "cert", sources);
                 absolute_file(tls, "key", sources);
+                absolute_file(tls, "ocsp", sources);
             }
             if let Some(clients) = inner_mut(site, "client_certificates") {
                 absolute_file(clients, "ca", sources);

@@ -21,5 +21,6 @@ mod supervise;
 mod support;
 mod tls;
 mod tls_clients;
+mod tls_ocsp;
 mod toggles;
 mod tune;

@@ -14,7 +14,7 @@ use crate::config::schema::{self, Section};
 use crate::config::units;
 
 /// Keys whose values are names of files.
-const FILE_KEYS: [&str; 8] = [
+const FILE_KEYS: [&str; 9] = [
     "access_log",
     "sandbox_read",
     "root",
@@ -23,6 +23,7 @@ const FILE_KEYS: [&str; 8] = [
     "key",
     "ca",
     "crl",
+    "ocsp",
 ];
 
 /// Keys of a site whose entries are told one by one, also when all of them are new.

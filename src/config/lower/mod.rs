@@ -9,6 +9,7 @@ mod answer;
 mod clients;
 mod headers;
 mod listen;
+mod ocsp;
 mod proxy;
 mod read;
 mod routes;

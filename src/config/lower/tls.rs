@@ -98,6 +98,7 @@ impl Reader<'_> {
         self.unknown_keys(table, AT);
         let before = self.diagnostics.len();
         let certificates = self.certificates(entry, table);
+        self.staples(table, &certificates);
         self.warn_of(&certificates, hosts);
         let policy = self.word(
             table,

@@ -20,6 +20,15 @@ pub(super) const TLS: &[Key] = &[
          same order. Nobody but the user that starts beltway has to be able to read it.",
     ),
     key(
+        "ocsp",
+        "a file name or a list of file names",
+        "\"/etc/beltway/example.com.ocsp\"",
+        "",
+        "What the authority says of the certificate (OCSP), in DER: clients get it along with the\n\
+         certificate, as long as it holds. As many as `cert` has, in the same order. A reload reads\n\
+         them again.",
+    ),
+    key(
         "policy",
         "\"modern\" or \"intermediate\"",
         "\"intermediate\"",

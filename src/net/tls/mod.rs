@@ -12,6 +12,7 @@ mod clients;
 pub mod failure;
 pub mod hello;
 pub mod identity;
+pub mod ocsp;
 pub mod records;
 mod server;
 mod settings;

@@ -15,6 +15,7 @@ use super::clients::{Client, Clients};
 use super::identity::Identity;
 use super::server::Protocol;
 use super::tickets::SiteTickets;
+use crate::util::clock;
 
 /// Algorithms, with X25519MLKEM768 preferred.
 pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -95,9 +96,7 @@ impl Settings {
         });
         let mut chosen: Vec<_> = identities.iter().map(Arc::clone).collect();
         chosen.sort_by_key(|identity| identity.key().key.algorithm() == SignatureAlgorithm::RSA);
-        let resolver = ByClient {
-            keys: chosen.iter().map(|one| Arc::clone(one.key())).collect(),
-        };
+        let resolver = ByClient { identities: chosen };
         let shared = tickets.clone().map(|tickets| Arc::new(tickets) as Arc<_>);
         let config = configure(
             policy,
@@ -172,18 +171,21 @@ fn configure(
 /// The first certificate whose signature and suites the client takes.
 #[derive(Debug)]
 struct ByClient {
-    keys: Vec<Arc<CertifiedKey>>,
+    identities: Vec<Arc<Identity>>,
 }
 
 impl ResolvesServerCert for ByClient {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let takes = |key: &&Arc<CertifiedKey>| {
+        let takes = |identity: &&Arc<Identity>| {
+            let key = identity.key();
             key.key.choose_scheme(hello.signature_schemes()).is_some()
                 && suites_allow(hello.cipher_suites(), key.key.algorithm())
         };
         // Where none fits, rustls says what is missing.
-        let found = self.keys.iter().find(takes).or(self.keys.first());
-        found.map(Arc::clone)
+        let found = self.identities.iter().find(takes);
+        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+        let found = found.or(self.identities.first());
+        found.map(|identity| identity.key_at(now))
     }
 }
 
