@@ -11,6 +11,8 @@ use crate::support::server::program;
 use crate::support::{Setup, Tree, on_both};
 use crate::tls::{s_client, site, tcp};
 
+const DAYS: [&str; 2] = ["-ndays", "5"];
+
 /// An authority with a certificate for `a.example`, in files, and OpenSSL as its responder.
 struct Authority {
     directory: PathBuf,
@@ -42,7 +44,7 @@ impl Authority {
     }
 
     /// What the authority says of a certificate; `is_good` or revoked.
-    fn says(&self, of: &str, is_good: bool, days: &str) -> PathBuf {
+    fn says(&self, of: &str, is_good: bool, life: [&str; 2]) -> PathBuf {
         let serial = if of == "a" { "1234" } else { "5678" };
         let line = match is_good {
             true => format!("V\t350101000000Z\t\t{serial}\tunknown\t/CN=a\n"),
@@ -80,7 +82,7 @@ impl Authority {
             "ca.key",
         ];
         let name = out.to_str().unwrap();
-        let what = ["-reqin", "request", "-respout", name, "-ndays", days];
+        let what = ["-reqin", "request", "-respout", name, life[0], life[1]];
         run(&[&signer[..], &what].concat());
         out
     }
@@ -111,7 +113,7 @@ fn a_client_that_asks_gets_what_the_authority_says() {
         let tree = Tree::new();
         tree.write("a.txt", "content");
         let authority = Authority::new(&tree);
-        let file = authority.says("a", true, "5");
+        let file = authority.says("a", true, DAYS);
         let config = site("a.example", &tree, &authority.line(&file));
         let server = Setup::run(engine, &config).start();
         let ask = |more: &[&str]| s_client(tcp(server.address()), &authority.path("ca.pem"), more);
@@ -136,7 +138,7 @@ fn a_client_that_asks_gets_what_the_authority_says() {
             "{refused:?}"
         );
         assert!(ask(&["-status"]).contains("Cert Status: good"));
-        authority.says("a", true, "6");
+        authority.says("a", true, ["-ndays", "6"]);
         assert!(server.must(&["plan"]).stdout.contains("ocsp"));
     });
 }
@@ -149,7 +151,7 @@ fn what_may_not_reach_clients_is_told() {
     let tree = Tree::new();
     let authority = Authority::new(&tree);
     let stranger = Tree::new();
-    let of_stranger = Authority::new(&stranger).says("a", true, "5");
+    let of_stranger = Authority::new(&stranger).says("a", true, DAYS);
     let check = |ocsp: &Path| {
         let file = tree.outside().join("beltway.toml");
         let text = site("a.example", &tree, &authority.line(ocsp));
@@ -165,10 +167,10 @@ fn what_may_not_reach_clients_is_told() {
         (authority.path("a.pem"), "holds no OCSP response in DER"),
         (large, "is larger than 16 KiB"),
         (
-            authority.says("other", true, "5"),
+            authority.says("other", true, DAYS),
             "is about another certificate",
         ),
-        (authority.says("a", false, "5"), "is revoked"),
+        (authority.says("a", false, DAYS), "is revoked"),
         (of_stranger, "isn't signed by the certificate's authority"),
     ] {
         let (code, text) = check(&file);
@@ -178,9 +180,12 @@ fn what_may_not_reach_clients_is_told() {
             "{expected}: {text}"
         );
     }
-    let (code, text) = check(&authority.says("a", true, "5"));
+    let (code, text) = check(&authority.says("a", true, DAYS));
     assert!(code == Some(0) && !text.contains("OCSP"), "{text}");
-    let soon = authority.says("a", true, "0");
+    let soon = authority.says("a", true, ["-nmin", "30"]);
     let (code, text) = check(&soon);
-    assert!(code == Some(0) && text.contains("OCSP response"), "{text}");
+    assert!(
+        code == Some(0) && text.contains("OCSP response ends in 0 hours"),
+        "{text}"
+    );
 }

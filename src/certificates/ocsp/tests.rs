@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::fetch::{Fetch, Place};
 use super::*;
-use crate::net::tls::ocsp::testing::{Authority, DAY, Issued, Said, names_responder, now};
+use crate::net::tls::ocsp::{Authority, DAY, Issued, Said, names_responder, now};
 
 /// A responder that answers one question; gives its URL and what it was asked.
 fn responder(

@@ -347,6 +347,9 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use testing::{Authority, DAY, Issued, Said, names_responder, now};

@@ -183,7 +183,27 @@ pub(crate) fn refusal(status: u8) -> Vec<u8> {
 
 /// A GeneralizedTime.
 fn time(seconds: i64) -> Vec<u8> {
-    let text = crate::http::semantics::date::rfc3339(seconds);
-    let digits: Vec<u8> = text.into_iter().filter(u8::is_ascii_digit).collect();
-    element(0x18, &[&digits, b"Z"])
+    let (mut days, of_day) = (seconds / DAY, seconds % DAY);
+    let (mut year, mut month) = (1970, 1);
+    loop {
+        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let length = match month {
+            2 => 28 + i64::from(is_leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        if days < length {
+            break;
+        }
+        days -= length;
+        (year, month) = if month == 12 {
+            (year + 1, 1)
+        } else {
+            (year, month + 1)
+        };
+    }
+    let (hours, minutes, rest) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    let day = days + 1;
+    let text = format!("{year}{month:02}{day:02}{hours:02}{minutes:02}{rest:02}Z");
+    element(0x18, &[text.as_bytes()])
 }

@@ -10,7 +10,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::super::testing::Pair;
 use super::super::{Identity, Policy, Settings};
-use super::testing::*;
+use super::testing::refusal;
 use super::*;
 
 fn checked(response: &[u8], own: &Issued, issuer: &Authority) -> Result<Statement, OcspError> {
@@ -248,8 +248,7 @@ fn a_client_gets_what_holds_and_nothing_else() {
                 .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
                 .with_no_client_auth();
             Pair::new(&settings, &Arc::new(config), "a.example").exchange();
-            let got = verifier.0.lock().unwrap().clone();
-            got
+            verifier.0.lock().unwrap().clone()
         });
         assert_eq!(got[0], got[1]);
         got[0].clone()
