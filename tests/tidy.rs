@@ -97,6 +97,11 @@ const EXCEPTIONS: &[Exception] = &[
         "on the thread of a lookup",
     ),
     except(
+        "banned:Instant::now",
+        "src/certificates/ocsp/fetch.rs",
+        "on the thread of a question",
+    ),
+    except(
         "banned:mpsc::channel",
         "src/runtime/offload.rs",
         "carries nothing but its end",

@@ -181,6 +181,7 @@ fn backends() -> [Piece; 4] {
                 peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 peer_trusted: false,
                 scheme: "http",
+                client: &[],
                 operations: &[],
             };
             to_backend.clear();

@@ -8,6 +8,7 @@ pub mod expiry;
 pub mod files;
 pub mod local_ca;
 pub mod names;
+pub mod ocsp;
 mod pem;
 pub mod places;
 mod store;

@@ -26,7 +26,9 @@ pub use crate::runtime::direct::admission::DirectMode;
 pub use crate::runtime::tuning::ZeroCopy;
 pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
-pub use tls::{Certificate, CertificateId, ListenerTls, SelfSigned, SiteTls};
+pub use tls::{
+    Certificate, CertificateId, ClientFact, ClientFields, ListenerTls, SelfSigned, SiteTls,
+};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
     RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
@@ -325,6 +327,8 @@ pub struct Site {
     pub trusted_proxies: Arc<Peers>,
     /// TLS: where it isn't under TLS it leads there.
     pub tls: Option<SiteTls>,
+    /// The fields that tell backends of the client's certificate.
+    pub client_fields: Option<Arc<ClientFields>>,
 }
 
 impl Site {

@@ -180,6 +180,11 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
             if let Some(tls) = inner_mut(site, "tls") {
                 absolute_file(tls, "cert", sources);
                 absolute_file(tls, "key", sources);
+                absolute_file(tls, "ocsp", sources);
+            }
+            if let Some(clients) = inner_mut(site, "client_certificates") {
+                absolute_file(clients, "ca", sources);
+                absolute_file(clients, "crl", sources);
             }
             for route in inner_mut(site, "routes").map_or(&mut [][..], |r| &mut r.entries) {
                 match &mut route.item.value {

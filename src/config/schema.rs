@@ -3,6 +3,7 @@
 //! What is unknown, what was probably meant, what a default is and what the reference file says all
 //! come from here. `lower` reads keys by name; a test holds the two together.
 
+mod clients;
 mod proxy;
 mod site;
 mod tls;
@@ -35,6 +36,8 @@ pub enum Section {
     ProxyProtocol,
     /// `tls` of a site.
     Tls,
+    /// `client_certificates` of a site.
+    Clients,
     /// `[upstream.NAME]`.
     Upstream,
     /// A server of an upstream, or of `proxy`.
@@ -73,6 +76,7 @@ impl Section {
             Self::Buffer => "in `buffer`",
             Self::ProxyProtocol => "in `proxy_protocol`",
             Self::Tls => "in `tls`",
+            Self::Clients => "in `client_certificates`",
             Self::Upstream => "in [upstream.NAME]",
             Self::Backend => "in a server of an upstream",
             Self::Balance => "in `balance`",
@@ -87,7 +91,7 @@ impl Section {
     }
 
     /// All sections.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Top,
         Self::Server,
         Self::Limits,
@@ -100,6 +104,7 @@ impl Section {
         Self::Buffer,
         Self::ProxyProtocol,
         Self::Tls,
+        Self::Clients,
         Self::Upstream,
         Self::Backend,
         Self::Balance,
@@ -127,6 +132,7 @@ impl Section {
             Self::Buffer => [proxy::BUFFER, &[], &[]],
             Self::ProxyProtocol => [proxy::PROXY_PROTOCOL, &[], &[]],
             Self::Tls => [tls::TLS, &[], &[]],
+            Self::Clients => [clients::CLIENTS, &[], &[]],
             Self::Upstream => [upstream::UPSTREAM, &[], &[]],
             Self::Backend => [upstream::BACKEND, &[], &[]],
             Self::Balance => [upstream::BALANCE, &[], &[]],

@@ -243,8 +243,8 @@ fn problem(at: Option<At>, message: String) -> Diagnostic {
     }
 }
 
-/// Reads a text file of bounded size; the error is what is wrong and what to do.
-pub(super) fn read_text(path: &Path) -> Result<String, (String, String)> {
+/// Reads a file of bounded size; the error is what is wrong and what to do.
+pub(super) fn read_bytes(path: &Path, size_max: u64) -> Result<Vec<u8>, (String, String)> {
     let failed = |error: &std::io::Error| {
         let help = match error.kind() {
             std::io::ErrorKind::NotFound => "check its name".to_owned(),
@@ -261,15 +261,24 @@ pub(super) fn read_text(path: &Path) -> Result<String, (String, String)> {
         return Err(("is a directory".into(), "name a file in it".into()));
     }
     let mut bytes = Vec::new();
-    file.take(FILE_SIZE_MAX + 1)
+    file.take(size_max + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| failed(&error))?;
-    if bytes.len() as u64 > FILE_SIZE_MAX {
+    if bytes.len() as u64 > size_max {
         return Err((
-            format!("is larger than {} MiB", FILE_SIZE_MAX >> 20),
+            match size_max >> 20 {
+                0 => format!("is larger than {} KiB", size_max >> 10),
+                large => format!("is larger than {large} MiB"),
+            },
             "check that it is the right file".into(),
         ));
     }
+    Ok(bytes)
+}
+
+/// Reads a text file of bounded size; the error is what is wrong and what to do.
+pub(super) fn read_text(path: &Path) -> Result<String, (String, String)> {
+    let bytes = read_bytes(path, FILE_SIZE_MAX)?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..valid]

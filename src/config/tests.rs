@@ -315,6 +315,7 @@ fn every_key_of_the_list_is_read() {
         (Section::Buffer, "[site.\":1\".buffer]\n"),
         (Section::ProxyProtocol, "[site.\":1\".proxy_protocol]\n"),
         (Section::Tls, "[site.\":1\".tls]\n"),
+        (Section::Clients, "[site.\":1\".client_certificates]\n"),
         (Section::Upstream, "[upstream.a]\n"),
         (Section::Backend, "[[upstream.a.servers]]\n"),
         (Section::Balance, "[upstream.a.balance]\n"),
@@ -344,6 +345,7 @@ fn every_example_of_the_list_is_right() {
             "status" => "redirect = \"/x\"",
             "body" => "respond = 200",
             "content_type" => "respond = 200\nbody = \"{}\"",
+            "client_certificates" => "root = \"www\"\ntls = { cert = \"a.pem\", key = \"a.key\" }",
             _ => "root = \"www\"",
         };
         for value in [key.example, key.default] {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::client::client_of;
 use super::epoch::{AppEpoch, Epochs, LogRecord, NewEpoch};
-use super::secured::SecuredSites;
+use super::secured::{self, SecuredSites};
 use super::{error_page, proxy};
 use crate::cache::open_files::{Bounds, OpenFiles};
 use crate::config::model::{Action, Cors, Files, HeaderOp, PathRule, Peers, Proxy, Route, Site};
@@ -207,12 +207,24 @@ impl App {
         };
         let client = LazyCell::new(|| client_of(site, request, peer, &self.core));
         let is_secured = peer.secured().is_some();
-        if site.tls.is_some()
-            && !is_secured
-            && !says_https(request, || client.peer_trusted)
-            && let Some(location) = epoch.leads_to(index, request)
-        {
-            return redirect(Status(308), location);
+        if is_secured {
+            let host = (index, &*request.host);
+            if let Err(failure) = epoch.admits(peer, host, self.unix_seconds()) {
+                return self.misdirected(failure, site, peer);
+            }
+        } else if let Some(tls) = &site.tls {
+            if !says_https(request, || client.peer_trusted) {
+                if let Some(location) = epoch.leads_to(index, request) {
+                    return redirect(Status(308), location);
+                }
+            } else if tls
+                .clients
+                .as_ref()
+                .is_some_and(|clients| clients.is_required())
+            {
+                // Whoever has verified the client, it wasn't us.
+                return self.misdirected(Failure::NoClientCertificate, site, peer);
+            }
         }
         if !site.trusted_proxies.is_empty() {
             upload.note_client(client.address);
@@ -231,6 +243,8 @@ impl App {
                     client: *client,
                     scheme: if is_secured { "https" } else { "http" },
                     addresses: self.addresses(proxy, peer),
+                    told: secured::told(site, peer.secured()),
+                    client_fields: site.client_fields.as_ref(),
                 };
                 // In a block of its own: other requests don't have the room of this one.
                 let pool = self.core.futures().clone();
@@ -255,6 +269,14 @@ impl App {
             response.head.push(HSTS, hsts.clone());
         }
         response
+    }
+
+    /// The answer to a request that came on a connection that it may not come on (RFC 9110 §15.5.20).
+    fn misdirected(&self, failure: Failure, site: &Site, peer: &Peer) -> Response {
+        self.registry.limits().count(failure.name());
+        let (peer, site) = (peer.address(&self.core), &*site.name);
+        tracing::debug!(?peer, site, "{}", failure.name());
+        error_page::plain(421)
     }
 
     /// The answer to a request that would take more memory than there is.
@@ -344,7 +366,7 @@ impl Service for App {
     fn log(&self, epoch: &AppEpoch, peer: &Peer, exchange: &Exchange<'_>) {
         let Some(log) = epoch.log() else { return };
         let duration = self.core.now().saturating_duration_since(exchange.started);
-        log(&Record {
+        let record = Record {
             remote: exchange.client.or_else(|| {
                 let address = peer.address(&self.core)?;
                 Some(address.ip().to_canonical())
@@ -358,6 +380,7 @@ impl Service for App {
             referer: exchange.referer,
             user_agent: exchange.user_agent,
             host: (!exchange.host.is_empty()).then_some(exchange.host.as_bytes()),
+            client_subject: None,
             scheme: match peer.secured() {
                 Some(_) => "https",
                 None => "http",
@@ -365,7 +388,16 @@ impl Service for App {
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             received: exchange.received,
             upstream: exchange.upstream,
-        });
+        };
+        match peer.secured() {
+            Some(secured) => secured.with_client(|client| {
+                log(&Record {
+                    client_subject: client.map(|client| &*client.subject),
+                    ..record
+                });
+            }),
+            None => log(&record),
+        }
     }
 
     fn registry(&self) -> &Rc<Registry> {

@@ -9,7 +9,7 @@ use foldhash::HashMap;
 
 use super::app::Place;
 use super::backends::{Backend, Backends};
-use super::secured::SecuredSites;
+use super::secured::{self, SecuredSites};
 use crate::cache::open_files::{Links, OpenFiles, RootHandle, RootId};
 use crate::config::model::{Files, Model, Peers, Proxy, Site, Symlinks};
 use crate::http::h1::HeadLimits;
@@ -120,6 +120,26 @@ impl AppEpoch {
         let place = self.place(&peer.listener).ok_or(Failure::UnknownName)?;
         let secured = self.secured.borrow();
         secured.find(&self.model.listeners[place], name)
+    }
+
+    /// Whether a request for this host to a site, by its place, may come on the connection of this peer at
+    /// `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub(super) fn admits(
+        &self,
+        peer: &Peer,
+        (index, host): (usize, &str),
+        now: u64,
+    ) -> Result<(), Failure> {
+        match (peer.secured(), self.place(&peer.listener)) {
+            (Some(secured), Some(place)) => {
+                let listener = &self.model.listeners[place];
+                secured::admits((&self.model, listener), (index, host), secured, now)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where a request to a site leads that comes without TLS and can't stay.

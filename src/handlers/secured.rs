@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::model::{CertificateId, Listener, Model, Site};
+use crate::config::model::{CertificateId, ClientFact, ClientFields, Listener, Model, Site};
 use crate::http::router::Template;
+use crate::http::semantics::forwarding::FieldOp;
+use crate::http::types::{FieldName, FieldValue};
+use crate::net::secured::Secured;
 use crate::net::tls::tickets::Tickets;
-use crate::net::tls::{Failure, Identity, Settings};
+use crate::net::tls::{ClientCertificate, Clients, Failure, Identity, Settings};
 
 /// Certificates that stand in place of those of a model, or that it doesn't have: made by the local
 /// authority, and replaced since the configuration was read.
@@ -97,12 +100,12 @@ impl SecuredSites {
         listener: &Listener,
         name: Option<&str>,
     ) -> Result<Arc<Settings>, Failure> {
-        // A site for any host is found by no name, too.
-        let named = listener.sites.find(name.unwrap_or_default()).copied();
-        let fallback = listener.tls.and_then(|tls| tls.fallback);
-        let site = named
-            .or(fallback)
-            .and_then(|site| self.sites.get(site)?.as_ref());
+        let site = match led(listener, name) {
+            Led::ByName(site) | Led::Otherwise(Some(site)) => {
+                self.sites.get(site).and_then(Option::as_ref)
+            }
+            Led::Otherwise(None) => None,
+        };
         match site.and_then(|site| site.settings.clone()) {
             Some(settings) => Ok(settings),
             None if name.is_none() => Err(Failure::NoName),
@@ -129,5 +132,101 @@ fn settings_of(site: &Site, identities: &Identities, tickets: &Tickets) -> Optio
         .collect();
     let certificates = certificates.filter(|certificates| !certificates.is_empty())?;
     let tickets = tickets.of_site(&site.name);
-    Some(Settings::new(certificates, tls.policy, Some(tickets)))
+    let clients = tls.clients.clone();
+    let settings = Settings::with_clients(certificates, tls.policy, Some(tickets), clients);
+    Some(settings)
+}
+
+/// The site whose certificates a name leads to.
+enum Led {
+    /// It is the site's.
+    ByName(usize),
+    /// There is no name, or it is nobody's.
+    Otherwise(Option<usize>),
+}
+
+fn led(listener: &Listener, name: Option<&str>) -> Led {
+    // A site for any host is found by no name, too.
+    let named = listener.sites.find(name.unwrap_or_default()).copied();
+    match (name, named) {
+        (Some(_), Some(site)) => Led::ByName(site),
+        (_, named) => Led::Otherwise(named.or_else(|| listener.tls.and_then(|tls| tls.fallback))),
+    }
+}
+
+/// Whether a request to a site may come on this connection at `now`, in seconds since 1970: it was not made
+/// for another one (RFC 9110 §7.4), and where clients show certificates it was made for this one, by those
+/// that are in force.
+///
+/// # Errors
+/// Why it may not: the answer is 421.
+pub(super) fn admits(
+    (model, listener): (&Model, &Listener),
+    (index, host): (usize, &str),
+    secured: &Secured,
+    now: u64,
+) -> Result<(), Failure> {
+    let clients_of = |site: usize| -> Option<&Arc<Clients>> {
+        model.sites.get(site)?.tls.as_ref()?.clients.as_ref()
+    };
+    let clients = clients_of(index);
+    let is_of_another = secured.with_name(|name| {
+        if name == Some(host) {
+            return false;
+        }
+        match led(listener, name) {
+            Led::ByName(site) => site != index,
+            // Without a name a client can't say it better, unless that would let it in.
+            Led::Otherwise(Some(site)) => {
+                site != index && (clients.is_some() || clients_of(site).is_some())
+            }
+            Led::Otherwise(None) => clients.is_some(),
+        }
+    });
+    if is_of_another {
+        return Err(Failure::OtherSite);
+    }
+    match clients {
+        Some(clients) => secured.admits(clients, i64::try_from(now).unwrap_or(i64::MAX)),
+        None => Ok(()),
+    }
+}
+
+/// What backends of a site are told of a client's certificate: in each of the fields what it says, or
+/// nothing. Empty where there are no such fields.
+pub(super) fn told(site: &Site, secured: Option<&Secured>) -> Vec<FieldOp> {
+    let Some(fields) = &site.client_fields else {
+        return Vec::new();
+    };
+    // A site that asks for none believes none.
+    let asks = site.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
+    match secured {
+        Some(secured) if asks => secured.with_client(|client| operations(fields, client)),
+        _ => operations(fields, None),
+    }
+}
+
+fn operations(fields: &ClientFields, client: Option<&ClientCertificate>) -> Vec<FieldOp> {
+    let operation = |(fact, name): &(ClientFact, FieldName)| {
+        let name = name.clone();
+        let value = match (fact, client) {
+            (ClientFact::Verified, Some(_)) => FieldValue::Static("SUCCESS"),
+            (ClientFact::Verified, None) => FieldValue::Static("NONE"),
+            (_, None) => return FieldOp::remove(name),
+            (ClientFact::Subject, Some(client)) => shared(&client.subject),
+            (ClientFact::Issuer, Some(client)) => shared(&client.issuer),
+            (ClientFact::Serial, Some(client)) => shared(&client.serial),
+            (ClientFact::Fingerprint, Some(client)) => shared(&client.fingerprint),
+        };
+        FieldOp::set(name, value)
+    };
+    // The configuration has found the names to be right, and the values are printable.
+    fields
+        .iter()
+        .filter_map(|field| operation(field).ok())
+        .collect()
+}
+
+fn shared(text: &Arc<[u8]>) -> FieldValue {
+    FieldValue::Shared(Arc::clone(text))
 }

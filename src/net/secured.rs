@@ -9,11 +9,12 @@ mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::tls::records::{RECORD_MAX, RecordSizer};
-use super::tls::{Failure, Handshake, Plain, Settings, TlsServer};
+use super::tls::{ClientCertificate, Clients, Failure, Handshake, Plain, Settings, TlsServer};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -41,6 +42,8 @@ pub struct Secured {
     /// Bytes of ciphertext that the kernel has taken.
     sent: Cell<u64>,
     failure: Cell<Option<Failure>>,
+    /// Its client isn't admitted any more.
+    is_over: Cell<bool>,
 }
 
 impl Secured {
@@ -62,6 +65,7 @@ impl Secured {
             sending: Cell::new(false),
             sent: Cell::new(0),
             failure: Cell::new(None),
+            is_over: Cell::new(false),
         }))
     }
 
@@ -75,9 +79,35 @@ impl Secured {
         self.tls.borrow().handshake()
     }
 
-    /// Whether this is the name that the client asked for; `None` where it asked for none.
-    pub fn is_named(&self, name: &str) -> Option<bool> {
-        self.tls.borrow().name().map(|own| own == name)
+    /// Gives the name that the client asked for, if it asked for one.
+    pub fn with_name<T>(&self, take: impl FnOnce(Option<&str>) -> T) -> T {
+        take(self.tls.borrow().name())
+    }
+
+    /// Gives who the client is by its certificate, if it has shown one.
+    pub fn with_client<T>(&self, take: impl FnOnce(Option<&ClientCertificate>) -> T) -> T {
+        take(self.tls.borrow().client())
+    }
+
+    /// The name in a certificate of the client that was refused.
+    pub fn refused_client(&self) -> Option<String> {
+        self.tls.borrow().refused_client().map(str::to_owned)
+    }
+
+    /// Whether the client is one of these at `now`, in seconds since 1970. If not, the connection is over:
+    /// another one may go better.
+    ///
+    /// # Errors
+    /// As [`TlsServer::admits`].
+    pub fn admits(&self, clients: &Arc<Clients>, now: i64) -> Result<(), Failure> {
+        let admitted = self.tls.borrow_mut().admits(clients, now);
+        self.is_over.set(admitted.is_err());
+        admitted
+    }
+
+    /// Whether no further request is to be taken.
+    pub fn is_over(&self) -> bool {
+        self.is_over.get()
     }
 
     /// What ended it.

@@ -62,6 +62,8 @@ pub struct Record<'r> {
     pub host: Option<&'r [u8]>,
     /// `http`, or `https` under TLS.
     pub scheme: &'static str,
+    /// The name in the client's certificate (RFC 4514), where it has shown one.
+    pub client_subject: Option<&'r [u8]>,
     /// From the first byte of the request to the last of the response, in µs.
     pub duration_us: u64,
     /// Bytes of the request's content that were taken, framing not counted.
@@ -320,6 +322,9 @@ fn write_json(out: &mut Vec<u8>, record: &Record<'_>, stamp: &[u8]) {
     push_json_string(out, "user_agent", record.user_agent);
     push_json_string(out, "host", record.host);
     push_json_string(out, "scheme", Some(record.scheme.as_bytes()));
+    if record.client_subject.is_some() {
+        push_json_string(out, "client_subject", record.client_subject);
+    }
     out.extend_from_slice(b",\"duration_us\":");
     push_number(out, record.duration_us);
     out.extend_from_slice(b",\"received\":");
@@ -405,6 +410,7 @@ mod tests {
         user_agent: Some(b"curl/8"),
         host: Some(b"example.com"),
         scheme: "https",
+        client_subject: None,
         duration_us: 1500,
         received: 0,
         upstream: None,

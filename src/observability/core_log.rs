@@ -148,6 +148,7 @@ mod tests {
         user_agent: None,
         host: None,
         scheme: "http",
+        client_subject: None,
         duration_us: 0,
         received: 0,
         upstream: None,

@@ -150,6 +150,7 @@ impl Service for OkService {
                 user_agent: exchange.user_agent,
                 host: Some(exchange.host.as_bytes()),
                 scheme: "http",
+                client_subject: None,
                 duration_us: 0,
                 received: exchange.received,
                 upstream: exchange.upstream,

@@ -3,8 +3,14 @@
 //!
 //! It decides nothing: whether a certificate is a good one is the client's question.
 
+mod list;
+mod name;
+
 use std::fmt;
 use std::net::IpAddr;
+
+pub use list::{ListFacts, read_list};
+pub use name::distinguished_name;
 
 /// What is read of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,14 +76,19 @@ pub struct Parts<'a> {
     pub signed: &'a [u8],
     /// The signature.
     pub signature: &'a [u8],
+    /// The serial number: big-endian, two's complement, never empty.
+    pub serial: &'a [u8],
     /// The content of the issuer's name.
     pub issuer: &'a [u8],
     /// The content of the subject's name.
     pub subject: &'a [u8],
     /// The bits of the public key, such as a point of a curve.
     pub public_key: &'a [u8],
+    /// The content of the public key's algorithm.
+    pub algorithm: &'a [u8],
+    /// The content of the signature's algorithm.
+    pub signature_algorithm: &'a [u8],
     validity: &'a [u8],
-    algorithm: &'a [u8],
     /// The content of the list, empty where there is none.
     extensions: &'a [u8],
 }
@@ -96,6 +107,8 @@ const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 /// `[2]`, implicit, in a general name.
 const DNS_NAME: u8 = 0x82;
+/// `[6]`, implicit, in a general name.
+const URI: u8 = 0x86;
 /// `[7]`, implicit, in a general name.
 const IP_ADDRESS: u8 = 0x87;
 
@@ -103,6 +116,14 @@ const IP_ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 /// 2.5.29.19, basicConstraints.
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+/// 2.5.29.37, extKeyUsage.
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+/// 1.3.6.1.5.5.7.3.9, id-kp-OCSPSigning.
+const OCSP_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x09];
+/// 1.3.6.1.5.5.7.1.1, authorityInfoAccess.
+const AUTHORITY_INFO_ACCESS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
+/// 1.3.6.1.5.5.7.48.1, id-ad-ocsp.
+const OCSP: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01];
 /// 2.5.4.3, commonName.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 /// 2.5.4.10, organizationName.
@@ -129,7 +150,7 @@ pub fn parts(der: &[u8]) -> Option<Parts<'_>> {
     let algorithm_beside = certificate.expect(SEQUENCE)?;
     let signature = bits(certificate.expect(BIT_STRING)?)?;
     body.optional(VERSION)?;
-    let _serial = body.next()?;
+    let serial = body.expect(INTEGER).filter(|serial| !serial.is_empty())?;
     // The one beside the signature isn't signed, and has to be the same (RFC 5280 §4.1.1.2).
     if body.expect(SEQUENCE)? != algorithm_beside {
         return None;
@@ -150,11 +171,13 @@ pub fn parts(der: &[u8]) -> Option<Parts<'_>> {
     Some(Parts {
         signed,
         signature,
+        serial,
         issuer,
         subject,
         public_key,
-        validity,
         algorithm,
+        signature_algorithm: algorithm_beside,
+        validity,
         extensions,
     })
 }
@@ -180,10 +203,7 @@ impl Parts<'_> {
         };
         let mut extensions = Der(self.extensions);
         while !extensions.0.is_empty() {
-            let mut extension = Der(extensions.expect(SEQUENCE)?);
-            let identifier = extension.expect(OBJECT_IDENTIFIER)?;
-            extension.optional(BOOLEAN)?;
-            let value = extension.expect(OCTET_STRING)?;
+            let (identifier, value) = next_extension(&mut extensions)?;
             match identifier {
                 SUBJECT_ALT_NAME => alternative_names(value, &mut facts)?,
                 BASIC_CONSTRAINTS => {
@@ -196,14 +216,66 @@ impl Parts<'_> {
         }
         Some(facts)
     }
+
+    /// The value of an extension; `None` where there is none, or they are damaged.
+    fn extension(&self, wanted: &[u8]) -> Option<&[u8]> {
+        let mut extensions = Der(self.extensions);
+        loop {
+            match next_extension(&mut extensions)? {
+                (identifier, value) if identifier == wanted => return Some(value),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether it may sign for its issuer what that says of revocations (RFC 6960 §4.2.2.2).
+    pub fn signs_ocsp(&self) -> bool {
+        let purposes = || Der(self.extension(EXTENDED_KEY_USAGE)?).expect(SEQUENCE);
+        let mut purposes = Der(purposes().unwrap_or_default());
+        while let Some(purpose) = purposes.expect(OBJECT_IDENTIFIER) {
+            if purpose == OCSP_SIGNING {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Where its issuer tells by HTTP whether it is revoked (RFC 5280 §4.2.2.1).
+    pub fn ocsp_responder(&self) -> Option<&str> {
+        let mut descriptions = Der(Der(self.extension(AUTHORITY_INFO_ACCESS)?).expect(SEQUENCE)?);
+        while !descriptions.0.is_empty() {
+            let mut description = Der(descriptions.expect(SEQUENCE)?);
+            let is_ocsp = description.expect(OBJECT_IDENTIFIER)? == OCSP;
+            if let (URI, location) = description.next()?
+                && is_ocsp
+                && let Ok(location) = std::str::from_utf8(location)
+            {
+                return Some(location);
+            }
+        }
+        None
+    }
 }
 
-/// Reads forward through elements.
-struct Der<'a>(&'a [u8]);
+/// The next extension: what it is, and its value.
+fn next_extension<'a>(extensions: &mut Der<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    let mut extension = Der(extensions.expect(SEQUENCE)?);
+    let identifier = extension.expect(OBJECT_IDENTIFIER)?;
+    extension.optional(BOOLEAN)?;
+    Some((identifier, extension.expect(OCTET_STRING)?))
+}
+
+/// Reads forward through elements of DER (X.690).
+#[derive(Clone, Copy, Debug)]
+pub struct Der<'a>(pub &'a [u8]);
 
 impl<'a> Der<'a> {
     /// The next element: its tag and its content.
-    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator ends, this is damaged"
+    )]
+    pub fn next(&mut self) -> Option<(u8, &'a [u8])> {
         let [tag, first, rest @ ..] = self.0 else {
             return None;
         };
@@ -227,13 +299,13 @@ impl<'a> Der<'a> {
     }
 
     /// The content of the next element, which has this tag.
-    fn expect(&mut self, wanted: u8) -> Option<&'a [u8]> {
+    pub fn expect(&mut self, wanted: u8) -> Option<&'a [u8]> {
         let (tag, content) = self.next()?;
         (tag == wanted).then_some(content)
     }
 
     /// Passes an element over if it has this tag.
-    fn optional(&mut self, tag: u8) -> Option<()> {
+    pub fn optional(&mut self, tag: u8) -> Option<()> {
         if self.0.first() == Some(&tag) {
             self.next()?;
         }
@@ -309,7 +381,7 @@ fn alternative_names(value: &[u8], facts: &mut Facts) -> Option<()> {
 }
 
 /// Seconds since 1970 of `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280 §4.1.2.5).
-fn time((tag, text): (u8, &[u8])) -> Option<i64> {
+pub fn time((tag, text): (u8, &[u8])) -> Option<i64> {
     let digits = text.strip_suffix(b"Z")?;
     let years = match tag {
         UTC_TIME => 2,

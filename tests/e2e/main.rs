@@ -20,5 +20,7 @@ mod static_files;
 mod supervise;
 mod support;
 mod tls;
+mod tls_clients;
+mod tls_ocsp;
 mod toggles;
 mod tune;

@@ -24,21 +24,26 @@ use rustls::{
 use crate::support::server::{Address, program};
 use crate::support::{Engine, Server, Setup, Tree, noise, on_both, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// A certificate that signs itself, with its key, in files.
-struct Pem {
-    cert: PathBuf,
-    key: PathBuf,
+pub(crate) struct Pem {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Pem {
-    fn new(tree: &Tree, file: &str, names: &[&str]) -> Self {
+    pub(crate) fn new(tree: &Tree, file: &str, names: &[&str]) -> Self {
         Self::of(tree, file, names, &rcgen::PKCS_ECDSA_P256_SHA256)
     }
 
-    fn of(tree: &Tree, file: &str, names: &[&str], algorithm: &'static SignatureAlgorithm) -> Self {
+    pub(crate) fn of(
+        tree: &Tree,
+        file: &str,
+        names: &[&str],
+        algorithm: &'static SignatureAlgorithm,
+    ) -> Self {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let certificate = CertificateParams::new(names)
@@ -55,12 +60,12 @@ impl Pem {
         pem
     }
 
-    fn der(&self) -> CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(&self.cert).unwrap()
     }
 
     /// The line of a site; `more` are further keys of `tls`.
-    fn line(&self, more: &str) -> String {
+    pub(crate) fn line(&self, more: &str) -> String {
         format!(
             "tls = {{ cert = {:?}, key = {:?}{more} }}\n",
             self.cert, self.key
@@ -69,7 +74,7 @@ impl Pem {
 }
 
 /// A client's configuration that trusts these certificates.
-fn trusting(
+pub(crate) fn trusting(
     certificates: &[&Pem],
     versions: &[&'static SupportedProtocolVersion],
 ) -> Arc<ClientConfig> {
@@ -95,25 +100,29 @@ fn trusting_der(
     Arc::new(config)
 }
 
-fn tcp(address: &Address) -> SocketAddr {
+pub(crate) fn tcp(address: &Address) -> SocketAddr {
     match address {
         Address::Tcp(address) => *address,
         Address::Unix(_) => panic!("a TCP socket"),
     }
 }
 
-struct Client(StreamOwned<ClientConnection, TcpStream>);
+pub(crate) struct Client(pub(crate) StreamOwned<ClientConnection, TcpStream>);
 
 impl Client {
-    fn connect(server: &Server, config: &Arc<ClientConfig>, name: &str) -> Self {
+    pub(crate) fn connect(server: &Server, config: &Arc<ClientConfig>, name: &str) -> Self {
         Self::connect_to(server.address(), config, name)
     }
 
-    fn connect_to(address: &Address, config: &Arc<ClientConfig>, name: &str) -> Self {
+    pub(crate) fn connect_to(address: &Address, config: &Arc<ClientConfig>, name: &str) -> Self {
         Self::try_connect(address, config, name).unwrap()
     }
 
-    fn try_connect(address: &Address, config: &Arc<ClientConfig>, name: &str) -> io::Result<Self> {
+    pub(crate) fn try_connect(
+        address: &Address,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> io::Result<Self> {
         let mut socket = TcpStream::connect(tcp(address))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -124,12 +133,12 @@ impl Client {
         Ok(Self(StreamOwned::new(tls, socket)))
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
 
     /// A response with a Content-Length: its head and its content.
-    fn response(&mut self) -> (String, Vec<u8>) {
+    pub(crate) fn response(&mut self) -> (String, Vec<u8>) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -146,23 +155,23 @@ impl Client {
         (head, content)
     }
 
-    fn get(&mut self, host: &str, target: &str) -> (String, Vec<u8>) {
+    pub(crate) fn get(&mut self, host: &str, target: &str) -> (String, Vec<u8>) {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
         self.response()
     }
 
     /// All up to the end, which has to be told.
-    fn rest(mut self) -> Vec<u8> {
+    pub(crate) fn rest(mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();
         rest
     }
 
-    fn is_resumed(&self) -> bool {
+    pub(crate) fn is_resumed(&self) -> bool {
         self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    fn certificate(&self) -> CertificateDer<'static> {
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
         self.0.conn.peer_certificates().unwrap()[0]
             .clone()
             .into_owned()
@@ -170,7 +179,7 @@ impl Client {
 }
 
 /// A site that serves the tree under TLS.
-fn site(name: &str, tree: &Tree, tls: &str) -> String {
+pub(crate) fn site(name: &str, tree: &Tree, tls: &str) -> String {
     let root = tree.root();
     format!("[site.\"{name}\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {root:?}\n{tls}")
 }
@@ -295,7 +304,7 @@ fn requests_of_every_kind_are_answered() {
 }
 
 /// A backend that answers each connection's one request by what it was asked.
-fn echoing() -> SocketAddr {
+pub(crate) fn echoing() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -640,7 +649,7 @@ fn other_clients_agree() {
     }
 }
 
-fn s_client(address: SocketAddr, ca: &Path, more: &[&str]) -> String {
+pub(crate) fn s_client(address: SocketAddr, ca: &Path, more: &[&str]) -> String {
     let mut child = Command::new("openssl")
         .args([
             "s_client",

@@ -14,7 +14,17 @@ use crate::config::schema::{self, Section};
 use crate::config::units;
 
 /// Keys whose values are names of files.
-const FILE_KEYS: [&str; 6] = ["access_log", "sandbox_read", "root", "spill", "cert", "key"];
+const FILE_KEYS: [&str; 9] = [
+    "access_log",
+    "sandbox_read",
+    "root",
+    "spill",
+    "cert",
+    "key",
+    "ca",
+    "crl",
+    "ocsp",
+];
 
 /// Keys of a site whose entries are told one by one, also when all of them are new.
 const CONTAINERS: [&str; 4] = ["routes", "headers", "request_headers", "error_pages"];
@@ -183,6 +193,7 @@ impl Walk<'_> {
             ["site", _, "retries", _] => Some(Section::Retries),
             ["site", _, "buffer", _] => Some(Section::Buffer),
             ["site", _, "tls", _] => Some(Section::Tls),
+            ["site", _, "client_certificates", _] => Some(Section::Clients),
             ["upstream", _, _] => Some(Section::Upstream),
             ["upstream", _, "servers", _] => Some(Section::Backend),
             ["upstream", _, "balance", _] => Some(Section::Balance),

@@ -6,8 +6,10 @@
 
 mod address;
 mod answer;
+mod clients;
 mod headers;
 mod listen;
+mod ocsp;
 mod proxy;
 mod read;
 mod routes;
@@ -121,7 +123,8 @@ impl Reader<'_> {
             return None;
         }
         self.unknown_keys(table, AT);
-        let tls = self.addresses(entry, table, index, listeners);
+        let mut tls = self.addresses(entry, table, index, listeners);
+        let client_fields = self.client_certificates(table, tls.as_mut());
         let everything = Pattern::everything();
         let answer = self.answer(table, AT, &Answer::default(), Some(&everything));
         let router = self.routes(table, &answer);
@@ -146,6 +149,7 @@ impl Reader<'_> {
                 None => Arc::clone(&server.trusted_proxies),
             },
             tls,
+            client_fields,
         })
     }
 
@@ -315,6 +319,7 @@ impl Reader<'_> {
             self_signed,
             policy: spoken.policy,
             hsts: spoken.hsts,
+            clients: None,
             port: port.unwrap_or(443),
         })
     }

@@ -119,6 +119,7 @@ impl Reader<'_> {
             }
             false => self.certificates(entry, table),
         };
+        self.staples(table, &certificates);
         self.warn_of(&certificates, hosts);
         let policy = self.word(
             table,
@@ -170,7 +171,7 @@ impl Reader<'_> {
 
     /// Reports files where the local authority signs.
     fn neither(&mut self, table: &Table) {
-        for entry in ["cert", "key"]
+        for entry in ["cert", "key", "ocsp"]
             .into_iter()
             .filter_map(|name| table.get(name))
         {
@@ -217,7 +218,7 @@ impl Reader<'_> {
     }
 
     /// One file name, or a list of them, with their items.
-    fn file_names<'t>(
+    pub(super) fn file_names<'t>(
         &mut self,
         table: &'t Table,
         section: Section,
@@ -278,7 +279,7 @@ impl Reader<'_> {
 
     /// The text of a file in PEM; `Some(None)` where files aren't read, `None` and a report where it
     /// can't be.
-    fn pem(&mut self, at: At, path: &Path) -> Option<Option<Zeroizing<String>>> {
+    pub(super) fn pem(&mut self, at: At, path: &Path) -> Option<Option<Zeroizing<String>>> {
         let read = match self.outside {
             // As nothing, which is told from a file that is empty when it is read.
             Outside::Machine {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::http::router::HostPattern;
-use crate::http::types::FieldValue;
-use crate::net::tls::{Identity, Policy};
+use crate::http::types::{FieldName, FieldValue};
+use crate::net::tls::{Clients, Identity, Policy};
 
 /// TLS of a site.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub struct SiteTls {
     pub policy: Policy,
     /// The field Strict-Transport-Security of its answers under TLS.
     pub hsts: Option<FieldValue>,
+    /// Whose certificates clients show; `None` where they are not asked for any.
+    pub clients: Option<Arc<Clients>>,
     /// The port of the first address where it is under TLS, for the redirect from plain ones; 0 where
     /// the kernel chooses it.
     pub port: u16,
@@ -77,6 +79,7 @@ impl fmt::Debug for SiteTls {
             .field("self_signed", &self.self_signed)
             .field("policy", &self.policy)
             .field("hsts", &self.hsts)
+            .field("clients", &self.clients)
             .field("port", &self.port)
             .finish()
     }
@@ -89,4 +92,42 @@ pub struct ListenerTls {
     /// all: an index into [`Model::sites`](super::Model::sites). `None` refuses it, unless a site answers
     /// for any host.
     pub fallback: Option<usize>,
+}
+
+/// What a backend may be told of a client's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientFact {
+    /// Whether there is one.
+    Verified,
+    /// Whose it is.
+    Subject,
+    /// Who has issued it.
+    Issuer,
+    /// Its number.
+    Serial,
+    /// Its fingerprint.
+    Fingerprint,
+}
+
+/// The fields of requests to backends that tell of the client's certificate. None of them is ever the
+/// client's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFields(Box<[(ClientFact, FieldName)]>);
+
+impl ClientFields {
+    /// These, each name once.
+    pub fn new(fields: Vec<(ClientFact, FieldName)>) -> Self {
+        Self(fields.into())
+    }
+
+    /// Each with what it tells.
+    pub fn iter(&self) -> impl Iterator<Item = &(ClientFact, FieldName)> {
+        self.0.iter()
+    }
+
+    /// Whether one has this name, ASCII case ignored.
+    pub fn names(&self, name: &str) -> bool {
+        let mut names = self.0.iter().map(|(_, own)| own.as_str());
+        names.any(|own| own.eq_ignore_ascii_case(name))
+    }
 }

@@ -42,7 +42,10 @@ pub fn reference() -> String {
          # (example.com:8080), an address (127.0.0.1:8080, any host) or * (any host on port 80).\n\
          [site.\":8080\"]",
         Section::Site,
-        &|key| ["headers", "routes", "tls"].contains(&key.name) || is_of_proxies(key),
+        &|key| {
+            ["headers", "routes", "tls", "client_certificates"].contains(&key.name)
+                || is_of_proxies(key)
+        },
     );
     write_tables_of_site(&mut out);
     write_upstream(&mut out);
@@ -128,6 +131,7 @@ fn write_proxy(out: &mut String) {
     const SITE: &str = "site.\"app.example.com\"";
     let tables = [
         ("tls", Section::Tls, Style::Set),
+        ("client_certificates", Section::Clients, Style::Comments),
         ("timeouts", Section::ProxyTimeouts, Style::Set),
         ("retries", Section::Retries, Style::Set),
         ("buffer", Section::Buffer, Style::Comments),

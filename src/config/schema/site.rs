@@ -29,6 +29,14 @@ pub(super) const SITE: &[Key] = &[
          `listen` nor a port says false here to be plain HTTP on port 80.",
     ),
     key(
+        "client_certificates",
+        "a table",
+        "{ ca = \"/etc/beltway/clients-ca.pem\", subject = \"X-Client-Subject\" }",
+        "",
+        "Certificates that clients show under TLS. A request on a connection that was made for another\n\
+         site, or by other authorities than are in force, gets 421.",
+    ),
+    key(
         "trusted_proxies",
         PEERS,
         "[\"10.0.0.0/8\", \"unix\"]",

@@ -29,6 +29,15 @@ pub(super) const TLS: &[Key] = &[
          `beltway cert trust` says how to have clients trust it. Certificates are renewed in time.",
     ),
     key(
+        "ocsp",
+        "a file name or a list of file names",
+        "\"/etc/beltway/example.com.ocsp\"",
+        "",
+        "What the authority says of the certificate (OCSP), in DER: clients get it along with the\n\
+         certificate, as long as it holds. As many as `cert` has, in the same order. A reload reads\n\
+         them again.",
+    ),
+    key(
         "policy",
         "\"modern\" or \"intermediate\"",
         "\"intermediate\"",

@@ -40,7 +40,7 @@ fn a_key_of_another_version_is_unknown() {
     3 | http2 = "auto"
       | ^^^^^ unknown key
       |
-      = help: the keys are aliases, listen, tls, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, direct, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
+      = help: the keys are aliases, listen, tls, client_certificates, trusted_proxies, proxy_protocol, routes, root, index, list, spa, precompressed, etag, range, hidden_files, symlinks, direct, cors, redirect, status, respond, body, content_type, headers, cache_control, error_pages, proxy, upstream_host, strip_prefix, rewrite, request_headers, timeout, timeouts, retries, buffer, upgrade, send_proxy_protocol
 
     1 error in the configuration
     "#);

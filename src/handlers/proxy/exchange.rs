@@ -162,6 +162,7 @@ impl Exchange<'_, '_> {
         let patience = self.backend.proxy.timeouts.head;
         let message = (head, framing);
         let mut outgoing = Outgoing::new(self.core, connection.socket(), message, patience);
+        outgoing.client_fields = self.asked.client_fields.cloned();
         outgoing.is_held = framing != Framing::None && upload.expects_continue();
         let mut state = State {
             outgoing,
@@ -293,6 +294,7 @@ impl Exchange<'_, '_> {
             peer: client.peer,
             peer_trusted: client.peer_trusted,
             scheme: self.asked.scheme,
+            client: &self.asked.told,
             operations: &self.backend.operations,
         };
         write_request_head(out, self.asked.request, &context)

@@ -32,7 +32,8 @@ use super::backends::Backend;
 use super::client::Client;
 use super::epoch::AppEpoch;
 use super::error_page;
-use crate::config::model::Proxy;
+use crate::config::model::{ClientFields, Proxy};
+use crate::http::semantics::forwarding::FieldOp;
 use crate::http::session::{Response, Upload, Upstreamed};
 use crate::http::types::{Request, Status};
 use crate::net::recv::End;
@@ -55,6 +56,10 @@ pub(super) struct Asked<'r, 'b> {
     /// The addresses of the client's connection, its own first, where a backend is told by a PROXY
     /// header.
     pub(super) addresses: Option<(SocketAddr, SocketAddr)>,
+    /// What a backend is told of the client's certificate.
+    pub(super) told: Vec<FieldOp>,
+    /// The fields of that, which are never the client's own.
+    pub(super) client_fields: Option<&'r Arc<ClientFields>>,
 }
 
 /// A response, and whose it is.

@@ -4,12 +4,14 @@
 //! client back. What was taken of the body before, or is to be kept for another try, is in a [`Replay`].
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::replay::Replay;
+use crate::config::model::ClientFields;
 use crate::http::h1::encode::{CHUNK_END, write_chunk_header, write_last_chunk_of};
 use crate::http::session::{Upload, UploadError, UploadRelay, UploadRelayError};
 use crate::http::types::Framing;
@@ -47,6 +49,8 @@ pub(super) struct Outgoing {
     data: Vec<u8>,
     from: usize,
     framing: Framing,
+    /// Fields that are never the client's own.
+    pub(super) client_fields: Option<Arc<ClientFields>>,
     /// The body waits until the backend asks for it.
     pub(super) is_held: bool,
     is_filled: bool,
@@ -76,6 +80,7 @@ impl Outgoing {
             data: head,
             from: 0,
             framing,
+            client_fields: None,
             is_held: false,
             is_filled: framing == Framing::None,
             relay: None,
@@ -204,7 +209,10 @@ impl Outgoing {
                 Poll::Ready(None) => {
                     self.is_filled = true;
                     if self.framing == Framing::Chunked {
-                        write_last_chunk_of(&mut self.data, &upload.trailers());
+                        // A backend may take a trailer for a field of the head.
+                        let fields = self.client_fields.as_deref();
+                        let passes = |name: &str| !fields.is_some_and(|fields| fields.names(name));
+                        write_last_chunk_of(&mut self.data, &upload.trailers(), passes);
                     }
                 }
             }

@@ -363,12 +363,16 @@ pub fn write_last_chunk(out: &mut Vec<u8>, trailers: &[(FieldName, FieldValue)])
 }
 
 /// Appends the last chunk with the trailer fields of another message, by the same rule; names with an
-/// underscore are left out too, as from a head that is passed on.
-pub fn write_last_chunk_of(out: &mut Vec<u8>, trailers: &Fields<'_>) {
+/// underscore are left out too, as from a head that is passed on, and those that don't pass.
+pub fn write_last_chunk_of(
+    out: &mut Vec<u8>,
+    trailers: &Fields<'_>,
+    passes: impl Fn(&str) -> bool,
+) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.iter() {
         let safe = is_token(name.as_bytes()) && is_one_line(value);
-        if safe && !name.contains('_') && !super::body::is_forbidden_trailer(name) {
+        if safe && !name.contains('_') && !super::body::is_forbidden_trailer(name) && passes(name) {
             write_line(out, name, value);
         }
     }
@@ -672,8 +676,11 @@ mod tests {
         }
         trailers.push("X-Line", b"1\r\nHost: a");
         out.clear();
-        write_last_chunk_of(&mut out, &trailers);
+        write_last_chunk_of(&mut out, &trailers, |_| true);
         assert_eq!(out, b"0\r\nX-Sum: 1\r\n\r\n");
+        out.clear();
+        write_last_chunk_of(&mut out, &trailers, |name| name != "X-Sum");
+        assert_eq!(out, b"0\r\n\r\n");
     }
 
     proptest! {

@@ -14,7 +14,7 @@ mod role;
 mod spelling;
 mod trusted;
 
-pub use fields::{CONNECTION_OPTIONS_MAX, FieldOp, FieldOpError};
+pub use fields::{CONNECTION_OPTIONS_MAX, FieldOp, FieldOpError, is_written_anew};
 pub use request::{HostField, RequestContext, Target, offered_upgrade, write_request_head};
 pub use response::{client_framing, passes_interim, response_head, write_response_head};
 pub use trusted::client_address;

@@ -11,6 +11,7 @@ use super::{After, Body, Connection, Epoch, Exchange, Response, Service, Setting
 use crate::http::h1::encode::{HeadContext, ResponseFraming, write_head};
 use crate::http::h1::{HeadScanner, Reject, parse_head};
 use crate::http::types::{Method, Request, Version};
+use crate::net::secured::Secured;
 use crate::net::send::{Progress, SendError};
 use crate::runtime::buf::RecvBuf;
 
@@ -302,6 +303,7 @@ impl<S: Service> Connection<S> {
             && self.requests < settings.requests_max
             && !self.service.registry().population().draining()
             && !self.peer.listener.draining()
+            && !self.peer.secured().is_some_and(Secured::is_over)
     }
 
     /// Counts what broke an upload. Says whether nothing did.

@@ -189,7 +189,15 @@ impl<S: Service> Connection<S> {
             Failure::Hello(detail) => Some(detail),
             _ => None,
         };
-        tracing::debug!(?peer, name, detail, "{}", failure.name());
+        let secured = self.peer.secured();
+        let client = secured.and_then(Secured::refused_client);
+        match (client, secured) {
+            (Some(client), _) => tracing::debug!(?peer, client, "{}", failure.name()),
+            (None, Some(secured)) => secured.with_name(|name| {
+                tracing::debug!(?peer, name, "{}", failure.name());
+            }),
+            (None, None) => tracing::debug!(?peer, name, detail, "{}", failure.name()),
+        }
     }
 
     /// What is said to a client that speaks HTTP.

@@ -1,6 +1,6 @@
 //! Why a TLS connection failed, in words that an administrator can act on.
 
-use rustls::{AlertDescription, Error, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
 /// Why a connection failed. Each has a name of its own for counters and the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,27 @@ pub enum Failure {
     NoSharedProtocol,
     /// The client refused: the alert that it sent.
     Refused(&'static str),
+    /// The client showed no certificate where one is required.
+    NoClientCertificate,
+    /// The client's certificate, or what it was issued by, has expired.
+    ClientExpired,
+    /// The client's certificate is not valid yet.
+    ClientNotYetValid,
+    /// The client's certificate is revoked.
+    ClientRevoked,
+    /// The client's certificate is of an authority that isn't one of the site.
+    ClientUnknownAuthority,
+    /// The client's certificate is not for clients, or its authority may not issue it.
+    ClientPurpose,
+    /// No revocation list says whether the client's certificate is revoked.
+    ClientUnlisted,
+    /// The revocation list has ended.
+    ListExpired,
+    /// The client's certificate can't be read, has a signature that doesn't fit, or a name that is too
+    /// long.
+    ClientUnreadable,
+    /// The request is for another site than the connection was made for.
+    OtherSite,
     /// The client broke the protocol.
     Protocol,
     /// A record could not be decrypted: it was changed on its way, or made with other keys.
@@ -60,6 +81,16 @@ impl Failure {
             Self::NoSharedSignature => "TLS: no certificate that the client takes",
             Self::NoSharedProtocol => "TLS: no shared application protocol",
             Self::Refused(alert) => alert,
+            Self::NoClientCertificate => "TLS: no certificate from the client",
+            Self::ClientExpired => "TLS: expired client certificate",
+            Self::ClientNotYetValid => "TLS: client certificate not valid yet",
+            Self::ClientRevoked => "TLS: revoked client certificate",
+            Self::ClientUnknownAuthority => "TLS: client certificate of an unknown authority",
+            Self::ClientPurpose => "TLS: client certificate for something else",
+            Self::ClientUnlisted => "TLS: no revocation list for a client certificate",
+            Self::ListExpired => "TLS: expired revocation list",
+            Self::ClientUnreadable => "TLS: unusable client certificate",
+            Self::OtherSite => "TLS: request for another site than the server name",
             Self::Protocol => "TLS: protocol broken by the client",
             Self::BadRecord => "TLS: undecryptable record",
             Self::TooMuch => "TLS: too much for one message",
@@ -92,6 +123,9 @@ impl From<&Error> for Failure {
             Error::PeerIncompatible(reason) => incompatible(reason),
             Error::AlertReceived(alert) => Self::Refused(refusal(*alert)),
             Error::NoApplicationProtocol => Self::NoSharedProtocol,
+            Error::NoCertificatesPresented => Self::NoClientCertificate,
+            Error::InvalidCertificate(reason) => untrusted(reason),
+            Error::InvalidCertRevocationList(_) => Self::ClientUnlisted,
             Error::DecryptError => Self::BadRecord,
             Error::General(_)
             | Error::EncryptError
@@ -122,6 +156,27 @@ fn incompatible(reason: &PeerIncompatible) -> Failure {
         PeerIncompatible::NoSignatureSchemesInCommon
         | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Failure::NoSharedSignature,
         _ => Failure::Protocol,
+    }
+}
+
+/// Only clients show certificates here.
+fn untrusted(reason: &CertificateError) -> Failure {
+    match reason {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Failure::ClientExpired
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Failure::ClientNotYetValid
+        }
+        CertificateError::Revoked => Failure::ClientRevoked,
+        CertificateError::UnknownIssuer => Failure::ClientUnknownAuthority,
+        CertificateError::UnknownRevocationStatus => Failure::ClientUnlisted,
+        CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => Failure::ListExpired,
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            Failure::ClientPurpose
+        }
+        _ => Failure::ClientUnreadable,
     }
 }
 

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
 use sha2::{Digest as _, Sha256};
 
+use super::ocsp::{self, OcspError, Statement};
 use super::settings::PROVIDER;
 use crate::util::x509::{self, Facts};
 
@@ -20,6 +22,13 @@ pub struct Identity {
     key: Arc<CertifiedKey>,
     facts: Facts,
     digest: [u8; 32],
+    stapled: ArcSwapOption<Stapled>,
+}
+
+/// A certificate with the statement that it is not revoked.
+struct Stapled {
+    key: Arc<CertifiedKey>,
+    statement: Statement,
 }
 
 impl fmt::Debug for Identity {
@@ -119,6 +128,7 @@ impl Identity {
             key: Arc::new(key),
             facts,
             digest,
+            stapled: ArcSwapOption::empty(),
         })
     }
 
@@ -164,6 +174,41 @@ impl Identity {
         self.facts.names.iter().any(|own| {
             own == name || (own.strip_prefix("*.")).is_some_and(|below| Some(below) == parent)
         })
+    }
+
+    /// From now on gives clients this statement of the authority along with the certificate, as long as
+    /// it holds. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why clients may not get it; what they got before they go on getting.
+    pub fn staple(&self, response: &[u8], now: i64) -> Result<Statement, OcspError> {
+        let [own, issuer, ..] = &*self.key.cert else {
+            return Err(OcspError::NoIssuer);
+        };
+        let statement = ocsp::verify(response, (own, issuer), now)?;
+        let mut key = CertifiedKey::new(self.key.cert.clone(), Arc::clone(&self.key.key));
+        key.ocsp = Some(response.to_vec());
+        self.stapled.store(Some(Arc::new(Stapled {
+            key: Arc::new(key),
+            statement,
+        })));
+        Ok(statement)
+    }
+
+    /// What was last stapled.
+    pub fn statement(&self) -> Option<Statement> {
+        self.stapled
+            .load()
+            .as_ref()
+            .map(|stapled| stapled.statement)
+    }
+
+    /// What a client gets at `now`, in seconds since 1970.
+    pub(super) fn key_at(&self, now: i64) -> Arc<CertifiedKey> {
+        match &*self.stapled.load() {
+            Some(stapled) if now < stapled.statement.next_update => Arc::clone(&stapled.key),
+            _ => Arc::clone(&self.key),
+        }
     }
 
     pub(super) fn key(&self) -> &Arc<CertifiedKey> {
@@ -229,7 +274,7 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
     })
 }
 
-fn why(error: &pem::Error) -> &'static str {
+pub(super) fn why(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a part has no end",
         pem::Error::IllegalSectionStart { .. } => "a part has no proper begin",

@@ -8,9 +8,11 @@
 //! state is made, since certificates, versions and suites are a site's own ([`Settings`]). Then
 //! [`TlsServer`] speaks the protocol.
 
+mod clients;
 pub mod failure;
 pub mod hello;
 pub mod identity;
+pub mod ocsp;
 pub mod records;
 mod server;
 mod settings;
@@ -21,6 +23,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use clients::{ClientCertificate, Clients, ClientsError, ClientsPart};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError};
 pub use server::{Handshake, Plain, Protocol, TlsServer};

@@ -8,6 +8,7 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
+use super::clients::{Client, ClientCertificate, Clients};
 use super::records::RECORD_MAX;
 use super::{Failure, Settings};
 
@@ -68,6 +69,8 @@ pub struct TlsServer {
     held: Vec<u8>,
     /// The name that the settings were found by.
     name: Option<Box<str>>,
+    /// Who the client is, where it is asked for a certificate.
+    client: Option<Box<Client>>,
     /// The handshake is over.
     open: bool,
     peer_closed: bool,
@@ -82,12 +85,14 @@ impl TlsServer {
     /// # Errors
     /// [`Failure::Ours`] where there is no randomness.
     pub fn new(settings: &Settings, name: Option<Box<str>>) -> Result<Self, Failure> {
-        let connection = UnbufferedServerConnection::new(Arc::clone(settings.config()))
-            .map_err(|error| Failure::from(&error))?;
+        let (config, client) = settings.connection();
+        let connection =
+            UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
         Ok(Self {
             connection,
             held: Vec::new(),
             name,
+            client,
             open: false,
             peer_closed: false,
             closed: false,
@@ -126,7 +131,7 @@ impl TlsServer {
             }
         };
         self.peer_closed = advanced.peer_closed;
-        self.note_end_of_handshake();
+        self.note_end_of_handshake()?;
         let Advanced { used, plain, .. } = advanced;
         if in_place {
             if !self.peer_closed {
@@ -217,6 +222,28 @@ impl TlsServer {
         self.name.as_deref()
     }
 
+    /// Who the client is by its certificate; `None` where it has shown none.
+    pub fn client(&self) -> Option<&ClientCertificate> {
+        self.client.as_ref()?.certificate()
+    }
+
+    /// The name in a certificate of the client that was refused, in printable ASCII.
+    pub fn refused_client(&self) -> Option<&str> {
+        self.client.as_ref()?.refused()
+    }
+
+    /// Whether the client is one of these at `now`, in seconds since 1970. Cheap while they are those
+    /// that the handshake was made by; where a reload has brought others it is verified by them, once.
+    ///
+    /// # Errors
+    /// Why it isn't; [`Failure::NoClientCertificate`] also where it was never asked for a certificate.
+    pub fn admits(&mut self, clients: &Arc<Clients>, now: i64) -> Result<(), Failure> {
+        match &mut self.client {
+            Some(client) => client.admits(clients, self.connection.peer_certificates(), now),
+            None => Err(Failure::NoClientCertificate),
+        }
+    }
+
     /// What the handshake came to; `None` before its end.
     pub fn handshake(&self) -> Option<Handshake> {
         if !self.open {
@@ -247,13 +274,20 @@ impl TlsServer {
     }
 
     /// What the handshake held is not for an idle connection to keep.
-    fn note_end_of_handshake(&mut self) {
-        if !self.open && !self.connection.is_handshaking() {
-            self.open = true;
-            if self.held.is_empty() {
-                self.held = Vec::new();
-            }
+    fn note_end_of_handshake(&mut self) -> Result<(), Failure> {
+        if self.open || self.connection.is_handshaking() {
+            return Ok(());
         }
+        if let Some(client) = &mut self.client
+            && let Err(failure) = client.came(self.connection.peer_certificates())
+        {
+            return Err(self.fail(failure));
+        }
+        self.open = true;
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
+        Ok(())
     }
 
     /// Brings the connection to where it takes content, and lets `write` give it some.

@@ -4,13 +4,18 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion};
 
+use super::clients::{Client, Clients};
 use super::identity::Identity;
 use super::server::Protocol;
 use super::tickets::SiteTickets;
+use crate::util::clock;
 
 /// Algorithms, with X25519MLKEM768 preferred.
 pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -51,6 +56,8 @@ pub struct Settings {
     config: Arc<ServerConfig>,
     identities: Vec<Arc<Identity>>,
     policy: Policy,
+    tickets: Option<SiteTickets>,
+    clients: Option<Arc<Clients>>,
 }
 
 impl fmt::Debug for Settings {
@@ -71,29 +78,38 @@ impl Settings {
         policy: Policy,
         tickets: Option<SiteTickets>,
     ) -> Arc<Self> {
+        Self::with_clients(identities, policy, tickets, None)
+    }
+
+    /// The same, for clients that show certificates. Their sessions are bound to what they were verified
+    /// by, so `tickets` may be those of the site.
+    pub fn with_clients(
+        identities: Vec<Arc<Identity>>,
+        policy: Policy,
+        tickets: Option<SiteTickets>,
+        clients: Option<Arc<Clients>>,
+    ) -> Arc<Self> {
         assert!(!identities.is_empty(), "a site with TLS has a certificate");
+        let tickets = tickets.map(|tickets| match &clients {
+            Some(clients) => tickets.within(&clients.scope()),
+            None => tickets,
+        });
         let mut chosen: Vec<_> = identities.iter().map(Arc::clone).collect();
         chosen.sort_by_key(|identity| identity.key().key.algorithm() == SignatureAlgorithm::RSA);
-        let resolver = ByClient {
-            keys: chosen.iter().map(|one| Arc::clone(one.key())).collect(),
-        };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
-            .with_protocol_versions(policy.versions())
-            .expect("every version has suites and groups")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(resolver));
-        config.alpn_protocols = vec![Protocol::Http11.name().into()];
-        // Tickets hold all there is: what is kept by name could not be had on another core.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.max_early_data_size = 0;
-        match tickets {
-            Some(tickets) => config.ticketer = Arc::new(tickets),
-            None => config.send_tls13_tickets = 0,
-        }
+        let resolver = ByClient { identities: chosen };
+        let shared = tickets.clone().map(|tickets| Arc::new(tickets) as Arc<_>);
+        let config = configure(
+            policy,
+            Arc::new(resolver),
+            WebPkiClientVerifier::no_client_auth(),
+            shared,
+        );
         Arc::new(Self {
             config: Arc::new(config),
             identities,
             policy,
+            tickets,
+            clients,
         })
     }
 
@@ -107,26 +123,69 @@ impl Settings {
         self.policy
     }
 
-    pub(super) fn config(&self) -> &Arc<ServerConfig> {
-        &self.config
+    /// Whose certificates are taken; `None` where no client is asked for one.
+    pub fn clients(&self) -> Option<&Arc<Clients>> {
+        self.clients.as_ref()
     }
+
+    /// What one connection is made by. Where clients show certificates it is one of its own: what is
+    /// found of its client belongs into its tickets.
+    pub(super) fn connection(&self) -> (Arc<ServerConfig>, Option<Box<Client>>) {
+        let Some(clients) = &self.clients else {
+            return (Arc::clone(&self.config), None);
+        };
+        let client = Client::new(clients);
+        let config = configure(
+            self.policy,
+            Arc::clone(&self.config.cert_resolver),
+            client.verifier(),
+            self.tickets.clone().map(|tickets| client.tickets(tickets)),
+        );
+        (Arc::new(config), Some(Box::new(client)))
+    }
+}
+
+/// What all connections have in common.
+fn configure(
+    policy: Policy,
+    resolver: Arc<dyn ResolvesServerCert>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    tickets: Option<Arc<dyn ProducesTickets>>,
+) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_protocol_versions(policy.versions())
+        .expect("every version has suites and groups")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![Protocol::Http11.name().into()];
+    // Tickets hold all there is: what is kept by name could not be had on another core.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    match tickets {
+        Some(tickets) => config.ticketer = tickets,
+        None => config.send_tls13_tickets = 0,
+    }
+    config
 }
 
 /// The first certificate whose signature and suites the client takes.
 #[derive(Debug)]
 struct ByClient {
-    keys: Vec<Arc<CertifiedKey>>,
+    identities: Vec<Arc<Identity>>,
 }
 
 impl ResolvesServerCert for ByClient {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let takes = |key: &&Arc<CertifiedKey>| {
+        let takes = |identity: &&Arc<Identity>| {
+            let key = identity.key();
             key.key.choose_scheme(hello.signature_schemes()).is_some()
                 && suites_allow(hello.cipher_suites(), key.key.algorithm())
         };
         // Where none fits, rustls says what is missing.
-        let found = self.keys.iter().find(takes).or(self.keys.first());
-        found.map(Arc::clone)
+        let found = self.identities.iter().find(takes);
+        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+        let found = found.or(self.identities.first());
+        found.map(|identity| identity.key_at(now))
     }
 }
 

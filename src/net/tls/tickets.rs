@@ -174,6 +174,15 @@ pub struct SiteTickets {
 }
 
 impl SiteTickets {
+    /// Those of the site that are told apart by something more.
+    pub(super) fn within(&self, scope: &str) -> Self {
+        Self {
+            tickets: self.tickets.clone(),
+            // No name of a site has a zero in it.
+            site: format!("{}\0{scope}", self.site).into(),
+        }
+    }
+
     /// What is authenticated beside the session: the key's name, and whose session it is.
     fn context(&self, name: &[u8]) -> Vec<u8> {
         [name, self.site.as_bytes()].concat()

@@ -98,6 +98,12 @@ impl FieldOp {
     }
 }
 
+/// Whether the proxy removes a field of that name, or writes it anew, whatever is configured, so that no
+/// configuration may have it say something else.
+pub fn is_written_anew(name: &str) -> bool {
+    Role::of(name) != Role::EndToEnd
+}
+
 /// Whether the operations leave no field of that name that was there before them.
 pub(super) fn replaces(operations: &[FieldOp], name: &str) -> bool {
     operations

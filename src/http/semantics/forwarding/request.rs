@@ -65,6 +65,8 @@ pub struct RequestContext<'a> {
     pub peer_trusted: bool,
     /// The scheme of our listener, `http` or `https`.
     pub scheme: &'static str,
+    /// What the client's certificate says, before all other changes: each sets a field, or removes it.
+    pub client: &'a [FieldOp],
     /// Changes to the fields.
     pub operations: &'a [FieldOp],
 }
@@ -111,6 +113,11 @@ fn write_head(
             write_line(out, name, value);
         }
     }
+    each_added(context.client, |name, value| {
+        if !replaces(context.operations, name.as_str()) {
+            write_line(out, name.as_str(), value.as_bytes());
+        }
+    });
     each_added(context.operations, |name, value| {
         write_line(out, name.as_str(), value.as_bytes());
     });
@@ -267,7 +274,7 @@ fn is_passed(
         | Role::Expect
         | Role::Hop => false,
     };
-    ours && !replaces(context.operations, name)
+    ours && !replaces(context.client, name) && !replaces(context.operations, name)
 }
 
 /// The protocols of the request's Upgrade that may be asked for; None when there are none, or the

@@ -35,6 +35,7 @@ pub const TARGET: Target = Target {
         b"\x00TRACE / HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
     tokens: &[
+        b"\r\nX-Client: ",
         b"\r\n",
         b"\r",
         b"\n",
@@ -93,6 +94,7 @@ fn run(input: &[u8]) {
     .flatten()
     .filter(|_| is(1))
     .collect();
+    let client = [FieldOp::remove("X-Client").expect("a name")];
     let context = RequestContext {
         target: match (is(0), is(7)) {
             (true, _) => RequestTarget::Rewritten {
@@ -113,6 +115,7 @@ fn run(input: &[u8]) {
         peer: (!is(1)).then(|| [10, 0, 0, 1].into()),
         peer_trusted: is(3),
         scheme: "http",
+        client: &client,
         operations: &operations,
     };
     let mut out = b"before".to_vec();
@@ -120,6 +123,9 @@ fn run(input: &[u8]) {
         Ok(asked) => {
             let upgrade = asked.upgrade.is_some();
             check_arrival(&request, &context, &out[b"before".len()..], upgrade);
+            let lower = out.to_ascii_lowercase();
+            let spoofed = lower.windows(11).any(|part| part == b"\r\nx-client:");
+            assert!(!spoofed, "a field that is never the client's");
         }
         Err(reject) => {
             assert!(matches!(reject.status.0, 400 | 405 | 500));

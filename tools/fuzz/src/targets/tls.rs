@@ -4,15 +4,18 @@
 use std::sync::LazyLock;
 
 use beltway::net::tls::hello::{BYTES_MAX, Scanned, Scanner};
-use beltway::net::tls::{Failure, Identity, Plain, Policy, Settings, TlsServer};
+use beltway::net::tls::{Clients, Failure, Identity, Plain, Policy, Settings, TlsServer};
+use beltway::util::x509;
 
 use crate::Target;
 use crate::targets::cuts_of;
 
 const CERTIFICATE: &[u8] = include_bytes!("tls/certificate.pem");
+const AUTHORITY: &str = include_str!("tls/authority.pem");
 const KEY: &[u8] = include_bytes!("tls/key.pem");
 
-/// The target. What begins with `-` is taken for a certificate, all else for a connection.
+/// The target. What begins with `-` is taken for certificates or revocation lists, with `0` for one in DER, all
+/// else for a connection.
 pub const TARGET: Target = Target {
     name: "tls",
     run,
@@ -20,6 +23,10 @@ pub const TARGET: Target = Target {
         include_bytes!("tls/hello13.bin"),
         include_bytes!("tls/hello12.bin"),
         CERTIFICATE,
+        AUTHORITY.as_bytes(),
+        include_bytes!("tls/list.pem"),
+        include_bytes!("tls/client.der"),
+        include_bytes!("tls/list.der"),
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x15\x03\x03\0\x02\x02\x28",
         b"\x16\x03\x01\0\x05\x01\0\0\x01\0",
@@ -38,6 +45,11 @@ pub const TARGET: Target = Target {
         b"a.example",
         b"-----BEGIN CERTIFICATE-----\n",
         b"-----END CERTIFICATE-----\n",
+        b"-----BEGIN X509 CRL-----\n",
+        b"-----END X509 CRL-----\n",
+        b"\x06\x03\x55\x04\x03\x0c",
+        b"\x30\x82\x01",
+        b"\x31\x0b",
     ],
 };
 
@@ -51,7 +63,11 @@ fn run(input: &[u8]) {
         if let Err(error) = Identity::from_pem(input, KEY) {
             assert!(!error.message.is_empty() && !error.help.is_empty());
         }
+        check_clients(input);
         return;
+    }
+    if input.first() == Some(&b'0') {
+        return read(input);
     }
     let whole = Scanner::default().scan(input);
     assert_eq!(byte_by_byte(input), whole, "byte by byte");
@@ -62,6 +78,31 @@ fn run(input: &[u8]) {
         assert!(!name.is_empty() && **name == *name.to_ascii_lowercase());
     }
     serve(input);
+}
+
+/// What may be told of whose certificates are taken.
+fn check_clients(input: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(input) {
+        for (authorities, lists) in [([text].as_slice(), [].as_slice()), (&[AUTHORITY], &[text])] {
+            if let Err(error) = Clients::from_pem(authorities, lists, true) {
+                assert!(!error.message.is_empty() && !error.help.is_empty());
+            }
+        }
+    }
+}
+
+/// What is read of a certificate, or of a revocation list, in DER.
+fn read(input: &[u8]) {
+    let _ = (x509::read(input), x509::read_list(input));
+    let Some(parts) = x509::parts(input) else {
+        return;
+    };
+    for name in [parts.subject, parts.issuer] {
+        if let Some(name) = x509::distinguished_name(name) {
+            let is_printable = |byte| (b' '..=b'~').contains(&byte);
+            assert!(name.bytes().all(is_printable), "a name for a field");
+        }
+    }
 }
 
 /// The first verdict that isn't "more", as a connection meets it.

@@ -15,6 +15,7 @@ const PLAIN: RequestContext<'static> = RequestContext {
     peer: None,
     peer_trusted: false,
     scheme: "http",
+    client: &[],
     operations: &[],
 };
 
