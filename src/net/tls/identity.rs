@@ -20,6 +20,15 @@ pub struct Identity {
     facts: Facts,
 }
 
+impl PartialEq for Identity {
+    /// The same chain has the same key.
+    fn eq(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+    }
+}
+
+impl Eq for Identity {}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
@@ -210,7 +219,7 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
     })
 }
 
-fn why(error: &pem::Error) -> &'static str {
+pub(super) fn why(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a part has no end",
         pem::Error::IllegalSectionStart { .. } => "a part has no proper begin",
