@@ -30,6 +30,7 @@ pub use tls::{ListenerTls, SiteTls};
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
     RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
+    UpstreamTls,
 };
 
 /// One snapshot of the whole configuration.

@@ -37,6 +37,8 @@ pub enum Section {
     Tls,
     /// `[upstream.NAME]`.
     Upstream,
+    /// `tls` of an upstream.
+    UpstreamTls,
     /// A server of an upstream, or of `proxy`.
     Backend,
     /// `balance` of an upstream.
@@ -74,6 +76,7 @@ impl Section {
             Self::ProxyProtocol => "in `proxy_protocol`",
             Self::Tls => "in `tls`",
             Self::Upstream => "in [upstream.NAME]",
+            Self::UpstreamTls => "in `tls` of an upstream",
             Self::Backend => "in a server of an upstream",
             Self::Balance => "in `balance`",
             Self::Keepalive => "in `keepalive`",
@@ -87,7 +90,7 @@ impl Section {
     }
 
     /// All sections.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Top,
         Self::Server,
         Self::Limits,
@@ -101,6 +104,7 @@ impl Section {
         Self::ProxyProtocol,
         Self::Tls,
         Self::Upstream,
+        Self::UpstreamTls,
         Self::Backend,
         Self::Balance,
         Self::Keepalive,
@@ -128,6 +132,7 @@ impl Section {
             Self::ProxyProtocol => [proxy::PROXY_PROTOCOL, &[], &[]],
             Self::Tls => [tls::TLS, &[], &[]],
             Self::Upstream => [upstream::UPSTREAM, &[], &[]],
+            Self::UpstreamTls => [upstream::TLS, &[], &[]],
             Self::Backend => [upstream::BACKEND, &[], &[]],
             Self::Balance => [upstream::BALANCE, &[], &[]],
             Self::Keepalive => [upstream::KEEPALIVE, &[], &[]],

@@ -14,7 +14,15 @@ use crate::config::schema::{self, Section};
 use crate::config::units;
 
 /// Keys whose values are names of files.
-const FILE_KEYS: [&str; 6] = ["access_log", "sandbox_read", "root", "spill", "cert", "key"];
+const FILE_KEYS: [&str; 7] = [
+    "access_log",
+    "sandbox_read",
+    "root",
+    "spill",
+    "cert",
+    "key",
+    "ca",
+];
 
 /// Keys of a site whose entries are told one by one, also when all of them are new.
 const CONTAINERS: [&str; 4] = ["routes", "headers", "request_headers", "error_pages"];
@@ -184,6 +192,7 @@ impl Walk<'_> {
             ["site", _, "buffer", _] => Some(Section::Buffer),
             ["site", _, "tls", _] => Some(Section::Tls),
             ["upstream", _, _] => Some(Section::Upstream),
+            ["upstream", _, "tls", _] => Some(Section::UpstreamTls),
             ["upstream", _, "servers", _] => Some(Section::Backend),
             ["upstream", _, "balance", _] => Some(Section::Balance),
             ["upstream", _, "keepalive", _] => Some(Section::Keepalive),

@@ -198,7 +198,7 @@ impl Reader<'_> {
         }
     }
 
-    fn certificate(
+    pub(super) fn certificate(
         &mut self,
         (chain, chain_item): (String, &Item),
         (key, key_item): (String, &Item),
@@ -231,7 +231,7 @@ impl Reader<'_> {
 
     /// The text of a file in PEM; `Some(None)` where files aren't read, `None` and a report where it
     /// can't be.
-    fn pem(&mut self, at: At, path: &Path) -> Option<Option<Zeroizing<String>>> {
+    pub(super) fn pem(&mut self, at: At, path: &Path) -> Option<Option<Zeroizing<String>>> {
         let read = match self.outside {
             // As nothing, which is told from a file that is empty when it is read.
             Outside::Machine {

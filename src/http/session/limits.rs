@@ -41,7 +41,7 @@ impl LimitCounters {
 
     /// Counts something that is no limit.
     #[cold]
-    pub(super) fn count(&self, what: &'static str) {
+    pub fn count(&self, what: &'static str) {
         count_limit(&mut self.0.borrow_mut(), what, 1);
     }
 

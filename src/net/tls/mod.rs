@@ -29,4 +29,4 @@ pub use identity::{Identity, IdentityError};
 pub use server::{Handshake, Plain, Protocol, TlsServer};
 pub use settings::{Policy, Settings};
 #[cfg(test)]
-pub(crate) use testing::{client, client_config, settings as test_settings};
+pub(crate) use testing::{client, client_config, pem as test_pem, settings as test_settings};
