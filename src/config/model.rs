@@ -183,6 +183,8 @@ pub struct Limits {
     /// Bytes of an unread request body that are read and thrown away to keep the connection;
     /// with more left it is closed.
     pub body_drain: u64,
+    /// Bytes of all files of bodies in `spill` directories together, in one worker process. At least 1 MiB.
+    pub spill: u64,
 }
 
 /// Times that a client can't exceed: the table `[server.timeouts]`.

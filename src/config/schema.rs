@@ -445,6 +445,14 @@ const LIMITS: &[Key] = &[
         "How much of a request body that nobody wants is read to keep the connection. With more\n\
          to come it is closed.",
     ),
+    key(
+        "spill",
+        SIZE,
+        "\"16GiB\"",
+        "\"16GiB\"",
+        "What all bodies in files of `buffer.spill` take of the disk together, 1MiB or more. Beyond\n\
+         it bodies go at the pace of the slower side, as without `spill`.",
+    ),
 ];
 
 const TIMEOUTS: &[Key] = &[

@@ -25,7 +25,7 @@ use crate::upstream::roster::Rosters;
 
 /// Most bytes of the future that an idle connection keeps, and of the one that a busy one has on
 /// top of it. Beneath them are what is allocated once per connection: a slot, a descriptor, a timer.
-const IDLE_MAX: usize = 304;
+const IDLE_MAX: usize = 280;
 const BUSY_MAX: usize = 3600;
 
 /// More than a socket and its peer hold, and not a small file.

@@ -136,6 +136,9 @@ impl Sender {
         }
         let mut progress = None;
         let mut from = 0;
+        if self.core.sends_by_call() {
+            from = self.at_once_of(&data, more)?;
+        }
         while from < data.len() {
             let mut sending = self.core.once(Op::Send {
                 socket: self.socket.clone(),
@@ -169,7 +172,12 @@ impl Sender {
         if self.secured.is_some() {
             return self.secured_at_once(data);
         }
-        let sent = match self.core.send_now(&self.socket, data, false) {
+        self.at_once_of(data, false)
+    }
+
+    /// As [`Self::at_once`], of bytes that are sent as they are.
+    fn at_once_of(&mut self, data: &[u8], more: bool) -> Result<usize, SendError> {
+        let sent = match self.core.send_now(&self.socket, data, more) {
             Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => return Err(SendError::Broken(errno)),

@@ -40,6 +40,7 @@ use super::sys::heap;
 use super::task::{FuturePool, TaskId, TaskTable};
 use super::timer::{TimerKey, Wheel};
 use super::tuning::Tuning;
+use crate::util::clock::Since;
 
 pub use memory::Parts;
 
@@ -425,6 +426,11 @@ impl Core {
         self.now()
             .saturating_duration_since(self.0.epoch)
             .as_millis() as u64
+    }
+
+    /// A time as that since the core began.
+    pub(crate) fn since_start(&self, at: Instant) -> Since {
+        at.saturating_duration_since(self.0.epoch).into()
     }
 
     pub(crate) fn arm(&self, deadline: Instant) -> TimerKey {

@@ -13,6 +13,7 @@ use super::executor::Core;
 use super::op::{Completion, Output};
 use super::slot::SlotKey;
 use super::timer::TimerKey;
+use crate::util::clock::Since;
 
 /// An op in flight that its holder may take results from.
 struct Ticket {
@@ -109,8 +110,10 @@ pub struct Timer {
     core: Core,
     deadline: Option<Instant>,
     /// The entry in the wheel and when it fires, at or before the deadline.
-    armed: Option<(TimerKey, Instant)>,
+    armed: Option<(TimerKey, Since)>,
 }
+
+const _: () = assert!(size_of::<Timer>() <= 40, "every connection has one");
 
 impl Timer {
     /// A timer without a deadline.
@@ -141,13 +144,14 @@ impl Timer {
         if now >= deadline {
             return Poll::Ready(());
         }
+        let at = self.core.since_start(deadline);
         if let Some((key, fires)) = self.armed {
-            if fires > now && fires <= deadline {
+            if fires > self.core.since_start(now) && fires <= at {
                 return Poll::Pending;
             }
             self.core.disarm(key);
         }
-        self.armed = Some((self.core.arm(deadline), deadline));
+        self.armed = Some((self.core.arm(deadline), at));
         Poll::Pending
     }
 

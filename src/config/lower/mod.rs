@@ -58,12 +58,14 @@ pub(super) fn lower(
         references: References::default(),
         upstreams: upstream::Upstreams::default(),
         warnings: Vec::new(),
+        spill_total: Server::default().limits.spill,
     };
     reader.unknown_keys(tree, Section::Top);
     let server = match reader.table(tree, Section::Top, "server") {
         Some(table) => reader.server(table),
         None => Server::default(),
     };
+    reader.spill_total = server.limits.spill;
     // Sites name them.
     if let Some(table) = reader.table(tree, Section::Top, "upstream") {
         reader.upstreams(table);

@@ -332,6 +332,7 @@ impl Reader<'_> {
                 size_max: size_max
                     .or(before.map(|spill| spill.size_max))
                     .unwrap_or(SPILL_BYTES),
+                total_max: self.spill_total,
             }),
         };
         let sized = ["request", "response"]

@@ -28,6 +28,8 @@ pub(super) struct Reader<'a> {
     pub(super) upstreams: Upstreams,
     /// What deserves attention.
     pub(super) warnings: Vec<String>,
+    /// What all files of bodies may take together.
+    pub(super) spill_total: u64,
 }
 
 /// The value of a key that is true, false or a table.

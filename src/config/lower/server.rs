@@ -66,6 +66,7 @@ impl Default for Limits {
             header_fields: 100,
             requests_per_connection: 100_000,
             body_drain: 64 << 10,
+            spill: 16 << 30,
         }
     }
 }
@@ -365,6 +366,9 @@ impl Reader<'_> {
             body_drain: self
                 .size(table, AT, "body_drain", 0..=u64::MAX)
                 .unwrap_or(default.body_drain),
+            spill: self
+                .size(table, AT, "spill", 1 << 20..=u64::MAX)
+                .unwrap_or(default.spill),
         }
     }
 

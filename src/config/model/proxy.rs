@@ -112,6 +112,8 @@ pub struct Spill {
     pub directory: PathBuf,
     /// Most bytes of one body there.
     pub size_max: u64,
+    /// Most bytes of all bodies of one worker process, in whichever directories.
+    pub total_max: u64,
 }
 
 /// A version of the PROXY protocol.

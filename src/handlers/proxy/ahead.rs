@@ -187,7 +187,7 @@ impl Disk {
     fn write_bytes(&self) -> usize {
         let room = match &self.file {
             Some(file) => file.room(),
-            None => self.spill.size_max,
+            None => SpillFile::room_for(&self.spill),
         };
         usize::try_from(room).unwrap_or(usize::MAX).min(WRITE_BYTES)
     }
@@ -278,6 +278,7 @@ mod tests {
             spill: directory.map(|directory| Spill {
                 directory: directory.to_owned(),
                 size_max,
+                total_max: u64::MAX,
             }),
         }
     }

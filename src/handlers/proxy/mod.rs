@@ -5,6 +5,7 @@
 //! `http::semantics::forwarding`'s to say, who takes it [`upstream::group`](crate::upstream::group)'s,
 //! whether a try is repeated [`upstream::retry`](crate::upstream::retry)'s; here they are made to meet.
 
+mod account;
 mod ahead;
 mod exchange;
 mod fault;

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker, ready};
 use rustix::fs::ftruncate;
 use rustix::io::{Errno, pwrite};
 
+use super::account::{ACCOUNT, Account, Taken};
 use crate::config::model::Spill;
 use crate::net::send::FilePart;
 use crate::runtime::direct::admission::DirectMode;
@@ -55,6 +56,8 @@ pub(super) struct SpillFile {
     core: Core,
     directory: PathBuf,
     size_max: u64,
+    total_max: u64,
+    taken: Taken,
     /// Made with the first write.
     file: Option<Open>,
     length: u64,
@@ -78,10 +81,17 @@ struct Written {
 impl SpillFile {
     /// A file that is made when something is written to it.
     pub(super) fn new(core: &Core, spill: &Spill) -> Self {
+        Self::of(core, spill, &ACCOUNT)
+    }
+
+    /// As [`Self::new`], on this account.
+    fn of(core: &Core, spill: &Spill, account: &'static Account) -> Self {
         Self {
             core: core.clone(),
             directory: spill.directory.clone(),
             size_max: spill.size_max,
+            total_max: spill.total_max,
+            taken: Taken::none(account),
             file: None,
             length: 0,
             coming: 0,
@@ -94,9 +104,21 @@ impl SpillFile {
         self.length
     }
 
-    /// Bytes that may be added.
+    /// Bytes that may be added: none while all files together take what they may.
     pub(super) fn room(&self) -> u64 {
-        self.size_max - self.length - self.coming
+        let own = self.size_max - self.length - self.coming;
+        match own > 0 && self.taken.account().has_room(self.total_max) {
+            true => own,
+            false => 0,
+        }
+    }
+
+    /// As [`Self::room`], of a file that is still to be made.
+    pub(super) fn room_for(spill: &Spill) -> u64 {
+        match ACCOUNT.has_room(spill.total_max) {
+            true => spill.size_max,
+            false => 0,
+        }
     }
 
     /// Whether a write is on its way.
@@ -104,14 +126,15 @@ impl SpillFile {
         self.writing.is_some()
     }
 
-    /// Begins to add these bytes, for which there has to be room. Not while a write is on its way.
+    /// Begins to add these bytes, for which there was room when it was asked. Not while a write is on its way.
     pub(super) fn begin_write(&mut self, data: Vec<u8>) {
         assert!(!self.is_writing(), "one write at a time keeps the order");
+        self.coming = data.len() as u64;
         assert!(
-            data.len() as u64 <= self.room(),
+            self.length + self.coming <= self.size_max,
             "the bound is the caller's"
         );
-        self.coming = data.len() as u64;
+        self.taken.add(self.coming);
         let opened = self.file.as_ref().map(|open| Arc::clone(&open.shared));
         let job = write_job(opened, self.directory.clone(), data, self.length);
         self.writing = Some(self.core.once(Op::Offload(job)));
@@ -134,6 +157,7 @@ impl SpillFile {
             _ => None,
         };
         let Some(written) = answer else {
+            self.taken.give_back(coming);
             let errno = done.result.err().unwrap_or(Errno::IO);
             return Poll::Ready(Err(Unwritten { errno, data: None }));
         };
@@ -149,10 +173,13 @@ impl SpillFile {
                 emptied.clear();
                 Ok(emptied)
             }
-            Err(errno) => Err(Unwritten {
-                errno,
-                data: Some(data),
-            }),
+            Err(errno) => {
+                self.taken.give_back(coming);
+                Err(Unwritten {
+                    errno,
+                    data: Some(data),
+                })
+            }
         })
     }
 
@@ -186,10 +213,12 @@ impl Drop for SpillFile {
             return;
         };
         let core = self.core.clone();
+        let taken = std::mem::replace(&mut self.taken, Taken::none(&ACCOUNT));
         self.core.spawn(async move {
             let free = move || -> Box<dyn Any + Send> {
                 // What fails here is done by the close, which follows in any case.
                 let _ = ftruncate(&*open.shared, 0);
+                drop(taken);
                 Box::new(())
             };
             core.once(Op::Offload(Box::new(free))).await;
@@ -274,6 +303,7 @@ mod tests {
         Spill {
             directory: directory.to_owned(),
             size_max,
+            total_max: u64::MAX,
         }
     }
 

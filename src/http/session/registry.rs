@@ -1,6 +1,6 @@
 //! All connections of a core, so that idle ones can be closed when room is needed or the core drains.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,25 @@ use super::limits::LimitCounters;
 use crate::net::listener::{Listening, Member, Population};
 use crate::runtime::executor::Core;
 use crate::runtime::task::TaskId;
+use crate::util::clock::Since;
 
 /// A connection as the others see it.
 struct Entry {
     task: TaskId,
     /// Since when it idles; `None` while it is busy.
-    idle_since: Option<Instant>,
+    idle_since: Option<Since>,
+    /// The number of the listening socket that it came from.
+    listening: u32,
     /// It has been answered a request.
     served: bool,
     /// It was chosen to make room.
     shed: bool,
-    /// The number of the listening socket that it came from.
-    listening: u32,
 }
+
+const _: () = assert!(
+    size_of::<Entry>() <= 28,
+    "every idle connection pays for its entry"
+);
 
 /// What a core has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +67,8 @@ pub struct Held {
 #[derive(Default)]
 pub struct Registry {
     entries: RefCell<Slab<Entry>>,
+    /// When the first connection idled, from which [`Since`] counts.
+    epoch: OnceCell<Instant>,
     population: Rc<Population>,
     limits: LimitCounters,
     traffic: Cell<Traffic>,
@@ -121,14 +129,14 @@ impl Registry {
     /// Closes at most so many of those that have idled longest, and says how many that are. One that
     /// has just come is not idle: its request is on the way.
     pub fn close_idle(&self, core: &Core, most: usize) -> usize {
-        let now = core.now();
+        let now = self.since_epoch(core.now());
         let idles = |entry: &Entry| {
             let since = entry.idle_since?;
-            let idle = now.saturating_duration_since(since);
+            let idle = now.saturating_sub(Duration::from(since));
             (!entry.shed && (entry.served || idle >= FIRST_REQUEST_EXPECTED)).then_some(since)
         };
         let mut entries = self.entries.borrow_mut();
-        let mut idle: Vec<(Instant, usize)> = entries
+        let mut idle: Vec<(Since, usize)> = entries
             .iter()
             .filter_map(|(index, entry)| idles(entry).map(|since| (since, index)))
             .collect();
@@ -142,6 +150,10 @@ impl Registry {
             core.wake_task(entries[*index].task);
         }
         idle.len()
+    }
+
+    fn since_epoch(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.epoch.get_or_init(|| now))
     }
 
     /// Bytes of the heap that the connections hold, and how many of them are busy.
@@ -224,7 +236,8 @@ impl Registration {
 
     /// The connection idles since `now`; `served` says whether it has been answered a request.
     pub(super) fn idle(&self, now: Instant, served: bool) {
-        self.change(|entry| (entry.idle_since, entry.served) = (Some(now), served));
+        let since = self.registry.since_epoch(now).into();
+        self.change(|entry| (entry.idle_since, entry.served) = (Some(since), served));
     }
 
     /// The connection is no longer idle.

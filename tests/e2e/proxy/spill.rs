@@ -229,6 +229,46 @@ fn beyond_its_bound_a_response_waits_for_the_client() {
     });
 }
 
+#[test]
+fn all_files_together_stay_within_their_bound_and_those_that_go_make_room() {
+    const TOTAL: usize = 32 << 20;
+    const LIMIT: u64 = 4 << 20;
+    on_both(|engine| {
+        let (sent, done) = (Arc::<AtomicU64>::default(), Gate::default());
+        let backend = large(TOTAL, &sent, &done);
+        let spill = directory();
+        let buffered = buffer("response = \"64KiB\"", spill.path());
+        let config = site(&format!("proxy = {:?}\n{buffered}", [backend.name()]));
+        let config = format!("[server.limits]\nspill = \"4MiB\"\n{config}");
+        let server = Setup::run(engine, &config).start();
+        let mut clients = ["/length", "/chunked"].map(|target| slow_client(&server, target));
+        let all = || files(&server, spill.path()).iter().sum::<u64>();
+        let (mut last, mut same) = (0, 0);
+        wait_until("it stands still", PIECE_PATIENCE, || {
+            let now = sent.load(Ordering::SeqCst);
+            same = if now == last && now > 0 { same + 1 } else { 0 };
+            last = now;
+            same >= 40
+        });
+        // Less than a write is missing at most.
+        let held = all();
+        assert!(held <= LIMIT && held > LIMIT - (256 << 10), "{held} B");
+        for client in &mut clients {
+            let response = client.response();
+            assert_eq!(response.body.len(), TOTAL);
+            assert!(repeats(&response.body, &noise(PIECE)));
+        }
+        await_no_files(&server, spill.path());
+        let told = server.stderr();
+        assert!(told.contains("`server.limits.spill` is reached"), "{told}");
+        // There is room again.
+        let mut client = slow_client(&server, "/length");
+        wait_until("it is held", PIECE_PATIENCE, || all() > LIMIT / 2);
+        assert_eq!(client.response().body.len(), TOTAL);
+        await_no_files(&server, spill.path());
+    });
+}
+
 const PIECE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Sends a body in pieces.
