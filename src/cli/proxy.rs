@@ -25,10 +25,12 @@ Examples:
   beltway proxy unix:/run/app.sock -l :80
   beltway proxy 10.0.0.1:3000 10.0.0.2:3000 --balance least-conn --health /healthz
   beltway proxy :3000 -H 'X-Request-Source: edge' -H 'Cookie:' --upstream-host app.internal
+  beltway proxy https://app.example.com --upstream-host upstream
   beltway proxy :3000 -l :80 --trusted-proxies 10.0.0.0/8 --access-log
   beltway proxy :3000 --print-config   the configuration file that does the same
 
-WebSockets and streams need no flag. Backends are told who the client is in X-Forwarded-For and its
+WebSockets and streams need no flag. What begins with https:// is verified by the system's certificates
+(SSL_CERT_FILE names others). Backends are told who the client is in X-Forwarded-For and its
 kin; what clients claim there is thrown away, unless --trusted-proxies lists them.
 Each flag is a key of the configuration file, which has more: routes, retries, buffers, weights,
 backups, sticky sessions. Under a master (`beltway run`, or --supervise with --control) `beltway status`
@@ -39,8 +41,8 @@ pub(super) fn command() -> Command {
         .about("Answer with what backends say")
         .after_help(EXAMPLES)
         .arg(Arg::new(TO).required(true).num_args(1..).help(
-            "The backends: HOST:PORT, :PORT (this machine), http://HOST, unix:/PATH or \
-                     srv:NAME",
+            "The backends: HOST:PORT, :PORT (this machine), http://HOST, https://HOST, \
+                     unix:/PATH or srv:NAME",
         ))
         .args(flags::args(&TABLES))
         .arg(
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_backend_names_the_command_line() {
         let matches = command()
-            .try_get_matches_from(["proxy", "https://a", "3000"])
+            .try_get_matches_from(["proxy", "ftp://a", "3000"])
             .unwrap();
         let input = Input {
             settings: settings(&matches),
@@ -242,8 +244,8 @@ mod tests {
         };
         let errors = config::load(&input).unwrap_err().render(false);
         for part in [
-            "TLS to backends does not exist yet",
-            "proxy https://a 3000",
+            "backends are not asked over `ftp`",
+            "proxy ftp://a 3000",
             "write \":3000\"",
         ] {
             assert!(errors.contains(part), "{errors}");

@@ -32,6 +32,7 @@ pub use tls::{
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
     RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
+    UpstreamTls,
 };
 
 /// One snapshot of the whole configuration.

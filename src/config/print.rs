@@ -168,10 +168,15 @@ pub(super) fn absolute(tree: &Table, sources: &Sources) -> Table {
         absolute_file(server, "sandbox_read", sources);
     }
     for entry in inner_mut(&mut tree, "upstream").map_or(&mut [][..], |u| &mut u.entries) {
-        if let Value::Table(upstream) = &mut entry.item.value
-            && let Some(balance) = inner_mut(upstream, "balance")
-        {
-            absolute_secret(balance, "secret", sources);
+        if let Value::Table(upstream) = &mut entry.item.value {
+            if let Some(balance) = inner_mut(upstream, "balance") {
+                absolute_secret(balance, "secret", sources);
+            }
+            if let Some(tls) = inner_mut(upstream, "tls") {
+                for name in ["ca", "cert", "key"] {
+                    absolute_file(tls, name, sources);
+                }
+            }
         }
     }
     for entry in inner_mut(&mut tree, "site").map_or(&mut [][..], |sites| &mut sites.entries) {

@@ -40,6 +40,8 @@ pub enum Section {
     Clients,
     /// `[upstream.NAME]`.
     Upstream,
+    /// `tls` of an upstream.
+    UpstreamTls,
     /// A server of an upstream, or of `proxy`.
     Backend,
     /// `balance` of an upstream.
@@ -78,6 +80,7 @@ impl Section {
             Self::Tls => "in `tls`",
             Self::Clients => "in `client_certificates`",
             Self::Upstream => "in [upstream.NAME]",
+            Self::UpstreamTls => "in `tls` of an upstream",
             Self::Backend => "in a server of an upstream",
             Self::Balance => "in `balance`",
             Self::Keepalive => "in `keepalive`",
@@ -91,7 +94,7 @@ impl Section {
     }
 
     /// All sections.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Top,
         Self::Server,
         Self::Limits,
@@ -106,6 +109,7 @@ impl Section {
         Self::Tls,
         Self::Clients,
         Self::Upstream,
+        Self::UpstreamTls,
         Self::Backend,
         Self::Balance,
         Self::Keepalive,
@@ -134,6 +138,7 @@ impl Section {
             Self::Tls => [tls::TLS, &[], &[]],
             Self::Clients => [clients::CLIENTS, &[], &[]],
             Self::Upstream => [upstream::UPSTREAM, &[], &[]],
+            Self::UpstreamTls => [upstream::TLS, &[], &[]],
             Self::Backend => [upstream::BACKEND, &[], &[]],
             Self::Balance => [upstream::BALANCE, &[], &[]],
             Self::Keepalive => [upstream::KEEPALIVE, &[], &[]],

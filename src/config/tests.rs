@@ -75,7 +75,7 @@ impl Case {
     }
 
     /// What is said, without the directory that differs in each run.
-    fn errors(&self) -> String {
+    pub(super) fn errors(&self) -> String {
         let Err(diagnostics) = load(&self.input) else {
             panic!("nothing is wrong");
         };
@@ -317,6 +317,7 @@ fn every_key_of_the_list_is_read() {
         (Section::Tls, "[site.\":1\".tls]\n"),
         (Section::Clients, "[site.\":1\".client_certificates]\n"),
         (Section::Upstream, "[upstream.a]\n"),
+        (Section::UpstreamTls, "[upstream.a.tls]\n"),
         (Section::Backend, "[[upstream.a.servers]]\n"),
         (Section::Balance, "[upstream.a.balance]\n"),
         (Section::Keepalive, "[upstream.a.keepalive]\n"),
@@ -359,6 +360,7 @@ fn every_example_of_the_list_is_right() {
     for (section, before, after) in [
         (Section::Upstream, "", ""),
         (Section::Backend, "servers = [{ address = \"a:1\", ", " }]"),
+        (Section::UpstreamTls, "tls = { ", " }"),
         (Section::Balance, "balance = { ", " }"),
         (Section::Keepalive, "keepalive = { ", " }"),
         (Section::Queue, "queue = { ", " }"),
@@ -374,6 +376,8 @@ fn every_example_of_the_list_is_right() {
                 (Section::Balance, "secret" | "algorithm") => "",
                 (Section::Balance, _) => "algorithm = \"sticky\", secret = \"0123456789abcdef\", ",
                 (Section::Health, "path" | "tcp") => "",
+                (Section::UpstreamTls, "cert") => "key = \"a.key\", ",
+                (Section::UpstreamTls, "key") => "cert = \"a.pem\", ",
                 (Section::Health, _) => "path = \"/\", ",
                 _ => "",
             };

@@ -51,7 +51,7 @@ pub struct App {
     router_cache: RefCell<RouterCache>,
     clock: RefCell<WallClock>,
     dates: RefCell<DateCache>,
-    registry: Rc<Registry>,
+    pub(super) registry: Rc<Registry>,
     pub(super) random: Cell<u128>,
 }
 

@@ -7,6 +7,7 @@ use std::task::Poll;
 use rustix::io::Errno;
 
 use super::secured::{self, Secured};
+use super::tls::records::RECORD_MAX;
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -65,6 +66,11 @@ impl Receiver {
     /// Whether what comes is decrypted: nobody else can then take bytes from the socket.
     pub fn is_secured(&self) -> bool {
         self.secured.is_some()
+    }
+
+    /// What it is decrypted by.
+    pub fn secured(&self) -> Option<&Rc<Secured>> {
+        self.secured.as_ref()
     }
 
     /// Whether the stream was cut: it ended, and the peer had not said that it would, as TLS has it
@@ -173,11 +179,38 @@ impl Receiver {
         if self.receives.is_some() || self.end.is_some() {
             return false;
         }
+        if let Some(secured) = self.secured.clone() {
+            return self.ask_secured(&secured);
+        }
         match self.core.receive_now(&self.socket, &mut [0]) {
             Ok(0) => self.end = Some(End::Closed),
             Ok(_) => return true,
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(errno) => self.end = Some(End::Broken(errno)),
+        }
+        false
+    }
+
+    /// The same under TLS, where what has come may be nobody's but the protocol's, such as a late ticket.
+    #[inline(never)]
+    fn ask_secured(&mut self, secured: &Secured) -> bool {
+        while self.end.is_none() {
+            let mut data = self.core.send_buffer();
+            data.resize(RECORD_MAX, 0);
+            match self.core.receive_now(&self.socket, &mut data) {
+                Ok(0) => self.end = Some(End::Closed),
+                Ok(came) => {
+                    data.truncate(came);
+                    match secured.open(RecvBuf::own(data.into())) {
+                        Ok(plain) if !plain.is_empty() => return true,
+                        Ok(_) if secured.is_peer_closed() => self.end = Some(End::Closed),
+                        Ok(_) => {}
+                        Err(failure) => self.end = Some(End::Broken(secured::errno(failure))),
+                    }
+                }
+                Err(Errno::AGAIN | Errno::INTR) => return false,
+                Err(errno) => self.end = Some(End::Broken(errno)),
+            }
         }
         false
     }

@@ -5,6 +5,7 @@
 //! Ciphertext leaves in the order in which it was made: while a send is in flight, whatever is made
 //! waits in the queue behind it.
 
+mod connect;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -14,11 +15,15 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::tls::records::{RECORD_MAX, RecordSizer};
-use super::tls::{ClientCertificate, Clients, Failure, Handshake, Plain, Settings, TlsServer};
+use super::tls::{
+    ClientCertificate, ClientSettings, Clients, Failure, Handshake, PeerName, Plain, Settings,
+    TlsClient, TlsServer,
+};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 
+pub use connect::{HandshakeError, connect, why};
 pub use tunnel::{TunnelSide, tunnel};
 
 /// Most bytes that are encrypted before they are sent: a batch then fits into a buffer that the core
@@ -33,7 +38,7 @@ const QUEUE_MAX: usize = 128 << 10;
 pub struct Secured {
     core: Core,
     socket: Fd,
-    tls: RefCell<TlsServer>,
+    tls: RefCell<Tls>,
     sizer: RefCell<RecordSizer>,
     /// Ciphertext that is to be sent.
     queue: RefCell<Vec<u8>>,
@@ -44,6 +49,24 @@ pub struct Secured {
     failure: Cell<Option<Failure>>,
     /// Its client isn't admitted any more.
     is_over: Cell<bool>,
+    /// Nothing is owed to the peer: it is told when this goes.
+    leaves_politely: Cell<bool>,
+}
+
+/// Whose side of the connection this is.
+enum Tls {
+    Server(TlsServer),
+    Client(TlsClient),
+}
+
+/// Does the same on either side.
+macro_rules! on_either {
+    ($tls:expr, $side:ident => $does:expr) => {
+        match $tls {
+            Tls::Server($side) => $does,
+            Tls::Client($side) => $does,
+        }
+    };
 }
 
 impl Secured {
@@ -56,42 +79,69 @@ impl Secured {
         settings: &Settings,
         name: Option<Box<str>>,
     ) -> Result<Rc<Self>, Failure> {
-        Ok(Rc::new(Self {
+        let tls = Tls::Server(TlsServer::new(settings, name)?);
+        Ok(Self::of((core, socket), tls, Vec::new()))
+    }
+
+    /// For a connection to a server of this name. What begins the handshake is queued behind `header`,
+    /// which is in the clear.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    fn client(
+        (core, socket): (&Core, &Fd),
+        (settings, name): (&ClientSettings, &PeerName),
+        header: Vec<u8>,
+    ) -> Result<Rc<Self>, Failure> {
+        let mut queue = header;
+        let tls = Tls::Client(TlsClient::connect(settings, name, &mut queue)?);
+        Ok(Self::of((core, socket), tls, queue))
+    }
+
+    fn of((core, socket): (&Core, &Fd), tls: Tls, queue: Vec<u8>) -> Rc<Self> {
+        Rc::new(Self {
             core: core.clone(),
             socket: socket.clone(),
-            tls: RefCell::new(TlsServer::new(settings, name)?),
+            tls: RefCell::new(tls),
             sizer: RefCell::default(),
-            queue: RefCell::default(),
+            queue: RefCell::new(queue),
             sending: Cell::new(false),
             sent: Cell::new(0),
             failure: Cell::new(None),
             is_over: Cell::new(false),
-        }))
+            leaves_politely: Cell::new(false),
+        })
     }
 
     /// Whether the handshake is over.
     pub fn is_open(&self) -> bool {
-        self.tls.borrow().is_open()
+        on_either!(&*self.tls.borrow(), one => one.is_open())
     }
 
     /// What the handshake came to.
     pub fn handshake(&self) -> Option<Handshake> {
-        self.tls.borrow().handshake()
+        on_either!(&*self.tls.borrow(), one => one.handshake())
     }
 
-    /// Gives the name that the client asked for, if it asked for one.
+    /// Gives the name that is asked for, if one is.
     pub fn with_name<T>(&self, take: impl FnOnce(Option<&str>) -> T) -> T {
-        take(self.tls.borrow().name())
+        take(on_either!(&*self.tls.borrow(), one => one.name()))
     }
 
     /// Gives who the client is by its certificate, if it has shown one.
     pub fn with_client<T>(&self, take: impl FnOnce(Option<&ClientCertificate>) -> T) -> T {
-        take(self.tls.borrow().client())
+        match &*self.tls.borrow() {
+            Tls::Server(server) => take(server.client()),
+            Tls::Client(_) => take(None),
+        }
     }
 
     /// The name in a certificate of the client that was refused.
     pub fn refused_client(&self) -> Option<String> {
-        self.tls.borrow().refused_client().map(str::to_owned)
+        match &*self.tls.borrow() {
+            Tls::Server(server) => server.refused_client().map(str::to_owned),
+            Tls::Client(_) => None,
+        }
     }
 
     /// Whether the client is one of these at `now`, in seconds since 1970. If not, the connection is over:
@@ -100,7 +150,11 @@ impl Secured {
     /// # Errors
     /// As [`TlsServer::admits`].
     pub fn admits(&self, clients: &Arc<Clients>, now: i64) -> Result<(), Failure> {
-        let admitted = self.tls.borrow_mut().admits(clients, now);
+        let admitted = match &mut *self.tls.borrow_mut() {
+            Tls::Server(server) => server.admits(clients, now),
+            // Servers are no clients.
+            Tls::Client(_) => Err(Failure::Ours),
+        };
         self.is_over.set(admitted.is_err());
         admitted
     }
@@ -115,9 +169,14 @@ impl Secured {
         self.failure.get()
     }
 
-    /// Whether the client has said that nothing follows.
+    /// More of that, in words.
+    fn detail(&self) -> Option<Box<str>> {
+        on_either!(&*self.tls.borrow(), one => one.detail().map(Box::from))
+    }
+
+    /// Whether the peer has said that nothing follows.
     pub fn is_peer_closed(&self) -> bool {
-        self.tls.borrow().is_peer_closed()
+        on_either!(&*self.tls.borrow(), one => one.is_peer_closed())
     }
 
     /// Bytes of ciphertext that the kernel has taken.
@@ -134,10 +193,9 @@ impl Secured {
         let result = {
             let mut queue = self.queue.borrow_mut();
             let queued = queue.len();
-            let result = self
-                .tls
-                .borrow_mut()
-                .receive(received.bytes_mut(), &mut queue);
+            let bytes = received.bytes_mut();
+            let mut tls = self.tls.borrow_mut();
+            let result = on_either!(&mut *tls, one => one.receive(bytes, &mut queue));
             match result {
                 Ok(_) if queue.len() > queued && queue.len() > QUEUE_MAX => Err(Failure::TooMuch),
                 result => result,
@@ -162,7 +220,7 @@ impl Secured {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub(super) fn seal(&self, plain: &[u8]) -> Result<usize, Failure> {
+    pub fn seal(&self, plain: &[u8]) -> Result<usize, Failure> {
         let most = plain.len().min(SEAL_BYTES);
         let mut sealed = 0;
         while sealed < most {
@@ -179,14 +237,22 @@ impl Secured {
         }
         let now = self.core.now();
         let size = self.sizer.borrow_mut().next(left, now).min(plain.len());
-        let sealed = self.tls.borrow_mut().send(&plain[..size], &mut queue);
+        let mut tls = self.tls.borrow_mut();
+        let sealed = on_either!(&mut *tls, one => one.send(&plain[..size], &mut queue));
         sealed.inspect_err(|failure| self.failure.set(Some(*failure)))?;
         Ok(size)
     }
 
-    /// Queues what tells the client that nothing follows.
+    /// Queues what tells the peer that nothing follows.
     pub(super) fn close(&self) {
-        self.tls.borrow_mut().close(&mut self.queue.borrow_mut());
+        let mut queue = self.queue.borrow_mut();
+        on_either!(&mut *self.tls.borrow_mut(), one => one.close(&mut queue));
+    }
+
+    /// Whether the peer is told, when this goes, that nothing follows: where nothing is owed to it, and
+    /// an end without a word would look like a cut.
+    pub fn leave_politely(&self, politely: bool) {
+        self.leaves_politely.set(politely);
     }
 
     /// Whether ciphertext waits to be sent.
@@ -216,7 +282,7 @@ impl Secured {
 
     /// Takes the queue, to be sent by an op; `None` when it is empty. [`Self::sent_all`] follows, or the
     /// connection is never sent to again.
-    pub(super) fn take_queue(&self) -> Option<Vec<u8>> {
+    pub fn take_queue(&self) -> Option<Vec<u8>> {
         let queue = std::mem::take(&mut *self.queue.borrow_mut());
         if queue.is_empty() {
             return None;
@@ -226,13 +292,22 @@ impl Secured {
     }
 
     /// What was taken is with the kernel.
-    pub(super) fn sent_all(&self) {
+    pub fn sent_all(&self) {
         self.sending.set(false);
     }
 
     /// The kernel has taken so many bytes of ciphertext.
-    pub(super) fn took(&self, bytes: usize) {
+    pub fn took(&self, bytes: usize) {
         self.sent.set(self.sent.get() + bytes as u64);
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        if self.leaves_politely.get() {
+            self.close();
+            self.push();
+        }
     }
 }
 

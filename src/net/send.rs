@@ -38,6 +38,12 @@ pub enum SendError {
     Cut(&'static str),
 }
 
+/// The rule of whoever watches the time by himself.
+pub const UNHURRIED: ProgressRule = ProgressRule {
+    window: Duration::ZERO,
+    rate: 0,
+};
+
 /// A progress rule as every connection keeps it.
 #[derive(Clone, Copy)]
 struct Rule {

@@ -12,9 +12,11 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 mod account;
+mod secured;
 mod settings;
 
 pub use self::account::{Account, BreakerAccount, ServerAccount};
+use self::secured::{SecuredServers, connects_alike};
 use self::settings::{
     breaker_limits, budget_limits, ejection_limits, passive_limits, picker, pool_limits,
 };
@@ -40,6 +42,7 @@ pub struct Group {
     wake: Arc<Wake>,
     roster: Arc<Roster>,
     pool: Pool,
+    secured: Option<Rc<SecuredServers>>,
     ejection: Option<EjectionLimits>,
     breaker: Option<RefCell<Breaker>>,
     budget: RefCell<RetryBudget>,
@@ -106,10 +109,10 @@ impl Group {
         let settings = roster.settings();
         let limits = pool_limits(settings);
         let pool = match before {
-            Some(before) if before.roster.settings().source == settings.source => {
+            Some(before) if connects_alike(before.roster.settings(), settings) => {
                 before.pool.clone()
             }
-            // From another address: requests of before end on the connections that they have.
+            // In another way: requests of before end on the connections that they have.
             Some(before) => {
                 before.pool.close();
                 Pool::new(core, limits)
@@ -127,6 +130,7 @@ impl Group {
             wake: Arc::clone(wake),
             roster: Arc::clone(roster),
             pool,
+            secured: SecuredServers::new(settings, before),
             ejection: settings.passive.as_ref().map(ejection_limits),
             breaker: settings
                 .breaker

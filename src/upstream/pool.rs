@@ -15,6 +15,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::net::recv::Receiver;
+use crate::net::secured::Secured;
 use crate::runtime::address::Address;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -84,6 +85,17 @@ struct Idle {
     uses: u64,
 }
 
+impl Idle {
+    /// Whether it is under TLS to the server of this name, or, without one, in the clear.
+    fn is_to(&self, name: Option<&str>) -> bool {
+        match (self.receiver.secured(), name) {
+            (None, None) => true,
+            (Some(secured), Some(name)) => secured.with_name(|own| own == Some(name)),
+            _ => false,
+        }
+    }
+}
+
 /// What the pool knows of one address. Forgotten when nothing is idle or in use.
 #[derive(Default)]
 struct Server {
@@ -145,20 +157,23 @@ impl Pool {
         address: &Address,
         open: impl AsyncFnOnce() -> Result<Fd, E>,
     ) -> Result<Connection, E> {
-        match self.take_idle(address) {
+        match self.take_idle(address, None) {
             Some(connection) => Ok(connection),
             None => self.take_new(address, open).await,
         }
     }
 
-    /// The live connection that was given back last. For tasks alone, as everything that receives.
-    pub fn take_idle(&self, address: &Address) -> Option<Connection> {
+    /// The live connection that was given back last, of those under TLS to the server of this name, or,
+    /// without one, of those in the clear: an address may have several names. For tasks alone, as
+    /// everything that receives.
+    pub fn take_idle(&self, address: &Address, name: Option<&str>) -> Option<Connection> {
         let mut dead = Vec::new();
         let mut servers = self.0.servers.borrow_mut();
         let server = servers.get_mut(address)?;
         let (now, timeout) = (self.0.core.now(), self.0.limits.get().idle_timeout);
         let mut found = None;
-        while let Some(mut idle) = server.idle.pop() {
+        while let Some(at) = server.idle.iter().rposition(|idle| idle.is_to(name)) {
+            let mut idle = server.idle.remove(at);
             self.count(|counters| counters.idle -= 1);
             if self.is_usable(&mut idle, now, timeout) {
                 found = Some(idle);
@@ -172,6 +187,9 @@ impl Pool {
                 counters.busy += 1;
                 counters.reused += 1;
             });
+            if let Some(secured) = idle.receiver.secured() {
+                secured.leave_politely(false);
+            }
             Connection {
                 pool: self.clone(),
                 address: address.clone(),
@@ -196,11 +214,26 @@ impl Pool {
         address: &Address,
         open: impl AsyncFnOnce() -> Result<Fd, E>,
     ) -> Result<Connection, E> {
+        let receiver = async || {
+            let socket = open().await?;
+            Ok(Receiver::new(&self.0.core, socket))
+        };
+        self.take_made(address, receiver).await
+    }
+
+    /// As [`Self::take_new`], with what receives, as of a connection under TLS.
+    ///
+    /// # Errors
+    /// What `open` answers.
+    pub async fn take_made<E>(
+        &self,
+        address: &Address,
+        open: impl AsyncFnOnce() -> Result<Receiver, E>,
+    ) -> Result<Connection, E> {
         let opening = Opening::new(self, address);
-        let socket = open().await?;
+        let receiver = open().await?;
         self.count(|counters| counters.opened += 1);
-        let receiver = Receiver::new(&self.0.core, socket.clone());
-        Ok(opening.done(socket, receiver))
+        Ok(opening.done(receiver.socket().clone(), receiver))
     }
 
     /// How many connections to this address are in use or being opened.
@@ -290,6 +323,9 @@ impl Pool {
     fn keep(&self, address: &Address, generation: u64, mut idle: Idle, is_bulk: bool) {
         let limits = self.0.limits.get();
         let now = idle.since;
+        if let Some(secured) = idle.receiver.secured() {
+            secured.leave_politely(true);
+        }
         let mut dropped = None;
         {
             let mut servers = self.0.servers.borrow_mut();
@@ -509,6 +545,18 @@ impl Connection {
             self.pool
                 .keep(&self.address, self.generation, idle, self.is_bulk);
         }
+    }
+
+    /// Closes the connection, on which request and response are whole.
+    pub fn close(self) {
+        if let Some(secured) = self.secured() {
+            secured.leave_politely(true);
+        }
+    }
+
+    /// What it is secured by; `None` in the clear.
+    pub fn secured(&self) -> Option<&Rc<Secured>> {
+        self.parts().1.secured()
     }
 
     fn parts(&self) -> &(Fd, Receiver) {

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -27,10 +28,11 @@ use crate::http::types::Method;
 use crate::net::connect::{ConnectError, connect_from};
 use crate::net::proxy_protocol::{self, Origin, ProxyVersion};
 use crate::net::recv::Receiver;
+use crate::net::secured::{self, HandshakeError};
 use crate::net::send::{ProgressRule, Sender};
+use crate::net::tls::{ClientSettings, PeerName};
 use crate::runtime::address::Address;
 use crate::runtime::executor::Core;
-use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::task::TaskId;
 use crate::util::random::Random;
@@ -79,6 +81,7 @@ impl Prober {
             roster: Arc::clone(roster),
             share,
             header,
+            secured: secured_by(roster.settings(), check),
             check: check.clone(),
             plan: plan(check),
             random: Random::new(seed),
@@ -114,6 +117,8 @@ struct Rounds {
     roster: Arc<Roster>,
     share: Share,
     header: Option<ProxyVersion>,
+    /// What connections to servers under TLS are made by, where they are asked under it.
+    secured: Option<Rc<ClientSettings>>,
     check: HealthCheck,
     plan: ProbePlan,
     random: Random,
@@ -146,10 +151,12 @@ struct Running {
 }
 
 /// Why a probe found no server that is well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Trouble {
     /// It isn't.
     Server(FailureKind),
+    /// It isn't to be talked to under TLS.
+    Handshake(HandshakeError),
     /// It couldn't be asked, and that isn't its fault.
     Ours(ConnectError),
 }
@@ -261,6 +268,11 @@ impl Rounds {
                 from: self.roster.settings().source.towards(&address),
                 deadline: now + self.plan.timeout,
                 expects: self.plan.expects.clone(),
+                secured: self.secured.as_ref().and_then(|settings| {
+                    let name = self.roster.settings().peer_name(server)?;
+                    Some((Rc::clone(settings), name))
+                }),
+                header: self.header(),
                 request: self.request(server, &address),
                 address,
             };
@@ -291,9 +303,14 @@ impl Rounds {
         };
         let upstream = &*self.roster.settings().name;
         let server = &*self.members.list[patient.at].label;
+        let mut detail = None;
         let result = match answer {
             Ok(()) => Ok(()),
             Err(Trouble::Server(kind)) => Err(kind),
+            Err(Trouble::Handshake(error)) => {
+                detail = error.detail;
+                Err(FailureKind::Secured(error.kind))
+            }
             Err(Trouble::Ours(error)) => {
                 tracing::debug!(upstream, server, %error, "a server can't be probed");
                 patient.probe.abandon();
@@ -307,7 +324,7 @@ impl Rounds {
         if patient.tell(&self.members, now) {
             match change {
                 Change::Down(reason) => tracing::warn!(
-                    upstream, server, %reason,
+                    upstream, server, %reason, detail,
                     "a server doesn't answer its health check as it should: it takes no requests"
                 ),
                 Change::Up => tracing::info!(
@@ -319,25 +336,27 @@ impl Rounds {
         }
     }
 
-    /// What is sent to this server; `None` where a connection says it all.
-    fn request(&self, server: usize, address: &Address) -> Option<Vec<u8>> {
-        let mut request = match self.header {
-            Some(version) => {
-                let mut header = self.core.send_buffer();
-                proxy_protocol::write(&mut header, version, Origin::Unspecified);
-                Some(header)
-            }
-            None => None,
+    /// What is sent before everything else; maybe nothing.
+    fn header(&self) -> Vec<u8> {
+        let Some(version) = self.header else {
+            return Vec::new();
         };
+        let mut header = self.core.send_buffer();
+        proxy_protocol::write(&mut header, version, Origin::Unspecified);
+        header
+    }
+
+    /// What is asked of this server; nothing where a connection says it all.
+    fn request(&self, server: usize, address: &Address) -> Vec<u8> {
         let model::Probe::Http { path, host, .. } = &self.check.probe else {
-            return request;
+            return Vec::new();
         };
-        let configured = &self.roster.settings().servers[server].address;
+        let configured = &self.roster.settings().servers[server];
         let host = match host {
             Some(host) => host.to_string(),
             None => configured.authority(address),
         };
-        let request = request.get_or_insert_with(|| self.core.send_buffer());
+        let mut request = self.core.send_buffer();
         for part in [
             "GET ",
             path,
@@ -347,7 +366,7 @@ impl Rounds {
         ] {
             request.extend_from_slice(part.as_bytes());
         }
-        Some(std::mem::take(request))
+        request
     }
 }
 
@@ -385,6 +404,13 @@ fn plan(check: &HealthCheck) -> ProbePlan {
     }
 }
 
+/// What servers are asked by under TLS; `None` where they aren't.
+fn secured_by(upstream: &model::Upstream, check: &HealthCheck) -> Option<Rc<ClientSettings>> {
+    let terms = &upstream.tls.as_ref().filter(|_| check.tls)?.terms;
+    let servers = upstream.servers.len();
+    Some(Rc::new(ClientSettings::new(terms, servers)))
+}
+
 /// One probe.
 struct Question {
     core: Core,
@@ -393,8 +419,12 @@ struct Question {
     from: Option<IpAddr>,
     deadline: Instant,
     expects: Expectation,
-    /// `None`: nothing, a connection is enough.
-    request: Option<Vec<u8>>,
+    /// What the connection is under TLS by, and the name of the server; `None` in the clear.
+    secured: Option<(Rc<ClientSettings>, PeerName)>,
+    /// Sent first, in the clear.
+    header: Vec<u8>,
+    /// Empty: a connection is enough.
+    request: Vec<u8>,
 }
 
 impl Question {
@@ -406,12 +436,23 @@ impl Question {
             Some(kind) => Trouble::Server(kind),
             None => Trouble::Ours(error),
         })?;
-        let Some(request) = self.request.take() else {
-            return Ok(());
+        let mut request = std::mem::take(&mut self.header);
+        let receiver = match &self.secured {
+            None => Receiver::new(&core, socket),
+            Some((settings, name)) => {
+                let header = std::mem::take(&mut request);
+                let by = (&**settings, name);
+                let receiver = secured::connect(&core, socket, by, header, self.deadline).await;
+                receiver.map_err(Trouble::Handshake)?
+            }
         };
+        request.append(&mut self.request);
+        if request.is_empty() {
+            return Ok(());
+        }
         let mut timer = Timer::new(&core);
         timer.set(self.deadline);
-        let mut exchange = pin!(self.exchange(socket, request));
+        let mut exchange = pin!(self.exchange(receiver, request));
         let mut context = Context::from_waker(Waker::noop());
         let answer = timer
             .bound(|| exchange.as_mut().poll(&mut context))
@@ -420,8 +461,11 @@ impl Question {
         answer.map_err(Trouble::Server)
     }
 
-    async fn exchange(&self, socket: Fd, request: Vec<u8>) -> Result<(), FailureKind> {
-        let mut sender = Sender::new(&self.core, socket.clone(), NO_RULE);
+    async fn exchange(&self, receiver: Receiver, request: Vec<u8>) -> Result<(), FailureKind> {
+        let mut sender = Sender::new(&self.core, receiver.socket().clone(), NO_RULE);
+        if let Some(secured) = receiver.secured() {
+            sender.secure(Rc::clone(secured));
+        }
         let mut unbound = Timer::new(&self.core);
         // A server that doesn't take it may have answered before.
         let _ = sender.buffer(&mut unbound, request, false).await;
@@ -429,7 +473,7 @@ impl Question {
             return Ok(());
         }
         let mut incoming = Incoming {
-            receiver: Receiver::new(&self.core, socket),
+            receiver,
             bytes: Vec::new(),
         };
         let (status, framing) = incoming.head().await?;
@@ -502,7 +546,7 @@ impl Incoming {
                 return Ok(body);
             }
             if self.bytes.is_empty() && !self.more().await {
-                return match decoder.end_of_input() {
+                return match decoder.end_of_input() && !self.receiver.is_cut() {
                     true => Ok(body),
                     false => Err(FailureKind::Reset),
                 };

@@ -195,6 +195,7 @@ impl Walk<'_> {
             ["site", _, "tls", _] => Some(Section::Tls),
             ["site", _, "client_certificates", _] => Some(Section::Clients),
             ["upstream", _, _] => Some(Section::Upstream),
+            ["upstream", _, "tls", _] => Some(Section::UpstreamTls),
             ["upstream", _, "servers", _] => Some(Section::Backend),
             ["upstream", _, "balance", _] => Some(Section::Balance),
             ["upstream", _, "keepalive", _] => Some(Section::Keepalive),

@@ -15,6 +15,9 @@ use crate::http::router::HostPattern;
 /// The port of `http://HOST`.
 const HTTP_PORT: u16 = 80;
 
+/// The port of `https://HOST`.
+const HTTPS_PORT: u16 = 443;
+
 /// Most networks in a list.
 const NETWORKS_MAX: usize = 1000;
 
@@ -24,11 +27,32 @@ const FORMS: &str = "write it such as \"10.0.0.1:3000\", \"app.internal:3000\", 
 /// What is wrong, and what to do.
 type Problem = (String, String);
 
+/// An address of a backend, as it is written.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) address: ServerAddr,
+    /// Whether it is under TLS; `None` where its scheme doesn't say so.
+    pub(super) secured: Option<bool>,
+}
+
 /// Reads the address of a backend.
 ///
 /// `10.0.0.1:3000`, `[::1]:3000`, `app.internal:3000`, `:3000` (this machine), each also behind
-/// `http://`, where the port may be left out; `unix:/path`; `srv:_http._tcp.example.com`.
-pub(super) fn server_address(text: &str) -> Result<ServerAddr, Problem> {
+/// `http://` or `https://`, where the port may be left out; `unix:/path`;
+/// `srv:_http._tcp.example.com`.
+pub(super) fn server_address(text: &str) -> Result<Written, Problem> {
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    Ok(Written {
+        address: place(text)?,
+        secured: scheme.map(is_https),
+    })
+}
+
+fn is_https(scheme: &str) -> bool {
+    scheme.eq_ignore_ascii_case("https")
+}
+
+fn place(text: &str) -> Result<ServerAddr, Problem> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix(path);
     }
@@ -37,7 +61,14 @@ pub(super) fn server_address(text: &str) -> Result<ServerAddr, Problem> {
     }
     let (rest, port) = match text.split_once("://") {
         None => (text, None),
-        Some((scheme, rest)) => (without_path(scheme, rest)?, Some(HTTP_PORT)),
+        Some((scheme, rest)) => {
+            let port = if is_https(scheme) {
+                HTTPS_PORT
+            } else {
+                HTTP_PORT
+            };
+            (without_path(scheme, rest)?, Some(port))
+        }
     };
     if let Ok(address) = rest.parse::<SocketAddr>() {
         port_of(address.port())?;
@@ -98,13 +129,7 @@ fn unix(path: &str) -> Result<ServerAddr, Problem> {
 /// Host and port of a URL, which has nothing else.
 fn without_path<'t>(scheme: &str, rest: &'t str) -> Result<&'t str, Problem> {
     match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" => {
-            return Err((
-                "TLS to backends does not exist yet".into(),
-                format!("write \"http://{rest}\" if the backend also speaks plain HTTP"),
-            ));
-        }
+        "http" | "https" => {}
         _ => {
             return Err((
                 format!("backends are not asked over `{scheme}`"),
@@ -115,7 +140,8 @@ fn without_path<'t>(scheme: &str, rest: &'t str) -> Result<&'t str, Problem> {
     if rest.starts_with("unix:") {
         return Err((
             "a unix socket has no scheme".into(),
-            "write it such as \"unix:/run/app.sock\"".into(),
+            "write it such as \"unix:/run/app.sock\"; `tls` in the upstream puts it under TLS"
+                .into(),
         ));
     }
     let host = rest.strip_suffix('/').unwrap_or(rest);
@@ -125,7 +151,7 @@ fn without_path<'t>(scheme: &str, rest: &'t str) -> Result<&'t str, Problem> {
         Some(end) => Err((
             "an address of a backend has a host and a port only".into(),
             format!(
-                "write \"http://{}\"; `rewrite` and `strip_prefix` change the path",
+                "write \"{scheme}://{}\"; `rewrite` and `strip_prefix` change the path",
                 &host[..end]
             ),
         )),
@@ -253,11 +279,27 @@ mod tests {
             ("HTTP://app:81/", "app:81"),
             ("http://10.0.0.1", "10.0.0.1:80"),
             ("http://[::1]", "[::1]:80"),
+            ("https://app", "app:443"),
+            ("HTTPS://app:8443/", "app:8443"),
+            ("https://10.0.0.1", "10.0.0.1:443"),
             ("unix:/run//app.sock", "unix:/run/app.sock"),
             ("srv:_http._tcp.example.com", "srv:_http._tcp.example.com"),
         ] {
-            let address = server_address(written).map(|address| address.to_string());
+            let address = server_address(written).map(|it| it.address.to_string());
             assert_eq!(address.as_deref(), Ok(shown), "{written}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_says_whether_it_is_under_tls() {
+        for (written, secured) in [
+            ("app:443", None),
+            ("unix:/run/app.sock", None),
+            ("http://app:443", Some(false)),
+            ("https://app:80", Some(true)),
+            ("HttpS://[::1]", Some(true)),
+        ] {
+            assert_eq!(server_address(written).unwrap().secured, secured);
         }
     }
 
@@ -292,9 +334,9 @@ mod tests {
             ),
             ("ftp://app", "backends are not asked over `ftp`", FORMS),
             (
-                "https://app:443",
-                "TLS to backends does not exist yet",
-                "write \"http://app:443\" if the backend also speaks plain HTTP",
+                "https://app/base",
+                "an address of a backend has a host and a port only",
+                "write \"https://app\"; `rewrite` and `strip_prefix` change the path",
             ),
             (
                 "http://app:80/base",

@@ -17,6 +17,7 @@ mod server;
 mod tls;
 mod upstream;
 mod upstream_options;
+mod upstream_tls;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -238,7 +238,7 @@ impl Reader<'_> {
         }
     }
 
-    fn certificate(
+    pub(super) fn certificate(
         &mut self,
         (chain, chain_item): (String, &Item),
         (key, key_item): (String, &Item),

@@ -4,13 +4,15 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::address::server_address;
+use super::address::{Written, server_address};
 use super::read::Reader;
+use super::upstream_tls::TlsToServers;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{Action, ServerAddr, ServerState, Site, Upstream, UpstreamServer};
+use crate::config::model::{Action, ServerState, Site, Upstream, UpstreamServer, UpstreamTls};
 use crate::config::nearest::nearest;
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
+use crate::net::tls::Trust;
 
 /// Most servers of an upstream.
 const SERVERS_MAX: usize = 1000;
@@ -30,6 +32,8 @@ pub(super) struct Upstreams {
     named: Vec<(String, Option<Arc<Upstream>>)>,
     /// Those that routes made.
     made: Vec<Arc<Upstream>>,
+    /// Whom the system believes, once that was asked for.
+    pub(super) system_trust: Option<Trust>,
 }
 
 /// The upstreams that the routes of these sites use, each once.
@@ -75,8 +79,9 @@ impl Reader<'_> {
         }
         self.unknown_keys(table, AT);
         let max_conns = self.connections(table, AT);
+        let tls = self.tls_to_servers(table);
         let servers = match table.get("servers") {
-            Some(servers) => self.servers(AT, servers, max_conns),
+            Some(servers) => self.servers(AT, servers, (max_conns, &tls)),
             None => {
                 let message = format!("the upstream `{}` has no servers", entry.key);
                 self.diagnostics.push(
@@ -86,7 +91,11 @@ impl Reader<'_> {
                 None
             }
         };
-        let mut upstream = Upstream::new(entry.key.as_str(), servers.unwrap_or_default());
+        let servers = servers.unwrap_or_default();
+        let at = table.get("servers").map_or(entry.key_at, |it| it.item.at);
+        let tls = self.tls_of(&servers, tls, (table.get("tls"), at));
+        let mut upstream = Upstream::new(entry.key.as_str(), servers);
+        upstream.tls = tls;
         self.upstream_options(table, &mut upstream);
         (self.diagnostics.len() == errors_before).then_some(upstream)
     }
@@ -101,7 +110,7 @@ impl Reader<'_> {
         &mut self,
         section: Section,
         entry: &Entry,
-        max_conns: Option<NonZeroU32>,
+        (max_conns, tls): (Option<NonZeroU32>, &TlsToServers),
     ) -> Option<Vec<UpstreamServer>> {
         let items: &[Item] = match &entry.item.value {
             Value::Array(items) => items,
@@ -122,7 +131,7 @@ impl Reader<'_> {
         let mut servers: Vec<(UpstreamServer, At)> = Vec::with_capacity(items.len());
         let mut whole = true;
         for item in items {
-            let Some(mut server) = self.server_of(section, entry, item) else {
+            let Some(mut server) = self.server_of(section, (entry, item), tls) else {
                 whole = false;
                 continue;
             };
@@ -153,19 +162,21 @@ impl Reader<'_> {
     fn server_of(
         &mut self,
         section: Section,
-        entry: &Entry,
-        item: &Item,
+        (entry, item): (&Entry, &Item),
+        tls: &TlsToServers,
     ) -> Option<UpstreamServer> {
         const AT: Section = Section::Backend;
         let Value::Table(table) = &item.value else {
             let text = self.string_of(section, entry, item)?;
-            return self.address(item, &text).map(UpstreamServer::new);
+            let written = self.address(item, &text)?;
+            return Some(self.server_at(item, written, tls));
         };
         self.unknown_keys(table, AT);
-        let address = match table.get("address") {
+        let server = match table.get("address") {
             Some(entry) => {
                 let text = self.string_of(AT, entry, &entry.item);
-                text.and_then(|text| self.address(&entry.item, &text))
+                let written = text.and_then(|text| self.address(&entry.item, &text));
+                written.map(|written| self.server_at(&entry.item, written, tls))
             }
             None => {
                 self.diagnostics.push(
@@ -184,7 +195,7 @@ impl Reader<'_> {
         let backup = self.boolean(table, AT, "backup");
         let max_conns = self.connections(table, AT);
         let state = self.word(table, AT, "state", &states);
-        let mut server = UpstreamServer::new(address?);
+        let mut server = server?;
         server.weight = weight.unwrap_or(server.weight);
         server.backup = backup.unwrap_or(server.backup);
         server.state = state.unwrap_or(server.state);
@@ -192,7 +203,7 @@ impl Reader<'_> {
         Some(server)
     }
 
-    fn address(&mut self, item: &Item, text: &str) -> Option<ServerAddr> {
+    fn address(&mut self, item: &Item, text: &str) -> Option<Written> {
         if self.upstreams.named.iter().any(|(name, _)| name == text) {
             let message = format!("`{text}` is an upstream, and addresses belong here");
             self.diagnostics
@@ -223,8 +234,10 @@ impl Reader<'_> {
                 return self.named(&entry.item, &text);
             }
         }
-        let servers = self.servers(section, entry, None)?;
-        Some(self.upstreams.made_of(servers))
+        let unsaid = TlsToServers::Unsaid;
+        let servers = self.servers(section, entry, (None, &unsaid))?;
+        let tls = self.tls_of(&servers, unsaid, (None, entry.item.at));
+        Some(self.upstreams.made_of(servers, tls))
     }
 
     fn named(&mut self, item: &Item, name: &str) -> Option<Arc<Upstream>> {
@@ -252,7 +265,7 @@ impl Reader<'_> {
 
 impl Upstreams {
     /// The upstream of servers that a route names: the same for the same servers.
-    fn made_of(&mut self, servers: Vec<UpstreamServer>) -> Arc<Upstream> {
+    fn made_of(&mut self, servers: Vec<UpstreamServer>, tls: Option<UpstreamTls>) -> Arc<Upstream> {
         if let Some(known) = self.made.iter().find(|known| known.servers == servers) {
             return Arc::clone(known);
         }
@@ -268,7 +281,9 @@ impl Upstreams {
             count += 1;
             name = format!("{base} ({count})");
         }
-        let upstream = Arc::new(Upstream::new(name, servers));
+        let mut upstream = Upstream::new(name, servers);
+        upstream.tls = tls;
+        let upstream = Arc::new(upstream);
         self.made.push(Arc::clone(&upstream));
         upstream
     }

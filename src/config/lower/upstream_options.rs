@@ -374,6 +374,7 @@ impl Reader<'_> {
             timeout: Duration::from_secs(2),
             rise: 2,
             fall: 3,
+            tls: true,
         };
         let table = match &entry.item.value {
             Value::Boolean(false) => return None,
@@ -403,12 +404,14 @@ impl Reader<'_> {
         }
         let rise = self.integer(table, AT, "rise", 1..=100);
         let fall = self.integer(table, AT, "fall", 1..=100);
+        let tls = self.boolean(table, AT, "tls");
         Some(HealthCheck {
             probe: probe?,
             interval,
             timeout: timeout.unwrap_or(default.timeout).min(interval),
             rise: rise.map_or(default.rise, narrow),
             fall: fall.map_or(default.fall, narrow),
+            tls: tls.unwrap_or(default.tls),
         })
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::http::types::{FieldName, Status, StatusSet};
+use crate::net::tls::{PeerName, Terms, Trust};
 use crate::runtime::address::Address;
 
 /// A group of servers that answer the same requests.
@@ -43,6 +44,17 @@ pub struct Upstream {
     pub retry_budget: RetryBudget,
     /// How names are resolved.
     pub resolve: Resolve,
+    /// What connections under TLS are made by. Some if a server is [`secured`](UpstreamServer::secured).
+    pub tls: Option<UpstreamTls>,
+}
+
+/// What the connections to servers under TLS are made by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name of all the servers, instead of each one's own.
+    pub name: Option<PeerName>,
+    /// Who is believed, who we are, and what is spoken.
+    pub terms: Terms,
 }
 
 /// Local addresses to connect from, at most one of each family; where there is none, the kernel takes one
@@ -85,6 +97,8 @@ pub struct UpstreamServer {
     pub max_conns: Option<NonZeroU32>,
     /// What the configuration says of it; the control socket may say another thing later.
     pub state: ServerState,
+    /// Whether it is talked to under TLS.
+    pub secured: bool,
 }
 
 /// Where a server is.
@@ -290,6 +304,8 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Bad probes in a row that take it out, 1 to 100.
     pub fall: u32,
+    /// Whether servers under TLS are asked under TLS, and not only for a connection.
+    pub tls: bool,
 }
 
 /// What is asked of a server.
@@ -437,6 +453,26 @@ impl Upstream {
             slow_start: Duration::ZERO,
             retry_budget: RetryBudget::default(),
             resolve: Resolve::default(),
+            tls: None,
+        }
+    }
+
+    /// Whether nobody verifies who answers for its servers.
+    pub fn is_insecure(&self) -> bool {
+        let trust = self.tls.as_ref().map(|tls| &tls.terms.trust);
+        trust == Some(&Trust::Anybody)
+    }
+
+    /// The name that a server, by its place, has to have a certificate for; `None` of one that isn't
+    /// under TLS. What has no name of its own is checked to be given one.
+    pub fn peer_name(&self, server: usize) -> Option<PeerName> {
+        let tls = self.tls.as_ref()?;
+        let server = self.servers.get(server).filter(|server| server.secured)?;
+        match (&tls.name, &server.address) {
+            (Some(name), _) => Some(name.clone()),
+            (None, ServerAddr::Ip(address)) => Some(PeerName::from(address.ip())),
+            (None, ServerAddr::Name(host, _)) => PeerName::parse(host),
+            (None, ServerAddr::Service(_) | ServerAddr::Unix(_)) => None,
         }
     }
 }
@@ -450,6 +486,17 @@ impl UpstreamServer {
             backup: false,
             max_conns: None,
             state: ServerState::Up,
+            secured: false,
+        }
+    }
+
+    /// What Host says where nothing else is to be said: see [`ServerAddr::authority`]. The port of https
+    /// is left out (RFC 9110 §4.2.3).
+    pub fn authority(&self, address: &Address) -> String {
+        let authority = self.address.authority(address);
+        match authority.strip_suffix(":443") {
+            Some(host) if self.secured => host.to_owned(),
+            _ => authority,
         }
     }
 }

@@ -91,6 +91,7 @@ fn write_tables_of_site(out: &mut String) {
 /// The upstream that the sites of the reference use.
 fn write_upstream(out: &mut String) {
     let tables = [
+        ("tls", Section::UpstreamTls, Style::Comments),
         ("keepalive", Section::Keepalive, Style::Set),
         ("queue", Section::Queue, Style::Set),
         ("health", Section::Health, Style::Comments),

@@ -35,6 +35,14 @@ pub(super) const UPSTREAM: &[Key] = &[
          takes one by its routes.",
     ),
     key(
+        "tls",
+        "true, false or a table",
+        "{ ca = \"/etc/beltway/backends.pem\" }",
+        "",
+        "How servers are talked to under TLS: those with `https://`, and with true or a table also those\n\
+         whose address says neither that nor `http://`. They are verified, by what the system trusts.",
+    ),
+    key(
         "slow_start",
         DURATION,
         "\"30s\"",
@@ -94,6 +102,61 @@ pub(super) const UPSTREAM: &[Key] = &[
         "{ interval = \"10s\" }",
         "{ interval = \"30s\", timeout = \"5s\", family = \"any\" }",
         "How names of servers are resolved. When that fails, the last good answer stays.",
+    ),
+];
+
+pub(super) const TLS: &[Key] = &[
+    key(
+        "name",
+        "a name or an address",
+        "\"app.example.com\"",
+        "",
+        "What the certificates of the servers have to be for, and what they are asked for (SNI).\n\
+         Without it, each server's own name or address.",
+    ),
+    key(
+        "sni",
+        BOOLEAN,
+        "false",
+        "true",
+        "Whether a server is told the name that it is asked for. An address never is.",
+    ),
+    key(
+        "ca",
+        "a file name",
+        "\"/etc/beltway/backends.pem\"",
+        "",
+        "The authorities whose certificates are accepted, in PEM, instead of those of the system\n\
+         (SSL_CERT_FILE, or where the distribution has them).",
+    ),
+    key(
+        "cert",
+        "a file name",
+        "\"/etc/beltway/client.pem\"",
+        "",
+        "The certificate that is shown to a server that asks who we are, in PEM.",
+    ),
+    key(
+        "key",
+        "a file name",
+        "\"/etc/beltway/client.key\"",
+        "",
+        "Its private key. Nobody but the user that starts beltway has to be able to read it.",
+    ),
+    key(
+        "policy",
+        "\"modern\" or \"intermediate\"",
+        "\"modern\"",
+        "\"intermediate\"",
+        "Which versions are spoken: \"modern\" is TLS 1.3 alone, \"intermediate\" TLS 1.2, too.",
+    ),
+    key(
+        "insecure",
+        BOOLEAN,
+        "true",
+        "false",
+        "Whether anybody may answer for the servers: nothing is verified, and whoever is on the way\n\
+         reads and changes what he likes. To try something out.",
     ),
 ];
 
@@ -359,6 +422,14 @@ pub(super) const HEALTH: &[Key] = &[
         "\"app.example.com\"",
         "",
         "The field Host. Without it, the address of the server.",
+    ),
+    key(
+        "tls",
+        BOOLEAN,
+        "false",
+        "true",
+        "Whether servers under TLS are asked under TLS; with `tcp` and without this, a connection is\n\
+         all that is asked for.",
     ),
 ];
 

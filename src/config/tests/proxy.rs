@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{case, routes};
-use crate::config::load;
 use crate::config::model::*;
+use crate::config::{bundle, load};
 use crate::http::types::Status;
+use crate::net::tls::{Policy, Trust, test_pem as pem};
 use crate::runtime::address::Address;
 
 fn proxy(route: &Route) -> &Proxy {
@@ -324,7 +325,7 @@ fn error_pages_of_a_proxied_site_have_a_directory_of_their_own() {
 fn backends_that_are_none_are_told_all_at_once() {
     let text = r#"
 [upstream.app]
-servers = ["10.0.0.1:3000", "10.0.0.1:3000", "https://b", { weight = 2 }, { address = "c:1", weigth = 2 }]
+servers = ["10.0.0.1:3000", "10.0.0.1:3000", "ftp://b", { weight = 2 }, { address = "c:1", weigth = 2 }]
 [upstream.empty]
 servers = []
 [upstream.none]
@@ -344,7 +345,7 @@ servers = [{ address = "a:1", backup = true }]
         said(text),
         [
             "3: the server 10.0.0.1:3000 is named twice: take one away; `weight` gives a server a larger share",
-            "3: TLS to backends does not exist yet: write \"http://b\" if the backend also speaks plain HTTP",
+            "3: backends are not asked over `ftp`: write it such as \"10.0.0.1:3000\", \"app.internal:3000\", \":3000\" or \"unix:/run/app.sock\"",
             "3: this server has no address: write it such as { address = \"10.0.0.2:3000\", weight = 2 }",
             "3: there is no key `weigth` in a server of an upstream: did you mean `weight`?",
             "5: `servers` needs a list of addresses: write it such as servers = [\"10.0.0.1:3000\", { address = \"10.0.0.2:3000\", weight = 2 }, \"unix:/run/app.sock\"]",
@@ -579,4 +580,132 @@ fn whole_configurations_are_understood() {
             panic!("{name}: {}", diagnostics.render(false));
         }
     }
+}
+
+/// An upstream with these lines, and what a certificate and its key are called in its directory.
+fn secured(lines: &str) -> super::Case {
+    let case = case(&format!(
+        "[upstream.a]\n{lines}\n[site.\":1\"]\nproxy = \"a\"\n"
+    ));
+    let [certificate, key] = pem(&["a.example"], &rcgen::PKCS_ECDSA_P256_SHA256);
+    let directory = &case.input.directory;
+    for (name, text) in [
+        ("a.pem", &certificate),
+        ("a.key", &key),
+        ("none.pem", &String::new()),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+    let path = directory.join("a.pem").display().to_string();
+    // Whatever this machine believes.
+    case.variable("SSL_CERT_FILE", &path)
+}
+
+#[test]
+fn a_server_is_under_tls_by_its_address_or_by_its_upstream() {
+    let told = |lines: &str| {
+        let model = secured(lines).loaded().model;
+        let upstream = Arc::clone(&model.upstreams[0]);
+        let of = |at: usize| upstream.peer_name(at).map(|name| name.to_string());
+        let names: Vec<_> = (0..upstream.servers.len()).map(of).collect();
+        (names, upstream)
+    };
+    let some = |name: &str| Some(name.to_owned());
+    let (names, upstream) = told("servers = [\"https://b\", \"c:1\", \"https://10.0.0.1:8443\"]");
+    assert_eq!(names, [some("b"), None, some("10.0.0.1")]);
+    let terms = &upstream.tls.as_ref().unwrap().terms;
+    assert!(matches!(&terms.trust, Trust::Roots(roots) if roots.count() == 1));
+    assert_eq!(terms.policy, Policy::Intermediate);
+    assert!(terms.tells_name && terms.identity.is_none());
+    let (names, _) = told("servers = [\"b:1\", \"http://c:1\"]\ntls = true");
+    assert_eq!(names, [some("b"), None]);
+    let (names, upstream) = told(
+        "servers = [\"unix:/run/a.sock\", \"srv:_a._tcp.b\", { address = \"https://c\" }]\n\
+         tls = { name = \"d.example\", ca = \"a.pem\", cert = \"a.pem\", key = \"a.key\", sni = false, \
+         policy = \"modern\" }",
+    );
+    assert_eq!(
+        names,
+        [some("d.example"), some("d.example"), some("d.example")]
+    );
+    let terms = &upstream.tls.as_ref().unwrap().terms;
+    assert!(terms.identity.is_some() && !terms.tells_name);
+    assert_eq!(terms.policy, Policy::Modern);
+    let (names, upstream) = told("servers = \"b:1\"\ntls = false");
+    assert_eq!((names, &upstream.tls), (vec![None], &None));
+    let model = secured("servers = \"https://b\"\ntls = { insecure = true }")
+        .loaded()
+        .model;
+    assert!(
+        model.warnings[0].contains("insecure = true: nobody verifies"),
+        "{:?}",
+        model.warnings
+    );
+    let trust = &model.upstreams[0].tls.as_ref().unwrap().terms.trust;
+    assert_eq!(*trust, Trust::Anybody);
+    // Host says what a client would, without the port of https.
+    let server = &model.upstreams[0].servers[0];
+    let address = Address::Tcp("10.0.0.1:443".parse().unwrap());
+    assert_eq!(server.authority(&address), "b");
+}
+
+#[test]
+fn what_is_wrong_with_tls_to_servers() {
+    for (lines, says) in [
+        (
+            "servers = \"unix:/a\"\ntls = true",
+            "2: `unix:/a` doesn't say whose certificate the server has",
+        ),
+        (
+            "servers = \"https://a\"\ntls = false",
+            "2: `tls` of this upstream is false",
+        ),
+        (
+            "servers = \"http://a\"\ntls = true",
+            "3: `tls` does nothing: every server begins with `http://`",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { cert = \"a.pem\" }",
+            "3: `tls` has no `key`",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { name = \"a b\" }",
+            "3: `a b` is neither the name of a host nor an address",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { ca = \"none.pem\" }",
+            "holds no certificate of an authority in PEM",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { ca = \"missing.pem\" }",
+            "missing.pem` ",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { ca = \"a.pem\", insecure = true }",
+            "3: `ca` does nothing with `insecure`",
+        ),
+        (
+            "servers = \"a:1\"\ntls = { verify = false }",
+            "3: there is no key `verify` in `tls` of an upstream",
+        ),
+    ] {
+        let errors = secured(lines).errors();
+        let first = says.split_once(": ").map_or(says, |(_, text)| text);
+        assert!(errors.contains(first), "{lines}\n{errors}");
+    }
+}
+
+#[test]
+fn certificates_to_servers_come_along_in_a_bundle_and_tell_a_change() {
+    let case = secured("servers = \"https://b\"\ntls = { ca = \"a.pem\" }");
+    let loaded = case.loaded();
+    let packed = bundle::pack(&loaded).unwrap();
+    std::fs::remove_file(case.input.directory.join("a.pem")).unwrap();
+    let again = bundle::unpack(&packed).unwrap();
+    assert_eq!(again.model.upstreams[0], loaded.model.upstreams[0]);
+    let other = secured("servers = \"https://b\"\ntls = { ca = \"a.pem\" }").loaded();
+    assert_ne!(
+        other.model.upstreams[0], loaded.model.upstreams[0],
+        "another authority"
+    );
 }

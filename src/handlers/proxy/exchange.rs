@@ -23,6 +23,8 @@ use crate::http::uri::{canonical_path, split_query};
 use crate::net::connect::{ConnectError, connect_from};
 use crate::net::proxy_protocol::{self, Origin, ProxyVersion};
 use crate::net::recv::End;
+use crate::net::secured;
+use crate::net::tls::{Failure, ServerFailure};
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
@@ -151,17 +153,16 @@ impl Exchange<'_, '_> {
             log.connect_us = Some(if reused { 0 } else { micros(time) });
         }
         if connection.uses() == 1
-            && let Some(version) = self.backend.proxy.send_proxy_protocol
+            && connection.secured().is_none()
+            && self.backend.proxy.send_proxy_protocol.is_some()
         {
-            let mut with_header = self.core.send_buffer();
-            let origin = self.origin();
-            proxy_protocol::write(&mut with_header, proxy_version(version), origin);
+            let mut with_header = self.header();
             with_header.extend_from_slice(&head);
             self.core.recycle(std::mem::replace(&mut head, with_header));
         }
         let patience = self.backend.proxy.timeouts.head;
         let message = (head, framing);
-        let mut outgoing = Outgoing::new(self.core, connection.socket(), message, patience);
+        let mut outgoing = Outgoing::new(self.core, &connection, message, patience);
         outgoing.client_fields = self.asked.client_fields.cloned();
         outgoing.is_held = framing != Framing::None && upload.expects_continue();
         let mut state = State {
@@ -209,6 +210,7 @@ impl Exchange<'_, '_> {
                 Event::Ended if state.has_begun || !incoming.bytes().is_empty() => {
                     return Err(Fault::HeadCut);
                 }
+                Event::Ended if let Some(refusal) = refusal(&connection) => return Err(refusal),
                 Event::Ended => {
                     let sent = state.outgoing.sent() > 0;
                     return Err(match connection.is_reused() {
@@ -229,7 +231,9 @@ impl Exchange<'_, '_> {
         let pool = claim.group().pool();
         // A PROXY header is of one client connection alone.
         let may_reuse = !is_fresh && self.backend.proxy.send_proxy_protocol.is_none();
-        if may_reuse && let Some(connection) = pool.take_idle(claim.address()) {
+        let secured = claim.group().secured(claim.server());
+        let name = secured.map(|(_, name)| name.as_str());
+        if may_reuse && let Some(connection) = pool.take_idle(claim.address(), name) {
             return Ok(connection);
         }
         let (core, total) = (self.core, self.total);
@@ -239,14 +243,38 @@ impl Exchange<'_, '_> {
         }
         let to = claim.address();
         let from = claim.group().roster().settings().source.towards(to);
-        let open = async || connect_from(core, to, from, timeout).await;
-        let connection = pool.take_new(to, open).await;
-        connection.map_err(|error| match error {
-            ConnectError::TimedOut if total.is_some_and(|total| total <= core.now()) => {
-                Fault::TotalTimeout
-            }
-            error => Fault::Connect(error),
-        })
+        let is_late = || total.is_some_and(|total| total <= core.now());
+        let open = async || {
+            let socket = connect_from(core, to, from, timeout).await;
+            socket.map_err(|error| match error {
+                ConnectError::TimedOut if is_late() => Fault::TotalTimeout,
+                error => Fault::Connect(error),
+            })
+        };
+        let Some(secured) = secured else {
+            return pool.take_new(to, open).await;
+        };
+        let deadline = core.now() + timeout;
+        let header = self.header();
+        let open = async || {
+            let socket = open().await?;
+            let receiver = secured::connect(core, socket, secured, header, deadline).await;
+            receiver.map_err(|error| match error.kind {
+                ServerFailure::TooSlow if is_late() => Fault::TotalTimeout,
+                _ => Fault::Secured(Box::new(error)),
+            })
+        };
+        pool.take_made(to, open).await
+    }
+
+    /// The PROXY header, of a route that sends one.
+    fn header(&self) -> Vec<u8> {
+        let Some(version) = self.backend.proxy.send_proxy_protocol else {
+            return Vec::new();
+        };
+        let mut header = self.core.send_buffer();
+        proxy_protocol::write(&mut header, proxy_version(version), self.origin());
+        header
     }
 
     /// Writes the head of the request.
@@ -265,7 +293,7 @@ impl Exchange<'_, '_> {
             HostRule::Keep if !self.asked.request.host.is_empty() => HostField::Keep(""),
             HostRule::Keep | HostRule::Upstream => {
                 let server = &settings.servers[claim.server()];
-                authority = server.address.authority(claim.address());
+                authority = server.authority(claim.address());
                 match proxy.host {
                     HostRule::Upstream => HostField::Set(&authority),
                     _ => HostField::Keep(&authority),
@@ -456,6 +484,17 @@ struct State {
     has_begun: bool,
     /// How long the body is held back for the backend to ask for it.
     held_until: Instant,
+}
+
+/// The word of a server that hasn't looked at the request, since it refuses the handshake.
+fn refusal(connection: &Connection) -> Option<Fault> {
+    let secured = connection.secured().filter(|_| !connection.is_reused())?;
+    match secured.failure()? {
+        Failure::Server(failure) if failure.is_of_handshake() => {
+            secured::why(secured).map(|error| Fault::Secured(Box::new(error)))
+        }
+        _ => None,
+    }
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Fault> {

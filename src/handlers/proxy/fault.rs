@@ -6,17 +6,21 @@ use std::fmt;
 use crate::http::h1::response::ResponseError;
 use crate::http::session::UploadError;
 use crate::net::connect::{self, ConnectError};
+use crate::net::secured::HandshakeError;
+use crate::net::tls::ServerFailure;
 use crate::upstream::group::{Claim, NoServer};
 use crate::upstream::health::FailureKind;
 use crate::upstream::retry::Failure;
 
 /// Why a try, or a request, came to no response.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Fault {
     /// No server takes it.
     NoServer(NoServer),
     /// There was no connection.
     Connect(ConnectError),
+    /// There was one, and no TLS on it.
+    Secured(Box<HandshakeError>),
     /// A kept connection turned out to be closed.
     Stale {
         /// Whether bytes of the request were given to it.
@@ -57,6 +61,8 @@ impl Fault {
                 connect::Fault::Peer => 502,
                 connect::Fault::Ours => 503,
             },
+            Self::Secured(error) if error.kind == ServerFailure::TooSlow => 504,
+            Self::Secured(_) => 502,
             Self::Stale { .. } | Self::NoResponse { .. } | Self::HeadCut => 502,
             Self::HeadTimeout | Self::Stuck | Self::TotalTimeout => 504,
             Self::Malformed(error) => error.status().0,
@@ -70,6 +76,8 @@ impl Fault {
     pub(super) fn of_server(&self) -> Option<FailureKind> {
         Some(match self {
             Self::Connect(error) => return FailureKind::of_connect(*error),
+            Self::Secured(error) if error.kind == ServerFailure::Ours => return None,
+            Self::Secured(error) => FailureKind::Secured(error.kind),
             Self::NoResponse { .. } | Self::HeadCut => FailureKind::Reset,
             Self::HeadTimeout | Self::Stuck | Self::TotalTimeout => FailureKind::Timeout,
             Self::Malformed(_) => FailureKind::Malformed,
@@ -86,6 +94,8 @@ impl Fault {
     pub(super) fn failure(&self) -> Option<Failure> {
         Some(match self {
             Self::Connect(error) if error.fault() == connect::Fault::Peer => Failure::Connect,
+            // Nothing of the request was looked at.
+            Self::Secured(_) => Failure::Connect,
             Self::Stale { sent } => Failure::Stale { sent: *sent },
             Self::NoResponse { sent } => Failure::NoResponse { sent: *sent },
             Self::HeadTimeout | Self::Stuck => Failure::HeadTimeout,
@@ -118,7 +128,7 @@ impl Fault {
         let upstream = &*claim.group().roster().settings().name;
         let server = &**claim.label();
         // A connection that can't be had from here is nobody else's to mend.
-        match self.of_server().is_some() || matches!(self, Self::Connect(_)) {
+        match self.of_server().is_some() || matches!(self, Self::Connect(_) | Self::Secured(_)) {
             true => tracing::warn!(upstream, server, tries, fault = %self, "a try failed"),
             false => tracing::debug!(upstream, server, tries, fault = %self, "a try failed"),
         }
@@ -134,6 +144,7 @@ impl fmt::Display for Fault {
                 "all servers were full until the queue timeout"
             }
             Self::Connect(error) => return error.fmt(f),
+            Self::Secured(error) => return error.fmt(f),
             Self::Stale { .. } => "the kept connection was closed",
             Self::NoResponse { .. } => "the connection was lost before a response",
             Self::HeadCut => "the connection was lost within the head of the response",

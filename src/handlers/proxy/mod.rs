@@ -34,7 +34,7 @@ use super::epoch::AppEpoch;
 use super::error_page;
 use crate::config::model::{ClientFields, Proxy};
 use crate::http::semantics::forwarding::FieldOp;
-use crate::http::session::{Response, Upload, Upstreamed};
+use crate::http::session::{LimitCounters, Response, Upload, Upstreamed};
 use crate::http::types::{Request, Status};
 use crate::net::recv::End;
 use crate::runtime::executor::Core;
@@ -112,6 +112,7 @@ impl App {
             tries: Tries::begin(now),
             visited: Visited::default(),
             log: epoch.logs().then(Upstreamed::default),
+            limits: self.registry.limits(),
             last: None,
         };
         attempts.run(upload, admitted).await
@@ -138,6 +139,8 @@ struct Attempts<'a, 'b> {
     visited: Visited,
     /// What the access log is told, if there is one.
     log: Option<Upstreamed>,
+    /// Counts what stood in the way.
+    limits: &'a LimitCounters,
     /// How the last try failed.
     last: Option<Fault>,
 }
@@ -197,6 +200,9 @@ impl Attempts<'_, '_> {
                 claim.record(Outcome::Failure(kind), elapsed);
             }
             fault.log(&claim, self.tries.made());
+            if let Fault::Secured(error) = &fault {
+                self.limits.count(error.kind.name());
+            }
             let verdict = match fault.failure() {
                 Some(failure) if !fault.is_status() => self.judge_elsewhere(failure, &replay),
                 // It was judged, and paid for, before the response was let go.

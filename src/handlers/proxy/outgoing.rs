@@ -4,6 +4,7 @@
 //! client back. What was taken of the body before, or is to be kept for another try, is in a [`Replay`].
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,12 +16,14 @@ use crate::config::model::ClientFields;
 use crate::http::h1::encode::{CHUNK_END, write_chunk_header, write_last_chunk_of};
 use crate::http::session::{Upload, UploadError, UploadRelay, UploadRelayError};
 use crate::http::types::Framing;
+use crate::net::secured::Secured;
 use crate::net::send::FilePart;
 use crate::net::splice::Cause;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Once;
 use crate::runtime::op::{Op, Output};
+use crate::upstream::pool::Connection;
 
 /// Most bytes of a body in one send.
 const SEND_BYTES: usize = 64 << 10;
@@ -43,6 +46,8 @@ pub(super) struct Outgoing {
     core: Core,
     socket: Fd,
     sending: Option<Once>,
+    /// Of a connection under TLS what is being sent instead of `data`.
+    sealed: Option<Box<Sealed>>,
     /// A read of what is kept on a disk, which goes out next.
     reading: Option<Once>,
     /// Bytes that are not in flight, from `from` on.
@@ -64,18 +69,73 @@ pub(super) struct Outgoing {
     since: Instant,
 }
 
+/// Bytes on their way under TLS.
+struct Sealed {
+    secured: Rc<Secured>,
+    /// Ciphertext that is not in flight, from `from` on.
+    data: Vec<u8>,
+    from: usize,
+    /// How many bytes of the request are in it.
+    plain: usize,
+}
+
+impl Sealed {
+    /// Encrypts the next bytes, and says how many.
+    fn seal(&mut self, plain: &[u8]) -> Result<usize, SendFault> {
+        let sealed = self.secured.seal(plain).map_err(|_| SendFault::Server)?;
+        self.data = self.secured.take_queue().unwrap_or_default();
+        (self.from, self.plain) = (0, sealed);
+        Ok(sealed)
+    }
+
+    /// The kernel has taken some bytes; gives how many of the request that makes known to be with it.
+    fn took(&mut self, bytes: usize, data: Vec<u8>) -> usize {
+        self.data = data;
+        self.from += bytes;
+        self.secured.took(bytes);
+        // None of a record that isn't whole is of use to anybody, but who would know?
+        std::mem::take(&mut self.plain)
+    }
+
+    /// Whether all of it has gone; what the protocol has to say meanwhile goes after it.
+    fn is_gone(&mut self, core: &Core) -> bool {
+        if self.from < self.data.len() {
+            return false;
+        }
+        if self.data.is_empty() {
+            return true;
+        }
+        core.recycle(std::mem::take(&mut self.data));
+        self.from = 0;
+        self.secured.sent_all();
+        match self.secured.take_queue() {
+            Some(more) => self.data = more,
+            None => return true,
+        }
+        false
+    }
+}
+
 impl Outgoing {
     /// Sends the head, then a body of this framing. `patience`: how long the backend may take nothing.
     pub(super) fn new(
         core: &Core,
-        socket: &Fd,
+        connection: &Connection,
         (head, framing): (Vec<u8>, Framing),
         patience: Option<Duration>,
     ) -> Self {
         Self {
             core: core.clone(),
-            socket: socket.clone(),
+            socket: connection.socket().clone(),
             sending: None,
+            sealed: connection.secured().map(|secured| {
+                Box::new(Sealed {
+                    secured: Rc::clone(secured),
+                    data: Vec::new(),
+                    from: 0,
+                    plain: 0,
+                })
+            }),
             reading: None,
             data: head,
             from: 0,
@@ -131,15 +191,30 @@ impl Outgoing {
                     return Poll::Pending;
                 };
                 self.sending = None;
-                match (done.result, done.output) {
-                    (Ok(bytes), Output::Data(data)) => {
+                match (done.result, done.output, &mut self.sealed) {
+                    (Ok(bytes), Output::Data(data), Some(sealed)) => {
+                        self.sent += sealed.took(bytes as usize, data) as u64;
+                    }
+                    (Err(Errno::INTR | Errno::AGAIN), Output::Data(data), Some(sealed)) => {
+                        sealed.data = data;
+                    }
+                    (Ok(bytes), Output::Data(data), None) => {
                         self.sent += u64::from(bytes);
                         self.from += bytes as usize;
                         self.data = data;
                     }
-                    (Err(Errno::INTR | Errno::AGAIN), Output::Data(data)) => self.data = data,
+                    (Err(Errno::INTR | Errno::AGAIN), Output::Data(data), None) => {
+                        self.data = data;
+                    }
                     _ => return Poll::Ready(Err(SendFault::Server)),
                 }
+            }
+            if let Some(sealed) = &mut self.sealed
+                && !sealed.is_gone(&self.core)
+            {
+                let (data, from) = (std::mem::take(&mut sealed.data), sealed.from);
+                self.send(data, from);
+                continue;
             }
             if self.from == self.data.len() {
                 self.data.clear();
@@ -148,7 +223,7 @@ impl Outgoing {
                     self.core.recycle(std::mem::take(&mut self.data));
                     return Poll::Ready(Ok(()));
                 }
-                if !self.is_held && replay.is_used_up() {
+                if !self.is_held && self.sealed.is_none() && replay.is_used_up() {
                     self.relay = UploadRelay::new(upload, &self.socket, self.patience);
                     if self.relay.is_some() {
                         replay.lose();
@@ -166,15 +241,26 @@ impl Outgoing {
                 return Poll::Pending;
             }
             if self.from < self.data.len() {
-                self.since = self.core.now();
-                self.sending = Some(self.core.once(Op::Send {
-                    socket: self.socket.clone(),
-                    data: std::mem::take(&mut self.data),
-                    from: self.from,
-                    more: false,
-                }));
+                match &mut self.sealed {
+                    None => {
+                        let data = std::mem::take(&mut self.data);
+                        self.send(data, self.from);
+                    }
+                    // It goes from there with the next turn of this loop.
+                    Some(sealed) => self.from += sealed.seal(&self.data[self.from..])?,
+                }
             }
         }
+    }
+
+    fn send(&mut self, data: Vec<u8>, from: usize) {
+        self.since = self.core.now();
+        self.sending = Some(self.core.once(Op::Send {
+            socket: self.socket.clone(),
+            data,
+            from,
+            more: false,
+        }));
     }
 
     /// Adds what there is of the body to what goes out next.

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::ahead::Ahead;
 use super::exchange::{Incoming, Reply};
 use super::outgoing::Outgoing;
@@ -127,8 +129,9 @@ struct Done {
 impl Done {
     fn finish(self, core: &Core, started: Instant, upload: &mut Upload<'_>) {
         self.claim.record(self.outcome, Duration::ZERO);
-        if self.keeps && self.claim.is_wanted() {
-            self.connection.give_back();
+        match self.keeps && self.claim.is_wanted() {
+            true => self.connection.give_back(),
+            false => self.connection.close(),
         }
         note_total(core, started, upload);
     }
@@ -273,6 +276,9 @@ impl Stream {
         let Some((_, connection)) = &mut self.source else {
             return Poll::Ready(None);
         };
+        if connection.secured().is_some() {
+            return Poll::Ready(None);
+        }
         connection.note_bulk();
         let received = &mut self.received;
         let stopped = connection
@@ -314,7 +320,11 @@ impl Stream {
                 true
             }
             Poll::Ready(Err(end)) => {
-                self.end = Some(end);
+                self.end = Some(match end {
+                    // Who ends what is under TLS says so, or somebody else has ended it.
+                    End::Closed if connection.receiver().is_cut() => End::Broken(Errno::PROTO),
+                    end => end,
+                });
                 true
             }
             Poll::Pending => false,

@@ -1,11 +1,13 @@
 //! A connection that has become a tunnel: WebSocket, and whatever else a backend has switched to. Bytes
 //! go both ways, each direction to its own end.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::exchange::Incoming;
 use crate::http::session::{Tunnel, TunnelClient, TunnelEnd, Tunnelling};
 use crate::net::secured::{self, TunnelSide};
+use crate::net::send::{Sender, UNHURRIED};
 use crate::net::splice::{self, Early, FlowEnd, tunnel};
 use crate::upstream::group::Claim;
 use crate::upstream::health::Outcome;
@@ -50,7 +52,7 @@ impl Tunnel for ProxyTunnel {
 }
 
 async fn run<'t>(mut this: Box<ProxyTunnel>, mut client: TunnelClient<'t>) -> TunnelEnd {
-    if client.receiver.is_secured() {
+    if client.receiver.is_secured() || this.connection.receiver().is_secured() {
         return Box::pin(run_secured(this, client)).await;
     }
     // What stands in the box and in `client` stays there: a second time in this future it
@@ -64,16 +66,26 @@ async fn run<'t>(mut this: Box<ProxyTunnel>, mut client: TunnelClient<'t>) -> Tu
     end(ended)
 }
 
-/// As [`run`], with a client under TLS.
+/// As [`run`], with a client or a backend under TLS.
 async fn run_secured<'t>(mut this: Box<ProxyTunnel>, client: TunnelClient<'t>) -> TunnelEnd {
     this.early.from_a = client.early;
-    let side = TunnelSide {
-        receiver: client.receiver,
-        sender: client.sender,
-    };
     let this = &mut *this;
-    let backend = this.connection.receiver();
-    end(secured::tunnel(client.core, side, backend, &mut this.early, this.idle).await)
+    let receiver = this.connection.receiver();
+    let mut sender = Sender::new(client.core, receiver.socket().clone(), UNHURRIED);
+    if let Some(secured) = receiver.secured() {
+        sender.secure(Rc::clone(secured));
+    }
+    let ends = (
+        TunnelSide {
+            receiver: client.receiver,
+            sender: client.sender,
+        },
+        TunnelSide {
+            receiver,
+            sender: &mut sender,
+        },
+    );
+    end(secured::tunnel(client.core, ends, &mut this.early, this.idle).await)
 }
 
 fn end(ended: splice::TunnelEnd) -> TunnelEnd {

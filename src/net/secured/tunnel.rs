@@ -1,5 +1,5 @@
-//! A tunnel whose one end is under TLS: bytes are decrypted to the other end, and encrypted back. It is
-//! what [`splice::tunnel`](crate::net::splice::tunnel) is between two plain sockets.
+//! A tunnel of which one end is under TLS, or both: bytes are decrypted from there, and encrypted to there.
+//! It is what [`splice::tunnel`](crate::net::splice::tunnel) is between two plain sockets.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -9,16 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::net::recv::{End, Receiver};
-use crate::net::send::{ProgressRule, SendError, Sender};
+use crate::net::send::{SendError, Sender, UNHURRIED};
 use crate::net::splice::{Cause, Early, Moved, TunnelEnd, poll_flows};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
-
-/// A tunnel has a limit of its own, on silence in both directions.
-const UNHURRIED: ProgressRule = ProgressRule {
-    window: Duration::ZERO,
-    rate: 0,
-};
 
 /// One end of a tunnel.
 pub struct TunnelSide<'t> {
@@ -28,34 +22,27 @@ pub struct TunnelSide<'t> {
     pub sender: &'t mut Sender,
 }
 
-/// Moves bytes both ways, as [`splice::tunnel`](crate::net::splice::tunnel) does, between a secured
-/// connection and the socket of `receiver`. An end of either direction is told to the other end: to the
-/// secured one in the words of TLS, too. A secured stream that is cut off makes the tunnel fail.
+/// Moves bytes both ways, as [`splice::tunnel`](crate::net::splice::tunnel) does, between two connections
+/// that may be secured. An end of either direction is told to the other end: to a secured one in the
+/// words of TLS, too. A secured stream that is cut off makes the tunnel fail.
 pub async fn tunnel(
     core: &Core,
-    secured: TunnelSide<'_>,
-    receiver: &mut Receiver,
+    (a, b): (TunnelSide<'_>, TunnelSide<'_>),
     early: &mut Early,
     idle_timeout: Option<Duration>,
 ) -> TunnelEnd {
-    let sockets = [secured.receiver.socket().clone(), receiver.socket().clone()];
+    let sockets = [a.receiver.socket().clone(), b.receiver.socket().clone()];
     let moved = [Moved::default(), Moved::default()];
     let active = Cell::new(core.now());
     let mut ends = [None, None];
     let mut is_idle = false;
-    secured.sender.set_rule(UNHURRIED);
-    let mut plain = Sender::new(core, sockets[1].clone(), UNHURRIED);
+    a.sender.set_rule(UNHURRIED);
+    b.sender.set_rule(UNHURRIED);
     {
         let from_a = std::mem::take(&mut early.from_a);
         let from_b = std::mem::take(&mut early.from_b);
-        let there = flow(
-            core,
-            (secured.receiver, &mut plain),
-            from_a,
-            &moved[0],
-            &active,
-        );
-        let back = flow(core, (receiver, secured.sender), from_b, &moved[1], &active);
+        let there = flow(core, (a.receiver, b.sender), from_a, &moved[0], &active);
+        let back = flow(core, (b.receiver, a.sender), from_b, &moved[1], &active);
         let (mut there, mut back) = (pin!(there), pin!(back));
         let mut timer = Timer::new(core);
         let mut both = || poll_flows([there.as_mut(), back.as_mut()], &mut ends);

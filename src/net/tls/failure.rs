@@ -2,6 +2,8 @@
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
+use super::ServerFailure;
+
 /// Why a connection failed. Each has a name of its own for counters and the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -64,6 +66,8 @@ pub enum Failure {
     Exhausted,
     /// Something of ours failed.
     Ours,
+    /// It is about a server that we are a client of.
+    Server(ServerFailure),
 }
 
 impl Failure {
@@ -99,6 +103,7 @@ impl Failure {
             Self::Crowded => "TLS: handshakes under way",
             Self::Exhausted => "TLS: keys used up",
             Self::Ours => "TLS: internal error",
+            Self::Server(failure) => failure.name(),
         }
     }
 

@@ -31,6 +31,15 @@ struct Stapled {
     statement: Statement,
 }
 
+impl PartialEq for Identity {
+    /// The same chain has the same key.
+    fn eq(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+    }
+}
+
+impl Eq for Identity {}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")

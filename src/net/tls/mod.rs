@@ -1,13 +1,15 @@
-//! TLS, servers' side: bytes in, bytes out, events. No socket, no clock, no file; what a core does
+//! TLS, of both sides: bytes in, bytes out, events. No socket, no clock, no file; what a core does
 //! with it is in `net::recv` and `net::send`.
 //!
 //! It is a seam around rustls and aws-lc-rs: their types don't leave this directory, so another
 //! version of them, or a record layer of our own, is a matter of these files alone.
 //!
-//! A connection begins with [`hello::Scanner`], which finds the name that is asked for before any
+//! A connection of a client begins with [`hello::Scanner`], which finds the name that is asked for before any
 //! state is made, since certificates, versions and suites are a site's own ([`Settings`]). Then
-//! [`TlsServer`] speaks the protocol.
+//! [`TlsServer`] speaks the protocol. One to a server is a [`TlsClient`]: [`ClientSettings`] say who is
+//! believed, and keep sessions.
 
+mod client;
 mod clients;
 pub mod failure;
 pub mod hello;
@@ -23,10 +25,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use client::{ClientSettings, PeerName, Roots, ServerFailure, Terms, TlsClient, Trust};
 pub use clients::{ClientCertificate, Clients, ClientsError, ClientsPart};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError};
 pub use server::{Handshake, Plain, Protocol, TlsServer};
 pub use settings::{Policy, Settings};
 #[cfg(test)]
-pub(crate) use testing::{client, client_config, settings as test_settings};
+pub(crate) use testing::{client, client_config, pem as test_pem, settings as test_settings};

@@ -1,10 +1,13 @@
-//! One connection, servers' side: ciphertext in, plaintext out, and back.
+//! One connection: ciphertext in, plaintext out, and back. Both sides are the same type, by what is
+//! behind them: a [`TlsServer`] or a [`TlsClient`](super::TlsClient).
 
+use std::ops::DerefMut;
 use std::sync::Arc;
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon,
+    UnbufferedStatus, WriteTraffic,
 };
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
@@ -59,15 +62,51 @@ pub enum Plain {
     Gathered(Vec<u8>),
 }
 
-/// A connection, from the first byte of its ClientHello on.
+/// A connection of a client, from the first byte of its ClientHello on.
+pub type TlsServer = Tls<UnbufferedServerConnection>;
+
+/// One side of a connection, as rustls has it.
+pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+    /// What it knows besides what both sides do.
+    type Data;
+
+    /// Goes on by these records up to the next state.
+    fn process<'c, 'i>(&'c mut self, records: &'i mut [u8])
+    -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// What an error is called here.
+    fn failure(error: &Error) -> Failure;
+
+    /// What there is to say of it besides, for the log.
+    fn detail(_error: &Error) -> Option<Box<str>> {
+        None
+    }
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = rustls::server::ServerConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        records: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(records)
+    }
+
+    fn failure(error: &Error) -> Failure {
+        Failure::from(error)
+    }
+}
+
+/// One side of a connection.
 ///
 /// Once an error was given, all that can be done is to send what is in `out`, and to close.
-pub struct TlsServer {
-    connection: UnbufferedServerConnection,
+pub struct Tls<C> {
+    connection: C,
     /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
     /// message in parts refers to it, so each call is given all of it.
     held: Vec<u8>,
-    /// The name that the settings were found by.
+    /// The name that is asked for; a server has found its settings by it.
     name: Option<Box<str>>,
     /// Who the client is, where it is asked for a certificate.
     client: Option<Box<Client>>,
@@ -77,6 +116,8 @@ pub struct TlsServer {
     closed: bool,
     /// What ended it; rustls isn't asked any more.
     failed: Option<Failure>,
+    /// More of that, in words.
+    detail: Option<Box<str>>,
 }
 
 impl TlsServer {
@@ -89,15 +130,25 @@ impl TlsServer {
         let connection =
             UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
         Ok(Self {
+            client,
+            ..Self::of(connection, name)
+        })
+    }
+}
+
+impl<C: Side> Tls<C> {
+    pub(super) fn of(connection: C, name: Option<Box<str>>) -> Self {
+        Self {
             connection,
             held: Vec::new(),
             name,
-            client,
+            client: None,
             open: false,
             peer_closed: false,
             closed: false,
             failed: None,
-        })
+            detail: None,
+        }
     }
 
     /// Takes what was received. Plaintext is put where the ciphertext was, as far as that is whole in
@@ -127,7 +178,8 @@ impl TlsServer {
             Ok(advanced) => advanced,
             Err(error) => {
                 self.alert(out);
-                return Err(self.fail(Failure::from(&error)));
+                self.detail = C::detail(&error);
+                return Err(self.fail(C::failure(&error)));
             }
         };
         self.peer_closed = advanced.peer_closed;
@@ -217,7 +269,7 @@ impl TlsServer {
         self.open
     }
 
-    /// The name that the client asked for.
+    /// The name that the client asks for.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
@@ -268,6 +320,11 @@ impl TlsServer {
         })
     }
 
+    /// More about what ended it, in words, where there is more to say.
+    pub fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
     /// Bytes that are held of messages that are not whole.
     pub fn held(&self) -> usize {
         self.held.len()
@@ -294,15 +351,15 @@ impl TlsServer {
     fn write(
         &mut self,
         out: &mut Vec<u8>,
-        mut write: impl FnMut(&mut WriteTraffic<'_, ServerData>, &mut Vec<u8>) -> Result<(), Failure>,
+        mut write: impl FnMut(&mut WriteTraffic<'_, C::Data>, &mut Vec<u8>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         loop {
-            let status = self.connection.process_tls_records(&mut self.held);
+            let status = self.connection.process(&mut self.held);
             let UnbufferedStatus { discard, state, .. } = status;
             let written = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(write(&mut traffic, out)),
                 Ok(ConnectionState::EncodeTlsData(encode)) => {
-                    encode_into(encode, out).map_err(|error| Failure::from(&error))?;
+                    encode_into(encode, out).map_err(|error| C::failure(&error))?;
                     None
                 }
                 Ok(ConnectionState::TransmitTlsData(transmit)) => {
@@ -314,7 +371,7 @@ impl TlsServer {
                     None
                 }
                 Ok(_) => Some(Err(Failure::Ours)),
-                Err(error) => Some(Err(Failure::from(&error))),
+                Err(error) => Some(Err(C::failure(&error))),
             };
             // All that was whole was processed when it came.
             debug_assert_eq!(discard, 0);
@@ -334,7 +391,7 @@ impl TlsServer {
     fn alert(&mut self, out: &mut Vec<u8>) {
         // Nothing of it is received, so the queue of what is to be sent only gets shorter.
         while self.connection.wants_write() {
-            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+            let UnbufferedStatus { state, .. } = self.connection.process(&mut []);
             match state {
                 Ok(ConnectionState::EncodeTlsData(encode)) => {
                     if encode_into(encode, out).is_err() {
@@ -351,8 +408,6 @@ impl TlsServer {
     }
 }
 
-type ServerData = rustls::server::ServerConnectionData;
-
 /// How far [`advance`] has come.
 struct Advanced {
     /// Bytes of ciphertext that are used up.
@@ -364,8 +419,8 @@ struct Advanced {
 
 /// Processes all messages that are whole. Plaintext goes to the front of `bytes`, over records that
 /// are used up: it is shorter than they were.
-fn advance(
-    connection: &mut UnbufferedServerConnection,
+fn advance<C: Side>(
+    connection: &mut C,
     bytes: &mut [u8],
     out: &mut Vec<u8>,
 ) -> Result<Advanced, Error> {
@@ -376,7 +431,7 @@ fn advance(
     };
     loop {
         let (free, rest) = bytes.split_at_mut(done.used);
-        let UnbufferedStatus { discard, state, .. } = connection.process_tls_records(rest);
+        let UnbufferedStatus { discard, state, .. } = connection.process(rest);
         let mut moved = discard > 0;
         match state? {
             ConnectionState::ReadTraffic(mut traffic) => {
@@ -410,7 +465,7 @@ fn advance(
     }
 }
 
-fn encode_into(mut encode: EncodeTlsData<'_, ServerData>, out: &mut Vec<u8>) -> Result<(), Error> {
+fn encode_into<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> Result<(), Error> {
     let failed = || Error::General("a message can't be encoded".to_owned());
     let Err(EncodeError::InsufficientSize(size)) = encode.encode(&mut []) else {
         return Err(failed());

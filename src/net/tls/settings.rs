@@ -41,7 +41,7 @@ impl Policy {
         }
     }
 
-    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+    pub(super) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
         static BOTH: [&SupportedProtocolVersion; 2] =
             [&rustls::version::TLS13, &rustls::version::TLS12];
         match self {

@@ -27,6 +27,8 @@ pub struct UpstreamStatus {
     pub breaker: Option<BreakerStatus>,
     /// Requests that were tried again.
     pub retries: RetriesStatus,
+    /// Whether its servers are talked to under TLS and not verified (`insecure`).
+    pub insecure: bool,
 }
 
 /// The circuit breakers of an upstream: each core has its own.
@@ -171,6 +173,9 @@ impl UpstreamStatus {
             self.name,
             count(self.servers.len() as u64, "server")
         );
+        if self.insecure {
+            text.push_str(", NOT VERIFIED (insecure = true)");
+        }
         if self.waiting > 0 {
             let waiting = count(self.waiting, "request");
             let _ = write!(text, ", {waiting} in line (of {})", self.waiting_max);
@@ -305,6 +310,7 @@ pub fn join(all: &mut Vec<UpstreamStatus>, told: &[UpstreamStatus], serves: bool
             all.push(UpstreamStatus {
                 name: upstream.name.clone(),
                 waiting_max: upstream.waiting_max,
+                insecure: upstream.insecure,
                 ..UpstreamStatus::default()
             });
             all.len() - 1
@@ -405,6 +411,7 @@ mod tests {
 
     fn upstream() -> UpstreamStatus {
         UpstreamStatus {
+            insecure: false,
             name: "app".to_owned(),
             servers: vec![
                 server("10.0.0.1:80"),

@@ -149,6 +149,7 @@ fn upstream(roster: &Arc<Roster>, now: Instant) -> UpstreamStatus {
             .collect(),
         waiting: roster.line().waiting() as u64,
         waiting_max: settings.queue.size as u64,
+        insecure: settings.is_insecure(),
         ..UpstreamStatus::default()
     }
 }

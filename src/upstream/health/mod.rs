@@ -8,6 +8,7 @@
 use std::fmt;
 
 use crate::net::connect::{ConnectError, Fault};
+use crate::net::tls::ServerFailure;
 
 mod breaker;
 mod ejection;
@@ -42,6 +43,8 @@ pub enum FailureKind {
     Body,
     /// Its name has no address.
     Unresolved,
+    /// No connection under TLS.
+    Secured(ServerFailure),
 }
 
 /// Who found that a server is ill.
@@ -93,6 +96,7 @@ impl fmt::Display for FailureKind {
             Self::Status(status) => return write!(f, "status {status}"),
             Self::Body => "unexpected body",
             Self::Unresolved => "its name has no address",
+            Self::Secured(failure) => return write!(f, "TLS: {failure}"),
         })
     }
 }
@@ -131,6 +135,7 @@ impl Reason {
             FailureKind::Status(status) => (7, u64::from(status.min(999))),
             FailureKind::Body => (8, 0),
             FailureKind::Unresolved => (9, 0),
+            FailureKind::Secured(failure) => (10, u64::from(failure.code())),
         };
         finder | kind << 2 | status << 6
     }
@@ -154,6 +159,7 @@ impl Reason {
             7 => FailureKind::Status((code >> 6 & 0x3ff) as u16),
             8 => FailureKind::Body,
             9 => FailureKind::Unresolved,
+            10 => FailureKind::Secured(ServerFailure::from_code((code >> 6 & 0x3ff) as u16)?),
             _ => return None,
         };
         Some(Self { finder, kind })
@@ -183,6 +189,8 @@ mod tests {
             FailureKind::Status(599),
             FailureKind::Body,
             FailureKind::Unresolved,
+            FailureKind::Secured(ServerFailure::Expired),
+            FailureKind::Secured(ServerFailure::Ours),
         ];
         let mut texts = std::collections::BTreeSet::new();
         for finder in finders {

@@ -144,7 +144,7 @@ fn what_lies_behind_bytes_that_were_read_by_other_means_is_found_at_once() {
             world.act(world.peers(&to)[0], Duration::ZERO, act);
             pause(&core, Duration::from_millis(100)).await;
             connection.give_back();
-            assert!(pool.take_idle(&to).is_none(), "within the same turn");
+            assert!(pool.take_idle(&to, None).is_none(), "within the same turn");
             let counters = pool.counters();
             assert_eq!((counters.unasked, counters.ended), expected);
         });
@@ -159,7 +159,7 @@ fn bytes_that_nobody_asked_for_spoil_a_connection() {
         let smuggled = Act::Send(b"HTTP/1.1 200 OK\r\n\r\n".to_vec());
         world.act(world.peers(&to)[0], Duration::ZERO, smuggled);
         pause(&core, Duration::from_millis(100)).await;
-        assert!(pool.take_idle(&to).is_none());
+        assert!(pool.take_idle(&to, None).is_none());
         assert_eq!(pool.counters().unasked, 1);
 
         // They were there already when it was given back.

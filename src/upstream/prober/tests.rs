@@ -120,6 +120,7 @@ fn http(path: &str, host: Option<&str>, body: Option<&str>) -> HealthCheck {
         timeout: PATIENCE,
         rise: 1,
         fall: 1,
+        tls: true,
     }
 }
 

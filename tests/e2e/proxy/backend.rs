@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::message::{self, Request};
@@ -28,6 +29,8 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     sockets: Mutex<Vec<(usize, Arc<Socket>)>>,
     panics: AtomicUsize,
+    /// What connections are under TLS by.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 /// A listening socket, and the scripts of the connections that came.
@@ -43,7 +46,15 @@ pub(super) struct Backend {
 impl Backend {
     /// On a free port of this machine.
     pub(super) fn start(script: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
-        Self::listen(free_socket(), None, script)
+        Self::listen(free_socket(), None, None, script)
+    }
+
+    /// Under TLS, on a free port of this machine.
+    pub(super) fn secured(
+        config: &Arc<ServerConfig>,
+        script: impl Fn(&mut Connection) + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(free_socket(), None, Some(Arc::clone(config)), script)
     }
 
     /// On a unix socket.
@@ -59,7 +70,7 @@ impl Backend {
             let mode = std::fs::Permissions::from_mode(mode);
             std::fs::set_permissions(path, mode).expect("permissions");
         }
-        Self::listen(socket, Some((directory, path)), script)
+        Self::listen(socket, Some((directory, path)), None, script)
     }
 
     /// One that answers every request with its target in the body, and keeps the connection.
@@ -90,12 +101,13 @@ impl Backend {
         refusing: Refusing,
         script: impl Fn(&mut Connection) + Send + Sync + 'static,
     ) -> Self {
-        Self::listen(refusing.socket, None, script)
+        Self::listen(refusing.socket, None, None, script)
     }
 
     fn listen(
         socket: Socket,
         path: Option<(tempfile::TempDir, PathBuf)>,
+        tls: Option<Arc<ServerConfig>>,
         script: impl Fn(&mut Connection) + Send + Sync + 'static,
     ) -> Self {
         socket.listen(1024).expect("listen");
@@ -106,7 +118,10 @@ impl Backend {
             (None, None) => unreachable!("it is one of the two"),
         };
         let domain = address.domain();
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared {
+            tls,
+            ..Shared::default()
+        });
         let (script, of_thread) = (Arc::new(script), Arc::clone(&shared));
         let acceptor = thread::spawn(move || {
             loop {
@@ -132,6 +147,12 @@ impl Backend {
     /// Its address as a configuration has it.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same under TLS, by this name of this machine.
+    pub(super) fn https(&self, host: &str) -> String {
+        let port = self.address.as_socket().expect("TCP").port();
+        format!("https://{host}:{port}")
     }
 
     /// How many connections came.
@@ -199,6 +220,9 @@ fn run(
             number,
             socket,
             buffer: Vec::new(),
+            tls: shared.tls.clone().map(|config| {
+                Box::new(ServerConnection::new(config).expect("a connection under TLS"))
+            }),
             shared: Arc::clone(&shared),
             raw: Vec::new(),
         };
@@ -223,6 +247,7 @@ pub(super) struct Connection {
     socket: Arc<Socket>,
     buffer: Vec<u8>,
     raw: Vec<u8>,
+    tls: Option<Box<ServerConnection>>,
     shared: Arc<Shared>,
 }
 
@@ -286,9 +311,44 @@ impl Connection {
         std::mem::take(&mut self.buffer)
     }
 
+    /// Reads a line that comes before all others, byte by byte: what follows may be TLS.
+    pub(super) fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            (&*self.socket).read_exact(&mut byte).expect("a line");
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).expect("text")
+    }
+
+    /// From here on it is under TLS.
+    pub(super) fn secure(&mut self, config: &Arc<ServerConfig>) {
+        let tls = ServerConnection::new(Arc::clone(config)).expect("a connection under TLS");
+        self.tls = Some(Box::new(tls));
+    }
+
     /// Sends; says whether the proxy was still there.
     pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        (&*self.socket).write_all(bytes.as_ref()).is_ok()
+        match &mut self.tls {
+            None => (&*self.socket).write_all(bytes.as_ref()).is_ok(),
+            Some(tls) => send_secured(tls, &self.socket, bytes.as_ref()).is_ok(),
+        }
+    }
+
+    /// What is known of its TLS.
+    pub(super) fn tls(&mut self) -> &mut ServerConnection {
+        self.tls.as_mut().expect("a connection under TLS")
+    }
+
+    /// Whether its session is one that was made before.
+    pub(super) fn is_resumed(&mut self) -> bool {
+        self.tls().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Ends our direction without a word of TLS.
+    pub(super) fn cut(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
     }
 
     /// Sends each byte in a segment of its own.
@@ -307,6 +367,10 @@ impl Connection {
 
     /// Ends our direction.
     pub(super) fn end(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = send_secured(tls, &self.socket, b"");
+        }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
@@ -324,13 +388,51 @@ impl Connection {
     fn receive(&mut self) -> io::Result<usize> {
         let mut room = [0; 64 << 10];
         let length = loop {
-            match (&*self.socket).read(&mut room) {
+            let read = match &mut self.tls {
+                None => (&*self.socket).read(&mut room),
+                Some(tls) => receive_secured(tls, &self.socket, &mut room),
+            };
+            match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => break result?,
             }
         };
         self.buffer.extend_from_slice(&room[..length]);
         Ok(length)
+    }
+}
+
+/// Sends under TLS, with all that the protocol has to say.
+fn send_secured(tls: &mut ServerConnection, socket: &Socket, mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let taken = tls.writer().write(bytes)?;
+        bytes = &bytes[taken..];
+        while tls.wants_write() {
+            tls.write_tls(&mut &*socket)?;
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Receives under TLS: nothing at an end that was told, an error at one that wasn't.
+fn receive_secured(
+    tls: &mut ServerConnection,
+    socket: &Socket,
+    room: &mut [u8],
+) -> io::Result<usize> {
+    loop {
+        match tls.reader().read(room) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+        tls.read_tls(&mut &*socket)?;
+        let processed = tls.process_new_packets().map_err(io::Error::other);
+        while tls.wants_write() {
+            tls.write_tls(&mut &*socket)?;
+        }
+        processed?;
     }
 }
 

@@ -19,6 +19,7 @@ mod mutations;
 mod queues;
 mod real;
 mod retries;
+mod secured;
 mod servers;
 mod smuggling;
 mod source;

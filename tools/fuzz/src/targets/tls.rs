@@ -1,10 +1,13 @@
 //! The begin of TLS connections, and certificates: the name in a ClientHello doesn't depend on how it
-//! was cut, a server takes whatever comes, and what it holds is bounded.
+//! was cut, a server and a client take whatever comes, and what they hold is bounded.
 
 use std::sync::LazyLock;
 
 use beltway::net::tls::hello::{BYTES_MAX, Scanned, Scanner};
-use beltway::net::tls::{Clients, Failure, Identity, Plain, Policy, Settings, TlsServer};
+use beltway::net::tls::{
+    ClientSettings, Clients, Failure, Identity, PeerName, Plain, Policy, Roots, Settings, Terms,
+    TlsClient, TlsServer, Trust,
+};
 use beltway::util::x509;
 
 use crate::Target;
@@ -30,6 +33,8 @@ pub const TARGET: Target = Target {
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x15\x03\x03\0\x02\x02\x28",
         b"\x16\x03\x01\0\x05\x01\0\0\x01\0",
+        // A ServerHello, and what it needs to be one.
+        b"\x16\x03\x03\0\x2c\x02\0\0\x28\x03\x0301234567890123456789012345678901\0\x13\x01\0\0\0",
     ],
     tokens: &[
         b"\x16\x03\x01",
@@ -58,12 +63,26 @@ static SETTINGS: LazyLock<std::sync::Arc<Settings>> = LazyLock::new(|| {
     Settings::new(vec![identity.into()], Policy::Intermediate, None)
 });
 
+static CLIENTS: LazyLock<ClientSettings> = LazyLock::new(|| {
+    let roots = Roots::from_pem(CERTIFICATE).expect("the file is right");
+    let terms = Terms {
+        trust: Trust::Roots(roots),
+        identity: None,
+        policy: Policy::Intermediate,
+        tells_name: true,
+    };
+    ClientSettings::new(&terms, 1)
+});
+
 fn run(input: &[u8]) {
     if input.first() == Some(&b'-') {
         if let Err(error) = Identity::from_pem(input, KEY) {
             assert!(!error.message.is_empty() && !error.help.is_empty());
         }
         check_clients(input);
+        if let Err(error) = Roots::from_pem(input) {
+            assert!(!error.message.is_empty() && !error.help.is_empty());
+        }
         return;
     }
     if input.first() == Some(&b'0') {
@@ -78,6 +97,7 @@ fn run(input: &[u8]) {
         assert!(!name.is_empty() && **name == *name.to_ascii_lowercase());
     }
     serve(input);
+    ask(input);
 }
 
 /// What may be told of whose certificates are taken.
@@ -121,19 +141,43 @@ fn byte_by_byte(input: &[u8]) -> Result<Scanned, Failure> {
 fn serve(input: &[u8]) {
     let mut server = TlsServer::new(&SETTINGS, None).expect("there is randomness");
     let mut out = Vec::new();
+    in_pieces(input, |piece| {
+        let received = server.receive(piece, &mut out);
+        (received, server.held(), server.is_open())
+    });
+}
+
+/// Gives a client the bytes in pieces.
+fn ask(input: &[u8]) {
+    let name = PeerName::parse("a.example").expect("it is a name");
+    let mut out = Vec::new();
+    let client = TlsClient::connect(&CLIENTS, &name, &mut out);
+    let mut client = client.expect("there is randomness");
+    in_pieces(input, |piece| {
+        let received = client.receive(piece, &mut out);
+        (received, client.held(), client.is_open())
+    });
+}
+
+/// Gives the bytes in pieces to what tells how it took them, what it holds, and whether it is open.
+fn in_pieces(
+    input: &[u8],
+    mut take: impl FnMut(&mut [u8]) -> (Result<Plain, Failure>, usize, bool),
+) {
     let mut from = 0;
     for to in cuts_of(input).into_iter().chain([input.len()]) {
         let mut piece = input[from..to].to_vec();
         from = to;
-        match server.receive(&mut piece, &mut out) {
+        let (received, held, is_open) = take(&mut piece);
+        match received {
             Ok(Plain::InPlace(0)) => {}
             Ok(plain) => panic!("plaintext without a handshake: {plain:?}"),
             Err(failure) => {
                 assert!(!failure.name().is_empty());
-                assert_eq!(server.receive(&mut piece, &mut out).err(), Some(failure));
+                assert_eq!(take(&mut piece).0.err(), Some(failure));
                 return;
             }
         }
-        assert!(server.held() <= input.len() && !server.is_open());
+        assert!(held <= input.len() && !is_open);
     }
 }
