@@ -248,21 +248,7 @@ pub async fn tunnel(
         let mut there = std::pin::pin!(flow(&mut there));
         let mut back = std::pin::pin!(flow(&mut back));
         let mut timer = Timer::new(core);
-        let mut both = || {
-            let mut context = Context::from_waker(Waker::noop());
-            let flows: [Pin<&mut dyn Future<Output = Result<(), Cause>>>; 2] =
-                [there.as_mut(), back.as_mut()];
-            for (flow, end) in flows.into_iter().zip(&mut ends) {
-                if end.is_none()
-                    && let Poll::Ready(ended) = flow.poll(&mut context)
-                {
-                    *end = Some(ended);
-                }
-            }
-            let failed = ends.iter().any(|end| matches!(end, Some(Err(_))));
-            let done = failed || ends.iter().all(Option::is_some);
-            if done { Poll::Ready(()) } else { Poll::Pending }
-        };
+        let mut both = || poll_flows([there.as_mut(), back.as_mut()], &mut ends);
         match idle_timeout {
             None => poll_fn(|_| both()).await,
             Some(idle) => loop {
@@ -283,6 +269,26 @@ pub async fn tunnel(
         core.reset_on_close(b);
     }
     TunnelEnd::of(&moved, ends, is_idle)
+}
+
+/// Polls both directions of a tunnel; ready when both have ended, or one has failed.
+pub(super) fn poll_flows(
+    flows: [Pin<&mut dyn Future<Output = Result<(), Cause>>>; 2],
+    ends: &mut [Option<Result<(), Cause>>; 2],
+) -> Poll<()> {
+    let mut context = Context::from_waker(Waker::noop());
+    for (flow, end) in flows.into_iter().zip(&mut *ends) {
+        if end.is_none()
+            && let Poll::Ready(ended) = flow.poll(&mut context)
+        {
+            *end = Some(ended);
+        }
+    }
+    let failed = ends.iter().any(|end| matches!(end, Some(Err(_))));
+    match failed || ends.iter().all(Option::is_some) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    }
 }
 
 impl TunnelEnd {

@@ -20,26 +20,6 @@ pub(crate) enum Handle {
     Sim(u32),
 }
 
-impl Handle {
-    /// The number that the kernel (or the simulator) knows.
-    pub(crate) fn raw(&self) -> RawFd {
-        match self {
-            Self::Os(fd) => fd.as_raw_fd(),
-            Self::Shared(fd) => fd.as_raw_fd(),
-            Self::Sim(number) => *number as RawFd,
-        }
-    }
-
-    /// The descriptor, unless it is simulated.
-    pub(crate) fn os(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Os(fd) => Some(fd.as_fd()),
-            Self::Shared(fd) => Some(fd.as_fd()),
-            Self::Sim(_) => None,
-        }
-    }
-}
-
 /// A descriptor on its way out, with what the readiness engine remembers of it.
 #[derive(Debug)]
 pub(crate) struct Closing {
@@ -68,22 +48,39 @@ impl CloseQueue {
 /// Registration of a descriptor that no engine has registered.
 pub(crate) const UNREGISTERED: u32 = u32::MAX;
 
+/// A descriptor with its registration: together they have the room that the largest of them needs.
+#[derive(Debug)]
+enum Held {
+    Os(OwnedFd, Cell<u32>),
+    Shared(Cell<u32>, Arc<OwnedFd>),
+    Sim(u32),
+    /// Taken, on the way out.
+    Gone,
+}
+
 #[derive(Debug)]
 struct Inner {
-    handle: Option<Handle>,
-    registration: Cell<u32>,
+    held: Held,
     closer: Rc<CloseQueue>,
 }
 
+const _: () = assert!(
+    size_of::<Inner>() <= 24,
+    "every idle connection has one, with two counts before it"
+);
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(handle) = self.handle.take() {
-            let registration = self.registration.get();
-            self.closer.queue.borrow_mut().push(Closing {
-                handle,
-                registration,
-            });
-        }
+        let (handle, registration) = match std::mem::replace(&mut self.held, Held::Gone) {
+            Held::Os(fd, registration) => (Handle::Os(fd), registration.get()),
+            Held::Shared(registration, fd) => (Handle::Shared(fd), registration.get()),
+            Held::Sim(number) => (Handle::Sim(number), UNREGISTERED),
+            Held::Gone => return,
+        };
+        self.closer.queue.borrow_mut().push(Closing {
+            handle,
+            registration,
+        });
     }
 }
 
@@ -94,23 +91,33 @@ pub struct Fd(Rc<Inner>);
 impl Fd {
     pub(crate) fn new(handle: Handle, closer: &Rc<CloseQueue>) -> Self {
         let registration = Cell::new(UNREGISTERED);
-        Self(Rc::new(Inner {
-            handle: Some(handle),
-            registration,
-            closer: Rc::clone(closer),
-        }))
+        let held = match handle {
+            Handle::Os(fd) => Held::Os(fd, registration),
+            Handle::Shared(fd) => Held::Shared(registration, fd),
+            Handle::Sim(number) => Held::Sim(number),
+        };
+        let closer = Rc::clone(closer);
+        Self(Rc::new(Inner { held, closer }))
     }
 
-    pub(crate) fn handle(&self) -> &Handle {
-        self.0
-            .handle
-            .as_ref()
-            .expect("the handle is taken by drop alone")
-    }
-
-    /// The number, for messages.
+    /// The number that the kernel (or the simulator) knows.
     pub fn raw(&self) -> RawFd {
-        self.handle().raw()
+        match &self.0.held {
+            Held::Os(fd, _) => fd.as_raw_fd(),
+            Held::Shared(_, fd) => fd.as_raw_fd(),
+            Held::Sim(number) => *number as RawFd,
+            // The last reference is gone by then.
+            Held::Gone => -1,
+        }
+    }
+
+    /// The descriptor, unless it is simulated.
+    pub(crate) fn os(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0.held {
+            Held::Os(fd, _) => Some(fd.as_fd()),
+            Held::Shared(_, fd) => Some(fd.as_fd()),
+            Held::Sim(_) | Held::Gone => None,
+        }
     }
 
     /// The descriptor itself, for another thread.
@@ -119,21 +126,29 @@ impl Fd {
     /// Gives it back when something else refers to it, an engine has registered it, or other cores
     /// share it.
     pub fn into_owned(self) -> Result<OwnedFd, Self> {
-        if self.registration() != UNREGISTERED || !matches!(self.handle(), Handle::Os(_)) {
+        let Held::Os(_, registration) = &self.0.held else {
+            return Err(self);
+        };
+        if registration.get() != UNREGISTERED {
             return Err(self);
         }
         let mut inner = Rc::try_unwrap(self.0).map_err(Self)?;
-        match inner.handle.take() {
-            Some(Handle::Os(fd)) => Ok(fd),
+        match std::mem::replace(&mut inner.held, Held::Gone) {
+            Held::Os(fd, _) => Ok(fd),
             _ => unreachable!("it was looked at"),
         }
     }
 
     pub(crate) fn registration(&self) -> u32 {
-        self.0.registration.get()
+        match &self.0.held {
+            Held::Os(_, registration) | Held::Shared(registration, _) => registration.get(),
+            Held::Sim(_) | Held::Gone => UNREGISTERED,
+        }
     }
 
-    pub(crate) fn set_registration(&self, registration: u32) {
-        self.0.registration.set(registration);
+    pub(crate) fn set_registration(&self, to: u32) {
+        if let Held::Os(_, registration) | Held::Shared(registration, _) = &self.0.held {
+            registration.set(to);
+        }
     }
 }

@@ -172,7 +172,7 @@ impl Pipe {
         if most == 0 {
             return Err(Errno::AGAIN);
         }
-        let moved = match (from.handle().os(), ends.write.handle().os()) {
+        let moved = match (from.os(), ends.write.os()) {
             (Some(from), Some(to)) => splice(from, None, to, None, most, FLAGS)?,
             _ => self.core.with_engine(|engine| match engine {
                 Engine::Sim(sim) => sim.splice_in(from, &ends.write, most),
@@ -194,7 +194,7 @@ impl Pipe {
         if most == 0 {
             return Err(Errno::AGAIN);
         }
-        let moved = match (ends.read.handle().os(), to.handle().os()) {
+        let moved = match (ends.read.os(), to.os()) {
             (Some(from), Some(to)) => splice(from, None, to, None, most, FLAGS)?,
             _ => self.core.with_engine(|engine| match engine {
                 Engine::Sim(sim) => sim.splice_out(&ends.read, to, most),

@@ -8,7 +8,8 @@ use std::num::NonZeroU32;
 
 use slab::Slab;
 
-use super::op::{Completion, Op, Output};
+use super::fd::Fd;
+use super::op::{Completion, Interest, Op, Output};
 use super::scope::ScopeId;
 use super::task::TaskId;
 
@@ -59,17 +60,47 @@ pub struct Slot {
     /// The newest of the completions that wait to be taken, or [`NONE`].
     newest: u32,
     scope: ScopeId,
-    /// The op with its resources. Taken apart at the terminal completion.
-    pub(crate) op: Option<Op>,
+    kept: Kept,
     /// The task that waits, `None` once the future was dropped: an orphan.
     pub(crate) task: Option<TaskId>,
+}
+
+/// The op of a slot with its resources, until they are taken apart at the terminal completion. What idle
+/// connections wait for stands in the slot itself; other ops are several times as large, and few are in
+/// flight at any time.
+enum Kept {
+    Nothing,
+    Accept {
+        listener: Fd,
+        one: bool,
+    },
+    Recv {
+        socket: Fd,
+        one: bool,
+    },
+    Ready {
+        fd: Fd,
+        interest: Interest,
+    },
+    /// At this place among the larger ones.
+    Larger(u32),
+}
+
+/// An op that stands in its slot, as an engine looks at it.
+pub(crate) enum Waits<'s> {
+    /// [`Op::Accept`].
+    Accept { listener: &'s Fd, one: bool },
+    /// [`Op::Recv`].
+    Recv { socket: &'s Fd, one: bool },
+    /// [`Op::Ready`].
+    Ready,
 }
 
 /// No completion waits, or no scope.
 const NONE: u32 = u32::MAX;
 
 const _: () = assert!(
-    size_of::<Slot>() <= 88,
+    size_of::<Slot>() <= 40,
     "every idle connection pays for a slot"
 );
 
@@ -92,6 +123,7 @@ struct Waiting {
 #[derive(Default)]
 pub struct SlotTable {
     slots: Slab<Slot>,
+    larger: Slab<Op>,
     /// The completions that wait, of all slots: few at any time, since a task takes them in the turn in
     /// which they come.
     waiting: Slab<Waiting>,
@@ -109,8 +141,21 @@ impl SlotTable {
         task: Option<TaskId>,
         scope: Option<ScopeId>,
     ) -> Result<SlotKey, Op> {
-        if self.slots.len() >= SLOTS_MAX {
+        let Some(key) = self.reserve(task, scope) else {
             return Err(op);
+        };
+        self.put(key, op);
+        Ok(key)
+    }
+
+    /// A slot for an op that is put there when it has begun; `None` beyond [`SLOTS_MAX`].
+    pub(crate) fn reserve(
+        &mut self,
+        task: Option<TaskId>,
+        scope: Option<ScopeId>,
+    ) -> Option<SlotKey> {
+        if self.slots.len() >= SLOTS_MAX {
+            return None;
         }
         // The last generation is kept out of use: its keys are the engine's own user_data.
         self.generation = if self.generation >= u32::MAX - 1 {
@@ -124,13 +169,74 @@ impl SlotTable {
             state: State::InFlight,
             newest: NONE,
             scope: scope.unwrap_or(NONE),
-            op: Some(op),
+            kept: Kept::Nothing,
             task,
         };
-        Ok(SlotKey {
+        Some(SlotKey {
             index: self.slots.insert(slot) as u32,
             generation,
         })
+    }
+
+    /// Puts an op into its slot, from which it was taken or for which the slot was reserved.
+    pub(crate) fn put(&mut self, key: SlotKey, op: Op) {
+        let Some(slot) = self.slots.get_mut(key.index as usize) else {
+            return;
+        };
+        debug_assert!(slot.generation == key.generation && matches!(slot.kept, Kept::Nothing));
+        slot.kept = match op {
+            Op::Accept { listener, one } => Kept::Accept { listener, one },
+            Op::Recv { socket, one } => Kept::Recv { socket, one },
+            Op::Ready { fd, interest } => Kept::Ready { fd, interest },
+            larger => Kept::Larger(self.larger.insert(larger) as u32),
+        };
+    }
+
+    /// Takes the op out of its slot.
+    pub(crate) fn take(&mut self, key: SlotKey) -> Option<Op> {
+        let slot = self.get_mut(key)?;
+        match std::mem::replace(&mut slot.kept, Kept::Nothing) {
+            Kept::Nothing => None,
+            Kept::Accept { listener, one } => Some(Op::Accept { listener, one }),
+            Kept::Recv { socket, one } => Some(Op::Recv { socket, one }),
+            Kept::Ready { fd, interest } => Some(Op::Ready { fd, interest }),
+            Kept::Larger(place) => self.larger.try_remove(place as usize),
+        }
+    }
+
+    /// The op of a slot, where it is one that waits for something to come.
+    pub(crate) fn waits(&self, key: SlotKey) -> Option<Waits<'_>> {
+        match &self.slot(key)?.kept {
+            Kept::Accept { listener, one } => Some(Waits::Accept {
+                listener,
+                one: *one,
+            }),
+            Kept::Recv { socket, one } => Some(Waits::Recv { socket, one: *one }),
+            Kept::Ready { .. } => Some(Waits::Ready),
+            Kept::Nothing | Kept::Larger(_) => None,
+        }
+    }
+
+    /// The op of a slot, where it isn't one of [`Self::waits`].
+    pub(crate) fn larger(&self, key: SlotKey) -> Option<&Op> {
+        match self.slot(key)?.kept {
+            Kept::Larger(place) => self.larger.get(place as usize),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::larger`], to change it.
+    pub(crate) fn larger_mut(&mut self, key: SlotKey) -> Option<&mut Op> {
+        match self.slot(key)?.kept {
+            Kept::Larger(place) => self.larger.get_mut(place as usize),
+            _ => None,
+        }
+    }
+
+    fn slot(&self, key: SlotKey) -> Option<&Slot> {
+        self.slots
+            .get(key.index as usize)
+            .filter(|slot| slot.generation == key.generation)
     }
 
     /// The slot, unless the key is of an earlier use.
@@ -144,6 +250,7 @@ impl SlotTable {
     pub fn remove(&mut self, key: SlotKey) -> Option<Slot> {
         while self.pop(key).is_some() {}
         self.get_mut(key)?;
+        drop(self.take(key));
         Some(self.slots.remove(key.index as usize))
     }
 
@@ -192,10 +299,7 @@ impl SlotTable {
 
     /// Where the completions of a slot are, the oldest first.
     fn places(&self, key: SlotKey) -> impl Iterator<Item = u32> {
-        let slot = self.slots.get(key.index as usize);
-        let newest = slot
-            .filter(|slot| slot.generation == key.generation)
-            .map_or(NONE, |slot| slot.newest);
+        let newest = self.slot(key).map_or(NONE, |slot| slot.newest);
         let after = |place: u32| Some(self.waiting.get(place as usize)?.next);
         let first = after(newest);
         std::iter::successors(first, move |&place| {
@@ -210,7 +314,9 @@ impl SlotTable {
 
     /// Bytes of the table.
     pub(crate) fn bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>() + self.waiting.capacity() * size_of::<Waiting>()
+        self.slots.capacity() * size_of::<Slot>()
+            + self.larger.capacity() * size_of::<Op>()
+            + self.waiting.capacity() * size_of::<Waiting>()
     }
 
     /// Whether there are slots, and all of them await the notification of a zero-copy send.

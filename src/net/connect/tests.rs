@@ -35,7 +35,7 @@ fn connects_by_ipv4_and_ipv6_without_delay() {
             };
             let address = Address::Tcp(listener.local_addr().unwrap());
             let socket = connected(core, &address, None).unwrap();
-            let os = socket.handle().os().unwrap();
+            let os = socket.os().unwrap();
             assert!(rustix::net::sockopt::tcp_nodelay(os).unwrap());
             let (mut peer, _) = listener.accept().unwrap();
             assert_eq!(core.send_now(&socket, b"hello", false), Ok(5));

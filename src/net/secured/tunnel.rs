@@ -3,15 +3,14 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::net::recv::{End, Receiver};
 use crate::net::send::{ProgressRule, SendError, Sender};
-use crate::net::splice::{Cause, Early, Moved, TunnelEnd};
+use crate::net::splice::{Cause, Early, Moved, TunnelEnd, poll_flows};
 use crate::runtime::executor::Core;
 use crate::runtime::future::Timer;
 
@@ -59,21 +58,7 @@ pub async fn tunnel(
         let back = flow(core, (receiver, secured.sender), from_b, &moved[1], &active);
         let (mut there, mut back) = (pin!(there), pin!(back));
         let mut timer = Timer::new(core);
-        let mut both = || {
-            let mut context = Context::from_waker(Waker::noop());
-            let flows: [Pin<&mut dyn Future<Output = Result<(), Cause>>>; 2] =
-                [there.as_mut(), back.as_mut()];
-            for (flow, end) in flows.into_iter().zip(&mut ends) {
-                if end.is_none()
-                    && let Poll::Ready(ended) = flow.poll(&mut context)
-                {
-                    *end = Some(ended);
-                }
-            }
-            let failed = ends.iter().any(|end| matches!(end, Some(Err(_))));
-            let done = failed || ends.iter().all(Option::is_some);
-            if done { Poll::Ready(()) } else { Poll::Pending }
-        };
+        let mut both = || poll_flows([there.as_mut(), back.as_mut()], &mut ends);
         loop {
             let Some(idle) = idle_timeout else {
                 poll_fn(|_| both()).await;

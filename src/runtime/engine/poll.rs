@@ -24,7 +24,7 @@ use crate::runtime::buf::{BUFFER_SIZE, BufPool};
 use crate::runtime::fd::{Closing, Fd, Handle, UNREGISTERED};
 use crate::runtime::mailbox::Wake;
 use crate::runtime::op::{Interest, Job, Op};
-use crate::runtime::slot::{SlotKey, SlotTable};
+use crate::runtime::slot::{SlotKey, SlotTable, Waits};
 use crate::runtime::sys;
 
 /// Connections accepted from one listener in one turn.
@@ -135,7 +135,7 @@ impl Poll {
     }
 
     fn add(&self, index: u32, fd: &Fd, flags: epoll::EventFlags) -> Result<(), Errno> {
-        let os = fd.handle().os().ok_or(Errno::BADF)?;
+        let os = fd.os().ok_or(Errno::BADF)?;
         let generation = self
             .registrations
             .get(index as usize)
@@ -210,7 +210,7 @@ impl Poll {
     /// watch (splice), so what it knows may be old: asks for the level once, then waits for an edge.
     fn start_ready(&mut self, key: SlotKey, fd: &Fd) -> Result<(), Errno> {
         let index = self.register(fd, false)?;
-        let os = fd.handle().os().ok_or(Errno::BADF)?;
+        let os = fd.os().ok_or(Errno::BADF)?;
         let registration = &mut self.registrations[index as usize];
         if registration.reader.is_some() {
             return Err(Errno::BUSY);
@@ -235,7 +235,7 @@ impl Poll {
 
     fn start_writer(&mut self, key: SlotKey, fd: &Fd) -> Result<(), Errno> {
         let index = self.register(fd, false)?;
-        let os = fd.handle().os().ok_or(Errno::BADF)?;
+        let os = fd.os().ok_or(Errno::BADF)?;
         // The caller has just seen EAGAIN on a path that this engine doesn't watch (sendfile), so the
         // edge may be gone already: ask for the level once, then wait for an edge.
         let registration = &mut self.registrations[index as usize];
@@ -257,7 +257,7 @@ impl Poll {
         socket: &Fd,
         address: &SockAddr,
     ) -> Result<(), Errno> {
-        let os = socket.handle().os().ok_or(Errno::BADF)?;
+        let os = socket.os().ok_or(Errno::BADF)?;
         match sys::connect(os, address) {
             Ok(()) => {
                 self.end(key, 0);
@@ -286,7 +286,7 @@ impl Poll {
         bytes: &[u8],
         more: bool,
     ) -> Result<(), Errno> {
-        let os = socket.handle().os().ok_or(Errno::BADF)?;
+        let os = socket.os().ok_or(Errno::BADF)?;
         match send_now(os, bytes, more) {
             Err(Errno::AGAIN) => {
                 let index = self.register(socket, false)?;
@@ -325,7 +325,7 @@ impl Poll {
         if registration.reader == Some(key) {
             registration.reader = None;
             if registration.listening
-                && let Some(os) = fd.handle().os()
+                && let Some(os) = fd.os()
             {
                 let _ = epoll::delete(&self.epoll, os);
             }
@@ -353,7 +353,7 @@ impl Poll {
     pub(crate) fn turn(
         &mut self,
         wait: Option<Duration>,
-        slots: &mut SlotTable,
+        slots: &SlotTable,
         buffers: &Rc<BufPool>,
         events: &mut Vec<Event>,
     ) -> Result<(), Errno> {
@@ -372,7 +372,7 @@ impl Poll {
         Ok(())
     }
 
-    fn wait(&mut self, wait: Option<Duration>, slots: &mut SlotTable) -> Result<(), Errno> {
+    fn wait(&mut self, wait: Option<Duration>, slots: &SlotTable) -> Result<(), Errno> {
         let until = wait.map(|wait| wait.min(WAIT_MAX)).map(|wait| Timespec {
             tv_sec: wait.as_secs() as i64,
             tv_nsec: i64::from(wait.subsec_nanos()),
@@ -393,7 +393,7 @@ impl Poll {
     }
 
     /// Takes note of an edge, or of a listener that is readable.
-    fn note(&mut self, data: u64, flags: epoll::EventFlags, slots: &mut SlotTable) {
+    fn note(&mut self, data: u64, flags: epoll::EventFlags, slots: &SlotTable) {
         if data == WAKE {
             self.woken = true;
             return;
@@ -422,21 +422,18 @@ impl Poll {
         }
     }
 
-    fn serve_writer(&mut self, index: u32, key: SlotKey, slots: &mut SlotTable) {
-        let Some(op) = slots.get_mut(key).and_then(|slot| slot.op.as_ref()) else {
-            return;
-        };
-        let result = match op {
-            Op::Send {
+    fn serve_writer(&mut self, index: u32, key: SlotKey, slots: &SlotTable) {
+        let result = match slots.larger(key) {
+            Some(Op::Send {
                 socket,
                 data,
                 from,
                 more,
-            } => match socket.handle().os() {
+            }) => match socket.os() {
                 Some(os) => send_now(os, &data[*from..], *more),
                 None => Err(Errno::BADF),
             },
-            Op::Connect { socket, .. } => match socket.handle().os() {
+            Some(Op::Connect { socket, .. }) => match socket.os() {
                 Some(os) => connected(os),
                 None => Err(Errno::BADF),
             },
@@ -452,7 +449,7 @@ impl Poll {
     }
 
     /// Receives and accepts where that is known to be possible, once each.
-    fn serve_readers(&mut self, slots: &mut SlotTable, buffers: &Rc<BufPool>) {
+    fn serve_readers(&mut self, slots: &SlotTable, buffers: &Rc<BufPool>) {
         let mut trying = std::mem::take(&mut self.trying);
         std::mem::swap(&mut trying, &mut self.again);
         for index in trying.drain(..) {
@@ -463,13 +460,13 @@ impl Poll {
             let Some(key) = registration.reader else {
                 continue;
             };
-            let Some(op) = slots.get_mut(key).and_then(|slot| slot.op.as_ref()) else {
-                continue;
-            };
-            match op {
-                Op::Accept { listener, one } => self.accept(index, key, listener, *one),
-                Op::Recv { socket, one } => self.receive(index, key, (socket, *one), buffers),
-                _ => {
+            match slots.waits(key) {
+                Some(Waits::Accept { listener, one }) => self.accept(index, key, listener, one),
+                Some(Waits::Recv { socket, one }) => {
+                    self.receive(index, key, (socket, one), buffers);
+                }
+                None => {}
+                Some(Waits::Ready) => {
                     self.registrations[index as usize].reader = None;
                     self.end(key, 1);
                 }
@@ -479,7 +476,7 @@ impl Poll {
     }
 
     fn accept(&mut self, index: u32, key: SlotKey, listener: &Fd, one: bool) {
-        let Some(os) = listener.handle().os() else {
+        let Some(os) = listener.os() else {
             return;
         };
         // Level-triggered: what is left in the queue is reported again.
@@ -520,7 +517,7 @@ impl Poll {
         (socket, one): (&Fd, bool),
         buffers: &Rc<BufPool>,
     ) {
-        let Some(os) = socket.handle().os() else {
+        let Some(os) = socket.os() else {
             return;
         };
         let received = buffers.receive(|bytes| recv(os, bytes, RecvFlags::empty()).map(|(n, _)| n));

@@ -153,7 +153,7 @@ impl Ring {
         // To a unix socket there is nothing to wait for. A full backlog would hold a kernel worker.
         if let Op::Connect { socket, address } = op
             && address.is_unix()
-            && let Some(os) = socket.handle().os()
+            && let Some(os) = socket.os()
         {
             let result = sys::connect(os, address).err();
             let result = result.map_or(0, |errno| -errno.raw_os_error());

@@ -75,7 +75,7 @@ impl Core {
         real: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
         simulated: impl FnOnce(&mut Sim) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        match fd.handle().os() {
+        match fd.os() {
             Some(os) => real(os),
             None => self.with_engine(|engine| match engine {
                 Engine::Sim(sim) => simulated(sim),
@@ -89,7 +89,7 @@ impl Core {
     /// # Errors
     /// `EAGAIN` when none waits; others as accept(2).
     pub fn accept_now(&self, listener: &Fd) -> Result<Fd, Errno> {
-        match listener.handle().os() {
+        match listener.os() {
             Some(os) => {
                 let flags = net::SocketFlags::NONBLOCK | net::SocketFlags::CLOEXEC;
                 net::accept_with(os, flags).map(|socket| self.own(socket))
@@ -137,7 +137,7 @@ impl Core {
     /// # Errors
     /// `EAGAIN` when nothing is there; otherwise the connection is broken.
     pub fn receive_now(&self, socket: &Fd, into: &mut [u8]) -> Result<usize, Errno> {
-        match socket.handle().os() {
+        match socket.os() {
             Some(os) => net::recv(os, into, RecvFlags::DONTWAIT).map(|(bytes, _)| bytes),
             None => self.with_engine(|engine| match engine {
                 Engine::Sim(sim) => sim.receive_now(socket, into),
@@ -202,14 +202,14 @@ impl Core {
         offset: &mut u64,
         count: usize,
     ) -> Result<usize, Errno> {
-        let Some(source) = file.handle().os() else {
+        let Some(source) = file.os() else {
             return self.at_once(
                 file,
                 |_| Err(Errno::BADF),
                 |sim| sim.send_file(socket, file, offset, count),
             );
         };
-        let target = socket.handle().os().ok_or(Errno::BADF)?;
+        let target = socket.os().ok_or(Errno::BADF)?;
         sendfile(target, source, Some(offset), count)
     }
 
@@ -218,7 +218,7 @@ impl Core {
     /// # Errors
     /// `EAGAIN` when the first byte isn't in memory; `EOPNOTSUPP` where the file system can't say.
     pub fn read_resident(&self, file: &Fd, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
-        match file.handle().os() {
+        match file.os() {
             Some(os) => {
                 let mut slices = [IoSliceMut::new(into)];
                 preadv2(os, &mut slices, offset, ReadWriteFlags::NOWAIT)
@@ -239,7 +239,7 @@ impl Core {
     /// device takes in one request. It costs a page fault, which 0 doesn't.
     pub fn is_resident(&self, file: &Fd, offset: u64, reach: usize) -> bool {
         let mut byte = [0];
-        let read = match file.handle().os() {
+        let read = match file.os() {
             Some(os) if reach > 1 => crate::runtime::sys::read_reaching(os, offset, reach),
             _ => self.read_resident(file, &mut byte, offset),
         };
@@ -296,7 +296,7 @@ impl Core {
             return result.map(|number| self.simulated(number));
         }
         let dir = match &request.dir {
-            Some(dir) => dir.handle().os().ok_or(Errno::BADF)?,
+            Some(dir) => dir.os().ok_or(Errno::BADF)?,
             None => CWD,
         };
         let opened = openat2(dir, request.path.as_c_str(), flags, Mode::empty(), resolve);
@@ -331,7 +331,7 @@ impl Core {
     /// # Errors
     /// `EMFILE`; `EBADF` for a simulated descriptor.
     pub fn duplicate(&self, fd: &Fd) -> Result<std::os::fd::OwnedFd, Errno> {
-        rustix::io::fcntl_dupfd_cloexec(fd.handle().os().ok_or(Errno::BADF)?, 0)
+        rustix::io::fcntl_dupfd_cloexec(fd.os().ok_or(Errno::BADF)?, 0)
     }
 
     /// Says whether [`Self::cork`] does anything. A cork saves segments with congestion controls that

@@ -10,7 +10,7 @@ use crate::runtime::fd::Fd;
 use crate::runtime::future::{Many, Once};
 use crate::runtime::op::{Completion, Op, Output};
 use crate::runtime::scope::ScopeId;
-use crate::runtime::slot::{Slot, SlotKey, State};
+use crate::runtime::slot::{SlotKey, SlotTable, State, Waits};
 use crate::runtime::sys::heap;
 use crate::runtime::tuning::Tuning;
 
@@ -45,20 +45,20 @@ impl Core {
         Many::new(self.clone(), self.submit(op, scope))
     }
 
-    fn submit(&self, op: Op, scope: Option<ScopeId>) -> Option<SlotKey> {
+    fn submit(&self, mut op: Op, scope: Option<ScopeId>) -> Option<SlotKey> {
         check_range(&op);
         let mut slots = self.0.slots.borrow_mut();
-        let key = slots.insert(op, self.0.current.get(), scope).ok()?;
+        let key = slots.reserve(self.0.current.get(), scope)?;
         if let Some(scope) = scope {
             self.0.scopes.borrow_mut().enter(scope, key);
         }
-        let op = slots.get_mut(key)?.op.as_mut()?;
         let mut engine = self.0.engine.borrow_mut();
-        let job = match engine.start(key, op, &self.0.buffers) {
-            None => return Some(key),
-            Some(job) => job,
-        };
-        self.0.jobs_waiting.borrow_mut().push_back((key, job));
+        // What the kernel is told of stays in its place when the op is moved: it is on the heap.
+        let job = engine.start(key, &mut op, &self.0.buffers);
+        slots.put(key, op);
+        if let Some(job) = job {
+            self.0.jobs_waiting.borrow_mut().push_back((key, job));
+        }
         Some(key)
     }
 
@@ -91,8 +91,14 @@ impl Core {
             self.0.engine.borrow_mut().refuse(key, Errno::CANCELED);
             return;
         }
-        if let Some(op) = slot.op.as_ref() {
-            self.0.engine.borrow_mut().cancel(key, op);
+        self.cancel_in(&mut slots, key);
+    }
+
+    /// Asks the engine to end the op of a slot.
+    fn cancel_in(&self, slots: &mut SlotTable, key: SlotKey) {
+        if let Some(op) = slots.take(key) {
+            self.0.engine.borrow_mut().cancel(key, &op);
+            slots.put(key, op);
         }
     }
 
@@ -172,20 +178,26 @@ impl Core {
 
     pub(super) fn complete(&self, event: Event) {
         let (task, reaped) = {
-            let mut slots = self.0.slots.borrow_mut();
+            let slots = &mut *self.0.slots.borrow_mut();
+            let accepts = matches!(slots.waits(event.key), Some(Waits::Accept { .. }));
+            let op = if event.more {
+                None
+            } else {
+                slots.take(event.key)
+            };
+            let notifies = event.more && awaits_notification(slots, event.key);
             let Some(slot) = slots.get_mut(event.key) else {
                 // A slot lives until its terminal completion, so this is a completion for nobody:
                 // only a buffer could be lost, and it is not.
                 drop(event.buffer.map(|id| self.0.buffers.adopt(id, 0)));
                 return;
             };
-            let op = if event.more { None } else { slot.op.take() };
             if slot.state == State::Notifying
                 && let Some(Op::SendZeroCopy { ledger, .. }) = &op
             {
                 self.notified(ledger, event.result == 1);
             }
-            let output = self.output(op, slot.op.as_ref(), &event);
+            let output = self.output(op, accepts, &event);
             let result = match u32::try_from(event.result) {
                 Ok(bytes) => Ok(bytes),
                 Err(_) => Err(Errno::from_raw_os_error(-event.result)),
@@ -195,9 +207,11 @@ impl Core {
                 more: event.more,
                 output,
             };
-            let leaves = !event.more || awaits_notification(slot);
+            let leaves = !event.more || notifies;
             if !event.more {
                 slot.state = State::Done;
+            } else if notifies {
+                slot.state = State::Notifying;
             }
             if leaves && let Some(scope) = slot.leave_scope() {
                 let waiter = self.0.scopes.borrow_mut().leave(scope, event.key);
@@ -216,12 +230,12 @@ impl Core {
                         self.0.tasks.borrow_mut().give(task, grown);
                     }
                     if waiting >= COMPLETIONS_PER_SLOT
+                        && matches!(slots.waits(event.key), Some(Waits::Recv { .. }))
                         && let Some(slot) = slots.get_mut(event.key)
                         && slot.state == State::InFlight
-                        && let Some(op @ Op::Recv { .. }) = slot.op.as_ref()
                     {
                         slot.state = State::Cancelling;
-                        self.0.engine.borrow_mut().cancel(event.key, op);
+                        self.cancel_in(slots, event.key);
                     }
                     (Some(task), None)
                 }
@@ -240,14 +254,13 @@ impl Core {
         }
     }
 
-    /// Makes the output of a completion. `ended` is the op at its terminal completion, `live` the op
-    /// that goes on.
-    fn output(&self, ended: Option<Op>, live: Option<&Op>, event: &Event) -> Output {
+    /// Makes the output of a completion. `ended` is the op at its terminal completion, `accepts` that it
+    /// is one of an accept.
+    fn output(&self, ended: Option<Op>, accepts: bool, event: &Event) -> Output {
         if let Some(id) = event.buffer {
             let len = usize::try_from(event.result).unwrap_or(0);
             return Output::Received(self.0.buffers.adopt(id, len));
         }
-        let accepts = matches!(ended.as_ref().or(live), Some(Op::Accept { .. }));
         if accepts && event.result >= 0 {
             return Output::Socket(self.adopt(event.result));
         }
@@ -331,12 +344,12 @@ impl Core {
             return self.complete(Event::ended(key, -Errno::CANCELED.raw_os_error()));
         };
         let mut slots = self.0.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(key) else {
-            return;
-        };
-        match slot.op.as_mut() {
+        match slots.larger_mut(key) {
             Some(Op::Offload(_)) => {
-                slot.op = None;
+                drop(slots.take(key));
+                let Some(slot) = slots.get_mut(key) else {
+                    return;
+                };
                 slot.state = State::Done;
                 let (task, scope) = (slot.task, slot.leave_scope());
                 slots.push(
@@ -369,13 +382,12 @@ impl Core {
 /// After a completion with *more*: whether all that is still to come is the notification of a zero-copy
 /// send. The kernel needs the bytes and nothing else then: the connection may close, and whoever waits
 /// for the end of its ops need not wait for this.
-fn awaits_notification(slot: &mut Slot) -> bool {
-    let Some(Op::SendZeroCopy { socket, ledger, .. }) = slot.op.as_mut() else {
+fn awaits_notification(slots: &mut SlotTable, key: SlotKey) -> bool {
+    let Some(Op::SendZeroCopy { socket, ledger, .. }) = slots.larger_mut(key) else {
         return false;
     };
     *socket = None;
     ledger.await_one();
-    slot.state = State::Notifying;
     true
 }
 

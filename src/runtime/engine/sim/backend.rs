@@ -55,8 +55,7 @@ impl Kernel {
 
     /// The answer to a connect has come, or never will.
     pub(super) fn connect(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let Some(Op::Connect { address, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+        let Some(Op::Connect { address, .. }) = hands.slots.larger(key) else {
             self.fail("the slot of a connect holds another op");
         };
         if !matches!(self.descriptor(number).object, Object::Unconnected) {

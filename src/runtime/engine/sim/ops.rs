@@ -11,7 +11,7 @@ use super::net::Way;
 use crate::runtime::buf::BUFFER_SIZE;
 use crate::runtime::engine::Event;
 use crate::runtime::op::{Interest, Op};
-use crate::runtime::slot::SlotKey;
+use crate::runtime::slot::{SlotKey, Waits};
 
 /// What a received buffer holds beyond what was received.
 const POISON: u8 = 0xdb;
@@ -248,14 +248,16 @@ impl Kernel {
 
     /// The slot of an op is there, and its memory is as it was at the start.
     pub(super) fn check_memory(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
-        let Some(slot) = hands.slots.get_mut(key) else {
+        if hands.slots.get_mut(key).is_none() {
             self.fail("the slot of an op in flight is gone");
-        };
-        let Some(op) = slot.op.as_ref() else {
+        }
+        let larger = hands.slots.larger(key);
+        if larger.is_none() && hands.slots.waits(key).is_none() {
             self.fail("the slot of an op in flight was emptied");
-        };
+        }
         let expected = self.ops.get(&key.to_bits()).map(|op| op.memory);
-        if expected.is_some_and(|memory| memory != memory_of(op)) {
+        // What waits for something to come has no memory.
+        if expected.is_some_and(|memory| memory != larger.and_then(memory_of)) {
             self.fail("the memory of an op in flight was touched");
         }
     }
@@ -337,8 +339,7 @@ impl Kernel {
         if !self.filling.insert(buffer) {
             self.fail("a receive buffer is handed out twice");
         }
-        let op = hands.slots.get_mut(key).and_then(|slot| slot.op.as_ref());
-        let one = matches!(op, Some(Op::Recv { one: true, .. }));
+        let one = matches!(hands.slots.waits(key), Some(Waits::Recv { one: true, .. }));
         let more = !one && !self.random.chance(self.faults.multishot_end);
         self.post(key, len as i32, more, Some(buffer));
         self.pump(connection, Way::Up);
@@ -347,8 +348,7 @@ impl Kernel {
     }
 
     fn send(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let Some(Op::Send { data, from, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+        let Some(Op::Send { data, from, .. }) = hands.slots.larger(key) else {
             self.fail("the slot of a send holds another op");
         };
         match self.take_from_server(number, &data[*from..]) {
@@ -374,8 +374,7 @@ impl Kernel {
     }
 
     fn open_file(&mut self, key: SlotKey, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let Some(Op::Open(request)) = slot.and_then(|slot| slot.op.as_ref()) else {
+        let Some(Op::Open(request)) = hands.slots.larger(key) else {
             self.fail("the slot of an open holds another op");
         };
         match self.open_path(request) {
@@ -385,8 +384,7 @@ impl Kernel {
     }
 
     fn read(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let Some(Op::Read { data, offset, .. }) = slot.and_then(|slot| slot.op.as_mut()) else {
+        let Some(Op::Read { data, offset, .. }) = hands.slots.larger_mut(key) else {
             self.fail("the slot of a read holds another op");
         };
         let Object::File(inode) = self.descriptor(number).object else {
@@ -411,8 +409,7 @@ impl Kernel {
     /// A read into a fixed buffer. A file that was opened with O_DIRECT is read from the disk alone, at
     /// places and in sizes that the disk has.
     fn read_fixed(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let op = slot.and_then(|slot| slot.op.as_mut());
+        let op = hands.slots.larger_mut(key);
         let Some(Op::ReadFixed {
             buffer,
             at,
@@ -456,8 +453,7 @@ impl Kernel {
 
     /// A zero-copy send: what was taken stays where it is until the notification.
     fn send_zero_copy(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let op = slot.and_then(|slot| slot.op.as_ref());
+        let op = hands.slots.larger(key);
         let Some(Op::SendZeroCopy { bytes, range, .. }) = op else {
             self.fail("the slot of a send holds another op");
         };
@@ -489,8 +485,7 @@ impl Kernel {
 
     /// Advice: nothing comes of it where the disk fails.
     fn will_need(&mut self, key: SlotKey, number: u32, hands: &mut Hands<'_>) {
-        let slot = hands.slots.get_mut(key);
-        let Some(Op::WillNeed { offset, len, .. }) = slot.and_then(|slot| slot.op.as_ref()) else {
+        let Some(Op::WillNeed { offset, len, .. }) = hands.slots.larger(key) else {
             self.fail("the slot of an advice holds another op");
         };
         let Object::File(inode) = self.descriptor(number).object else {

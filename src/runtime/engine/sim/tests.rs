@@ -419,18 +419,16 @@ fn touched_memory_is_found() {
         let (socket, _) = world.listen();
         kernel.borrow_mut().open(Object::Socket(0));
         let (data, from) = (b"abc".to_vec(), 0);
-        let op = Op::Send {
+        let mut op = Op::Send {
             socket,
             data,
             from,
             more: false,
         };
-        let Ok(key) = slots.insert(op, None, None) else {
-            panic!("the table is empty")
-        };
-        let slot = slots.get_mut(key).unwrap();
-        kernel.borrow_mut().start(key, slot.op.as_mut().unwrap());
-        if let Some(Op::Send { data, .. }) = slot.op.as_mut() {
+        let key = slots.reserve(None, None).expect("the table is empty");
+        kernel.borrow_mut().start(key, &mut op);
+        slots.put(key, op);
+        if let Some(Op::Send { data, .. }) = slots.larger_mut(key) {
             data[1] = b'x';
         }
         let mut hands = Hands {
