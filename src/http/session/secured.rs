@@ -44,14 +44,16 @@ impl<S: Service> Connection<S> {
         let now = self.core.now();
         registration.idle(now, false);
         self.timer.set(now + patience);
-        let (hello, name) = self.hello(came, registration).await?;
+        let (mut hello, name) = self.hello(came, registration).await?;
         registration.busy();
         let registry = Rc::clone(self.service.registry());
         let handshakes = registry.handshakes();
         let Some(place) = handshakes.queue() else {
             return Err(self.insecure(Failure::Crowded, None));
         };
+        let mut has_waited = false;
         while !place.may_begin(self.core.now()) {
+            has_waited = true;
             // Before what events wake: those come anew each turn.
             self.core.yield_for_bulk().await;
             if self.core.now() >= now + patience {
@@ -59,6 +61,14 @@ impl<S: Service> Connection<S> {
             }
         }
         drop(place);
+        if has_waited {
+            // Who has left meanwhile costs no signature.
+            match self.receiver.poll_next() {
+                Poll::Ready(Ok(next)) => hello.extend_from_slice(&next),
+                Poll::Ready(Err(_)) => return Err(self.insecure(Failure::Left, None)),
+                Poll::Pending => {}
+            }
+        }
         let (_under_way, oldest) = handshakes.enter(self.core.current_task());
         if let Some(oldest) = oldest {
             registry.limits().reached(Failure::Crowded.name());
