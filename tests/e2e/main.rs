@@ -20,5 +20,6 @@ mod static_files;
 mod supervise;
 mod support;
 mod tls;
+mod tls_peers;
 mod toggles;
 mod tune;

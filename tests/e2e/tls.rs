@@ -22,21 +22,26 @@ use rustls::{
 use crate::support::server::{Address, program};
 use crate::support::{Engine, Server, Setup, Tree, noise, on_both, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// A certificate that signs itself, with its key, in files.
-struct Pem {
-    cert: PathBuf,
+pub(crate) struct Pem {
+    pub(crate) cert: PathBuf,
     key: PathBuf,
 }
 
 impl Pem {
-    fn new(tree: &Tree, file: &str, names: &[&str]) -> Self {
+    pub(crate) fn new(tree: &Tree, file: &str, names: &[&str]) -> Self {
         Self::of(tree, file, names, &rcgen::PKCS_ECDSA_P256_SHA256)
     }
 
-    fn of(tree: &Tree, file: &str, names: &[&str], algorithm: &'static SignatureAlgorithm) -> Self {
+    pub(crate) fn of(
+        tree: &Tree,
+        file: &str,
+        names: &[&str],
+        algorithm: &'static SignatureAlgorithm,
+    ) -> Self {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let certificate = CertificateParams::new(names)
@@ -58,7 +63,7 @@ impl Pem {
     }
 
     /// The line of a site; `more` are further keys of `tls`.
-    fn line(&self, more: &str) -> String {
+    pub(crate) fn line(&self, more: &str) -> String {
         format!(
             "tls = {{ cert = {:?}, key = {:?}{more} }}\n",
             self.cert, self.key
@@ -67,7 +72,7 @@ impl Pem {
 }
 
 /// A client's configuration that trusts these certificates.
-fn trusting(
+pub(crate) fn trusting(
     certificates: &[&Pem],
     versions: &[&'static SupportedProtocolVersion],
 ) -> Arc<ClientConfig> {
@@ -85,25 +90,29 @@ fn trusting(
     Arc::new(config)
 }
 
-fn tcp(address: &Address) -> SocketAddr {
+pub(crate) fn tcp(address: &Address) -> SocketAddr {
     match address {
         Address::Tcp(address) => *address,
         Address::Unix(_) => panic!("a TCP socket"),
     }
 }
 
-struct Client(StreamOwned<ClientConnection, TcpStream>);
+pub(crate) struct Client(StreamOwned<ClientConnection, TcpStream>);
 
 impl Client {
-    fn connect(server: &Server, config: &Arc<ClientConfig>, name: &str) -> Self {
+    pub(crate) fn connect(server: &Server, config: &Arc<ClientConfig>, name: &str) -> Self {
         Self::connect_to(server.address(), config, name)
     }
 
-    fn connect_to(address: &Address, config: &Arc<ClientConfig>, name: &str) -> Self {
+    pub(crate) fn connect_to(address: &Address, config: &Arc<ClientConfig>, name: &str) -> Self {
         Self::try_connect(address, config, name).unwrap()
     }
 
-    fn try_connect(address: &Address, config: &Arc<ClientConfig>, name: &str) -> io::Result<Self> {
+    pub(crate) fn try_connect(
+        address: &Address,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> io::Result<Self> {
         let mut socket = TcpStream::connect(tcp(address))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -136,7 +145,7 @@ impl Client {
         (head, content)
     }
 
-    fn get(&mut self, host: &str, target: &str) -> (String, Vec<u8>) {
+    pub(crate) fn get(&mut self, host: &str, target: &str) -> (String, Vec<u8>) {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
         self.response()
     }
@@ -160,7 +169,7 @@ impl Client {
 }
 
 /// A site that serves the tree under TLS.
-fn site(name: &str, tree: &Tree, tls: &str) -> String {
+pub(crate) fn site(name: &str, tree: &Tree, tls: &str) -> String {
     let root = tree.root();
     format!("[site.\"{name}\"]\nlisten = [\"127.0.0.1:0\"]\nroot = {root:?}\n{tls}")
 }
