@@ -73,6 +73,9 @@ impl AppEpoch {
         listeners.sort_unstable();
         let none = Backends::default();
         let before = before.map_or(&none, |before| &before.backends);
+        if new.model.listeners.iter().any(|one| one.tls.is_some()) {
+            tls::ready_thread();
+        }
         Rc::new(Self {
             id: new.id,
             backends: Backends::new(place, new.model, new.rosters, before),

@@ -211,6 +211,11 @@ impl Core {
         self.0.now.get()
     }
 
+    /// The time at this moment, for what is measured within a turn.
+    pub fn clock(&self) -> Instant {
+        self.0.engine.borrow().now()
+    }
+
     /// The pool for futures that live while a connection is busy.
     pub fn futures(&self) -> &FuturePool {
         &self.0.futures
@@ -284,7 +289,8 @@ impl Core {
     }
 
     /// Waits for the next turn's quota after this turn's was found used up. Those that had no share of
-    /// it come before those that had, so nobody waits for ever.
+    /// it come before those that had, and before all that events wake, in the order in which they began
+    /// to wait; so nobody waits for ever.
     pub async fn yield_for_bulk(&self) {
         self.yield_as(|turn| &mut turn.first).await;
     }

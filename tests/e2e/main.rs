@@ -22,5 +22,6 @@ mod support;
 mod tls;
 mod tls_clients;
 mod tls_ocsp;
+mod tls_peers;
 mod toggles;
 mod tune;

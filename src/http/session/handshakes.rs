@@ -1,19 +1,27 @@
 //! How many TLS handshakes go on at a time, and how many begin in a turn: each costs a core as much as
 //! dozens of requests, and those of clients that go no further must not keep others out.
+//!
+//! A whole ClientHello waits in a line, first come, first served. Of each turn a share of time goes to
+//! the line, so that whatever signatures cost, other connections have theirs. Who finds the line full
+//! is refused, at the price of a send and a close.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use crate::runtime::task::TaskId;
 
-/// Most handshakes of a core between ClientHello and end. Beyond it the oldest one ends: it has had
-/// more time than a client needs, and one that floods loses its own.
+/// Most handshakes of a core between the answer to a ClientHello and the end. Beyond it the oldest one
+/// ends: it has had more time than a client needs, and one that floods loses its own.
 const UNDER_WAY_MAX: usize = 1024;
 
-/// Most that begin in one turn. With keys of elliptic curves that is a millisecond or two, with RSA
-/// less than ten.
-const BEGUN_PER_TURN: u32 = 8;
+/// Most that wait for their begin. With keys of elliptic curves that is a wait of 40 ms at most, with
+/// RSA of 4096 bits a second or two: beyond that, a refusal serves a client better.
+const WAITING_MAX: usize = 256;
+
+/// Time of a turn in which handshakes may begin; one may in any case. Six or so with keys of elliptic
+/// curves, one with RSA.
+const TIME_OF_TURN: Duration = Duration::from_millis(1);
 
 /// The handshakes of one core.
 #[derive(Debug, Default)]
@@ -21,23 +29,40 @@ pub struct Handshakes {
     /// By the order in which they began.
     under_way: RefCell<BTreeMap<u64, TaskId>>,
     begun: Cell<u64>,
+    /// Those that haven't, by number, the longest wait first.
+    waiting: RefCell<VecDeque<u64>>,
+    came: Cell<u64>,
     /// The time of a turn is the same at any moment of it.
     turn: Cell<Option<Instant>>,
-    of_turn: Cell<u32>,
+    /// What those that began in it have taken.
+    of_turn: Cell<Duration>,
     full: Cell<u64>,
     resumed: Cell<u64>,
 }
 
 impl Handshakes {
-    /// Whether one may begin in the turn of this time; it counts.
-    pub(super) fn may_begin(&self, now: Instant) -> bool {
-        if self.turn.replace(Some(now)) != Some(now) {
-            self.of_turn.set(0);
+    /// Takes a place in the line, until the guard is dropped; `None` where it is full.
+    pub(super) fn queue(&self) -> Option<Waiting<'_>> {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() >= WAITING_MAX {
+            return None;
         }
-        let begun = self.of_turn.get();
-        self.of_turn
-            .set(begun.saturating_add(1).min(BEGUN_PER_TURN));
-        begun < BEGUN_PER_TURN
+        let number = self.came.get();
+        self.came.set(number + 1);
+        waiting.push_back(number);
+        Some(Waiting {
+            handshakes: self,
+            number,
+        })
+    }
+
+    /// One that began in the turn of this time has taken so long.
+    pub(super) fn took(&self, turn: Instant, time: Duration) {
+        let before = match self.turn.replace(Some(turn)) == Some(turn) {
+            true => self.of_turn.get(),
+            false => Duration::ZERO,
+        };
+        self.of_turn.set(before + time);
     }
 
     /// Enters one, until the guard is dropped; with the task to be ended to make room for it.
@@ -70,6 +95,33 @@ impl Handshakes {
     }
 }
 
+/// A place in the line.
+#[derive(Debug)]
+pub(super) struct Waiting<'h> {
+    handshakes: &'h Handshakes,
+    number: u64,
+}
+
+impl Waiting<'_> {
+    /// Whether the handshake may begin in the turn of this time.
+    pub(super) fn may_begin(&self, turn: Instant) -> bool {
+        let handshakes = self.handshakes;
+        let time_is_left =
+            handshakes.turn.get() != Some(turn) || handshakes.of_turn.get() < TIME_OF_TURN;
+        time_is_left && handshakes.waiting.borrow().front() == Some(&self.number)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.handshakes.waiting.borrow_mut();
+        // Numbers ascend, since they are given out in order.
+        if let Ok(place) = waiting.binary_search(&self.number) {
+            waiting.remove(place);
+        }
+    }
+}
+
 /// A handshake that is under way.
 #[derive(Debug)]
 pub(super) struct UnderWay<'h> {
@@ -89,12 +141,42 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn few_begin_in_a_turn() {
+    fn a_turn_has_time_for_a_few() {
         let handshakes = Handshakes::default();
         let now = Instant::now();
-        let begun = (0..100).filter(|_| handshakes.may_begin(now)).count();
-        assert_eq!(begun, BEGUN_PER_TURN as usize);
-        assert!(handshakes.may_begin(now + Duration::from_millis(1)));
+        let [first, second, third] = [(); 3].map(|()| handshakes.queue().unwrap());
+        assert!(first.may_begin(now) && !second.may_begin(now));
+        drop(first);
+        handshakes.took(now, TIME_OF_TURN / 2);
+        assert!(second.may_begin(now) && !third.may_begin(now));
+        drop(second);
+        handshakes.took(now, TIME_OF_TURN / 2);
+        assert!(!third.may_begin(now));
+        let next = now + Duration::from_micros(1);
+        assert!(third.may_begin(next));
+        // However long it takes, the next turn has time for another.
+        drop(third);
+        handshakes.took(next, TIME_OF_TURN * 9);
+        let fourth = handshakes.queue().unwrap();
+        assert!(!fourth.may_begin(next) && fourth.may_begin(next + Duration::from_micros(1)));
+    }
+
+    #[test]
+    fn who_finds_the_line_full_is_refused_and_who_leaves_makes_room() {
+        let handshakes = Handshakes::default();
+        let mut line: Vec<_> = (0..WAITING_MAX)
+            .map(|_| handshakes.queue().unwrap())
+            .collect();
+        assert!(handshakes.queue().is_none());
+        let now = Instant::now();
+        drop(line.remove(7));
+        let last = handshakes.queue().unwrap();
+        assert!(handshakes.queue().is_none());
+        // First come, first served.
+        for place in line {
+            assert!(place.may_begin(now) && !last.may_begin(now));
+        }
+        assert!(last.may_begin(now));
     }
 
     #[test]

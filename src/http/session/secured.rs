@@ -44,17 +44,35 @@ impl<S: Service> Connection<S> {
         let now = self.core.now();
         registration.idle(now, false);
         self.timer.set(now + patience);
-        let (hello, name) = self.hello(came, registration).await?;
+        let (mut hello, name) = self.hello(came, registration).await?;
         registration.busy();
         let registry = Rc::clone(self.service.registry());
         let handshakes = registry.handshakes();
+        let Some(place) = handshakes.queue() else {
+            return Err(self.insecure(Failure::Crowded, None));
+        };
+        let mut has_waited = false;
+        while !place.may_begin(self.core.now()) {
+            has_waited = true;
+            // Before what events wake: those come anew each turn.
+            self.core.yield_for_bulk().await;
+            if self.core.now() >= now + patience {
+                return Err(self.insecure(Failure::TooSlow, None));
+            }
+        }
+        drop(place);
+        if has_waited {
+            // Who has left meanwhile costs no signature.
+            match self.receiver.poll_next() {
+                Poll::Ready(Ok(next)) => hello.extend_from_slice(&next),
+                Poll::Ready(Err(_)) => return Err(self.insecure(Failure::Left, None)),
+                Poll::Pending => {}
+            }
+        }
         let (_under_way, oldest) = handshakes.enter(self.core.current_task());
         if let Some(oldest) = oldest {
             registry.limits().reached(Failure::Crowded.name());
             self.core.abort(oldest);
-        }
-        while !handshakes.may_begin(self.core.now()) {
-            self.core.yield_turn().await;
         }
         let settings = match self.service.tls(&self.peer, name.as_deref()) {
             Ok(settings) => settings,
@@ -68,7 +86,11 @@ impl<S: Service> Connection<S> {
         self.sender.secure(Rc::clone(&secured));
         self.peer.secure(Rc::clone(&secured));
         // What is behind a ClientHello is of no use before it is answered, so this gives no plaintext.
-        if let Err(failure) = secured.open(RecvBuf::own(hello.into())) {
+        let began = self.core.clock();
+        let opened = secured.open(RecvBuf::own(hello.into()));
+        let took = self.core.clock().saturating_duration_since(began);
+        handshakes.took(self.core.now(), took);
+        if let Err(failure) = opened {
             return Err(self.failed(failure));
         }
         let plain = self.answers(&secured, registration).await?;

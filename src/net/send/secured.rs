@@ -113,50 +113,54 @@ impl Sender {
             } = part;
             let end = offset + length;
             let (mut progress, mut had_share) = (None, false);
-            // What is in it is sent before the next bytes of the file are.
+            // What is in it is sent before the next bytes of the file are. Its length only grows, so that
+            // room is filled with zeros once.
             let mut data = head;
+            let mut filled = data.len();
             loop {
                 if offset < end {
                     self.secured_share(&mut had_share).await;
-                    let room = SEAL_BYTES.saturating_sub(data.len()).max(RECORD_MAX);
+                    let room = SEAL_BYTES.saturating_sub(filled).max(RECORD_MAX);
                     let wanted = (end - offset).min(room as u64) as usize;
-                    let read = self
-                        .read_into(&mut data, (&file, offset), wanted, &mut progress)
-                        .await?;
+                    if data.len() < filled + wanted {
+                        data.resize(filled + wanted, 0);
+                    }
+                    let room = &mut data[filled..filled + wanted];
+                    let read = self.read_into(room, (&file, offset), &mut progress).await?;
                     self.core.bulk_sent(read);
+                    filled += read;
                     offset += read as u64;
                 }
                 let follows = more || offset < end;
-                self.sealed(timer, &mut progress, &data, follows).await?;
+                self.sealed(timer, &mut progress, &data[..filled], follows)
+                    .await?;
                 if offset == end {
                     self.core.recycle(data);
                     return Ok(());
                 }
-                data.clear();
+                filled = 0;
             }
         })
     }
 
-    /// Adds bytes of a file to `data`: at once if they are in memory, else when the disk has them.
+    /// Reads bytes of a file into `room`, at least one: at once if they are in memory, else when the disk
+    /// has them.
     async fn read_into(
         &mut self,
-        data: &mut Vec<u8>,
+        room: &mut [u8],
         (file, offset): (&Fd, u64),
-        wanted: usize,
         progress: &mut Option<Progress>,
     ) -> Result<usize, SendError> {
-        let start = data.len();
-        data.resize(start + wanted, 0);
-        let read = match self.core.read_resident(file, &mut data[start..], offset) {
-            Ok(0) => return Err(SendError::FileShrank),
-            Ok(read) => read,
+        match self.core.read_resident(file, room, offset) {
+            Ok(0) => Err(SendError::FileShrank),
+            Ok(read) => Ok(read),
             // Not in memory, or a file system that can't tell.
             Err(_) => {
                 let asked = self.core.now();
                 let read = self.core.once(Op::Read {
                     file: file.clone(),
                     data: self.core.send_buffer(),
-                    len: wanted,
+                    len: room.len(),
                     offset,
                 });
                 let done = read.await;
@@ -170,13 +174,11 @@ impl Sender {
                 if read == 0 {
                     return Err(SendError::FileShrank);
                 }
-                data[start..start + read].copy_from_slice(&from_disk[..read]);
+                room[..read].copy_from_slice(&from_disk[..read]);
                 self.core.recycle(from_disk);
-                read
+                Ok(read)
             }
-        };
-        data.truncate(start + read);
-        Ok(read)
+        }
     }
 
     /// Waits until this transfer may send in this turn.
@@ -203,29 +205,35 @@ impl Sender {
         pool.boxed(|| async move {
             let (mut progress, mut had_share) = (None, false);
             let mut active = self.core.now();
+            // Kept as long as there is something to be received; room is filled with zeros once.
+            let mut data = Vec::new();
             while moved.taken() < length {
                 self.secured_share(&mut had_share).await;
                 let left = length - moved.taken();
-                let mut data = self.core.send_buffer();
-                data.resize(left.min(SEAL_BYTES as u64) as usize, 0);
-                match self.core.receive_now(from, &mut data) {
+                let wanted = left.min(SEAL_BYTES as u64) as usize;
+                if data.capacity() == 0 {
+                    data = self.core.send_buffer();
+                }
+                if data.len() < wanted {
+                    data.resize(wanted, 0);
+                }
+                match self.core.receive_now(from, &mut data[..wanted]) {
                     Ok(0) => return Err(Cause::SourceClosed),
                     Ok(received) => {
-                        data.truncate(received);
+                        let data = &data[..received];
                         moved.took(received);
                         self.core.bulk_sent(received);
-                        let sent = self.sealed(timer, &mut progress, &data, false).await;
+                        let sent = self.sealed(timer, &mut progress, data, false).await;
                         sent.map_err(|error| match error {
                             SendError::Broken(errno) => Cause::SinkBroken(errno),
                             _ => Cause::SinkTooSlow,
                         })?;
                         moved.gave(received);
-                        self.core.recycle(data);
                         active = self.core.now();
                     }
-                    Err(Errno::INTR) => self.core.recycle(data),
+                    Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => {
-                        self.core.recycle(data);
+                        self.core.recycle(std::mem::take(&mut data));
                         had_share = false;
                         let since = self.core.now();
                         let mut ready = self.core.once(Op::Ready {
@@ -252,6 +260,7 @@ impl Sender {
                     Err(errno) => return Err(Cause::SourceBroken(errno)),
                 }
             }
+            self.core.recycle(data);
             Ok(())
         })
     }

@@ -31,5 +31,13 @@ pub use failure::Failure;
 pub use identity::{Identity, IdentityError};
 pub use server::{Handshake, Plain, Protocol, TlsServer};
 pub use settings::{Policy, Settings};
+
+/// Readies the calling thread for handshakes: its first random number seeds a generator of its own, for
+/// which aws-lc gathers entropy for a tenth of a second or two. Better before there are connections.
+pub fn ready_thread() {
+    // Where there is no randomness, every handshake says so.
+    let _ = aws_lc_rs::rand::fill(&mut [0]);
+}
+
 #[cfg(test)]
 pub(crate) use testing::{client, client_config, pem as test_pem, settings as test_settings};

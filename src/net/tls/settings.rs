@@ -162,7 +162,11 @@ fn configure(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     match tickets {
-        Some(tickets) => config.ticketer = tickets,
+        Some(tickets) => {
+            config.ticketer = tickets;
+            // A client that has used its ticket gets another one with the connection that it made.
+            config.send_tls13_tickets = 1;
+        }
         None => config.send_tls13_tickets = 0,
     }
     config

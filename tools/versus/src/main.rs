@@ -5,6 +5,7 @@
 
 mod backend;
 mod body;
+mod certificate;
 mod chart;
 mod generate;
 mod histogram;
@@ -45,7 +46,7 @@ use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
 struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Measure only these workloads, or groups of them: files, proxy
+    /// Measure only these workloads, or groups of them: files, proxy, tls
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Measure only these servers
@@ -84,7 +85,7 @@ struct Options {
     /// Core of the generator
     #[arg(long, value_name = "CPU", default_value_t = 1)]
     client_cpu: usize,
-    /// A command to measure in Beltway's place, with {root}, {port}, {engine} and {backend} in it
+    /// A command to measure in Beltway's place, with {root}, {port}, {engine}, {backend}, {cert} and {key} in it
     #[arg(long, value_name = "COMMAND", hide = true)]
     ours: Option<String>,
 }
@@ -217,9 +218,17 @@ fn halves(options: &Options) -> io::Result<Vec<Half>> {
     let chosen = workload::select(&options.only).map_err(io::Error::other)?;
     let memory = is_memory(&options.files)?;
     let mut halves = Vec::new();
-    for via in [Via::Files, Via::Proxy { keepalive: None }] {
+    let proxy = Via::Proxy { keepalive: None };
+    for (via, tls) in [
+        (Via::Files, false),
+        (proxy, false),
+        (Via::Files, true),
+        (proxy, true),
+    ] {
         let mut workloads = chosen.clone();
-        workloads.retain(|workload| workload.via.group() == via.group());
+        workloads.retain(|workload| {
+            workload.tls.is_some() == tls && (workload.via == Via::Files) == (via == Via::Files)
+        });
         if memory {
             workloads.retain(|workload| workload.pace != Pace::Cold);
         }
@@ -227,11 +236,12 @@ fn halves(options: &Options) -> io::Result<Vec<Half>> {
             continue;
         }
         let ours = options.ours.as_deref();
-        let roster = peers::roster(via, asked, &options.beltway, ours).map_err(io::Error::other)?;
+        let roster =
+            peers::roster((via, tls), asked, &options.beltway, ours).map_err(io::Error::other)?;
         if roster.peers.is_empty() && !options.only.is_empty() {
             return Err(io::Error::other(format!(
                 "nothing to measure with {}: {}",
-                via.group(),
+                workloads[0].group(),
                 roster.absent.join(", ")
             )));
         }
@@ -308,7 +318,7 @@ fn header(plan: &Plan, halves: &[Half]) -> io::Result<Header> {
         peers: halves
             .iter()
             .flat_map(|half| {
-                let group = half.workloads[0].via.group();
+                let group = half.workloads[0].group();
                 half.roster.peers.iter().map(move |peer| {
                     [group, peer.name, &peer.version, peer.settings].map(str::to_owned)
                 })
@@ -326,7 +336,7 @@ fn as_json(header: &Header, workloads: &[Workload], all: &[Vec<Summary>]) -> ser
             json!({
                 "name": workload.name,
                 "title": workload.title,
-                "via": workload.via.group(),
+                "via": workload.group(),
                 "body_len": workload.body_len,
                 "connections": workload.connections,
                 "pace": format!("{:?}", workload.pace),

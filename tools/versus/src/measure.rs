@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use crate::backend;
 use crate::body;
-use crate::generate::Report;
+use crate::certificate::Certificate;
+use crate::generate::{Group, Report};
 use crate::interrupt;
 use crate::launch::{self, Server};
 use crate::peers::proxies::clients_max;
@@ -54,6 +55,8 @@ pub struct Plan {
 pub struct Measured {
     /// One for each round that succeeded.
     pub reports: Vec<Report>,
+    /// Why the peer can't do what is measured, which is no fault.
+    pub lacks: Option<String>,
     /// Why a round failed; then the peer is left out of the rest of the workload.
     pub failure: Option<String>,
     /// Requests per second by wrk.
@@ -68,7 +71,8 @@ pub struct Bench {
     /// What proxies stand in front of; runs from the first workload of theirs on.
     backend: Option<Server>,
     /// How the servers that run were set up.
-    setup: Option<(Via, Cores)>,
+    setup: Option<(Via, Cores, bool)>,
+    certificate: Certificate,
     servers: Vec<Result<Server, String>>,
     lengths: BTreeSet<u64>,
 }
@@ -93,9 +97,11 @@ impl Bench {
         for place in 0..peers.len() {
             std::fs::create_dir(files.path().join(place.to_string()))?;
         }
+        let certificate = Certificate::new(files.path())?;
         Ok(Self {
             plan,
             peers,
+            certificate,
             files,
             backend: None,
             setup: None,
@@ -114,7 +120,14 @@ impl Bench {
     /// # Errors
     /// When the run was interrupted, or the backend didn't start: a peer that fails has that in its place.
     pub fn measure(&mut self, workload: &Workload) -> io::Result<Vec<Measured>> {
-        let mut measured = vec![Measured::default(); self.peers.len()];
+        let mut measured: Vec<Measured> = self
+            .peers
+            .iter()
+            .map(|peer| Measured {
+                lacks: peer.lacks(workload),
+                ..Measured::default()
+            })
+            .collect();
         let idle = matches!(workload.run, Run::Idle { .. });
         let rounds = match idle {
             true => self.plan.rounds.min(IDLE_ROUNDS_MAX),
@@ -123,7 +136,7 @@ impl Bench {
         self.set_up(workload, idle)?;
         for round in 0..rounds {
             for (place, found) in measured.iter_mut().enumerate() {
-                if found.failure.is_some() {
+                if found.failure.is_some() || found.lacks.is_some() {
                     continue;
                 }
                 let peer = self.peers[place].name;
@@ -141,7 +154,7 @@ impl Bench {
         }
         if let (Some(wrk), false) = (
             self.plan.wrk.clone(),
-            idle || workload.pace != Pace::Closed { depth: 1 },
+            idle || workload.pace != Pace::Closed { depth: 1 } || workload.tls.is_some(),
         ) {
             self.ask_wrk(&wrk, workload, &mut measured)?;
         }
@@ -152,7 +165,7 @@ impl Bench {
     /// Starts what this workload needs and ends what is set up otherwise. A measurement of idle
     /// connections starts its server itself, in the directory of the one that ran.
     fn set_up(&mut self, workload: &Workload, idle: bool) -> io::Result<()> {
-        let setup = Some((workload.via, workload.cores));
+        let setup = Some((workload.via, workload.cores, workload.tls.is_some()));
         if idle || self.setup != setup {
             self.servers.clear();
             self.setup = setup;
@@ -191,7 +204,7 @@ impl Bench {
             .backend
             .as_mut()
             .and_then(|one| one.pids().first().copied());
-        let command = generator(&self.plan, workload, server, backend);
+        let command = generator(&self.plan, workload, (server, &self.certificate), backend);
         let length = Duration::from_secs_f64(2.0 * self.plan.warm_up + self.plan.seconds);
         let output = launch::run(&command, self.plan.client_cpu, length + workload.slack())?;
         serde_json::from_slice(&output).map_err(io::Error::other)
@@ -215,7 +228,7 @@ impl Bench {
     fn start(&self, place: usize) -> io::Result<Server> {
         let (root, work) = (self.root(), self.files.path().join(place.to_string()));
         let cpus = match self.setup {
-            Some((_, Cores::All)) => &self.plan.all_cpus[..],
+            Some((_, Cores::All, _)) => &self.plan.all_cpus[..],
             _ => std::slice::from_ref(&self.plan.server_cpu),
         };
         let site = Site {
@@ -224,6 +237,10 @@ impl Bench {
             descriptors: self.plan.descriptors,
             workers: cpus.len(),
             backend: self.behind(),
+            certificate: match self.setup {
+                Some((_, _, true)) => Some(&self.certificate),
+                _ => None,
+            },
         };
         let address = free_address()?;
         let command = self.peers[place].command(site, address.port())?;
@@ -233,7 +250,7 @@ impl Bench {
     /// What the proxies of the present workload are told of the backend.
     fn behind(&self) -> Option<Backend> {
         match (self.setup, &self.backend) {
-            (Some((Via::Proxy { keepalive }, _)), Some(server)) => Some(Backend {
+            (Some((Via::Proxy { keepalive }, ..)), Some(server)) => Some(Backend {
                 address: server.address,
                 keepalive,
             }),
@@ -286,7 +303,7 @@ fn connections(plan: &Plan, workload: &Workload) -> u64 {
 fn generator(
     plan: &Plan,
     workload: &Workload,
-    server: &mut Server,
+    (server, certificate): (&mut Server, &Certificate),
     backend: Option<u32>,
 ) -> Vec<OsString> {
     let mut command: Vec<OsString> = vec!["/proc/self/exe".into(), "generate".into()];
@@ -313,6 +330,12 @@ fn generator(
         Pace::Reconnect => command.push("--reconnect".into()),
         Pace::Rate(rate) => command.push(format!("--rate={rate}").into()),
         Pace::Cold => command.push("--cold".into()),
+    }
+    if let Some(tls) = workload.tls {
+        command.push("--certificate".into());
+        command.push(certificate.certificate.clone().into());
+        command.extend((tls.group == Group::Hybrid).then(|| "--group=hybrid".into()));
+        command.extend(tls.resume.then(|| "--resume".into()));
     }
     if let Some(bystander) = workload.bystander {
         command.push(format!("--bystander={}", bystander.body_len).into());

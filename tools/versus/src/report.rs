@@ -51,8 +51,9 @@ pub fn write(directory: &Path, command: &str, results: &Results<'_>) -> io::Resu
 
 impl Results<'_> {
     fn charts(&self) -> Vec<(&'static str, Chart)> {
-        let files = |workload: &Workload| workload.via == Via::Files;
-        let proxy = |workload: &Workload| workload.via != Via::Files;
+        let files = |workload: &Workload| workload.via == Via::Files && workload.tls.is_none();
+        let proxy = |workload: &Workload| workload.via != Via::Files && workload.tls.is_none();
+        let tls = |workload: &Workload| workload.tls.is_some();
         vec![
             (
                 "files-throughput",
@@ -69,6 +70,14 @@ impl Results<'_> {
             (
                 "proxy-cpu",
                 self.ratios("Proxy: work per processor second", &proxy, &cpu),
+            ),
+            (
+                "tls-throughput",
+                self.ratios("TLS: throughput", &tls, &throughput),
+            ),
+            (
+                "tls-cpu",
+                self.ratios("TLS: work per processor second", &tls, &cpu),
             ),
             ("latency", self.latency()),
             ("memory", self.memory()),

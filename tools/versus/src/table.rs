@@ -175,6 +175,11 @@ fn notes(workload: &Workload, summaries: &[Summary]) -> Vec<String> {
         }
         notes.push(note);
     }
+    for summary in summaries {
+        if let Some(why) = &summary.lacks {
+            notes.push(format!("{}: n/a, {why}", summary.peer));
+        }
+    }
     let most = summaries.iter().filter_map(|one| one.memory);
     if let Some(opened) = most.map(|memory| memory.connections + 1).max()
         && opened < workload.connections

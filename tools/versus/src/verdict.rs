@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::generate::{IdleMemory, Latency, Report};
 use crate::measure::Measured;
 use crate::peers::{Family, Peer};
-use crate::workload::{Quantile, Run, SCALING_MAX, Unit, Workload};
+use crate::workload::{Quantile, Run, SCALING_MAX, Target, Unit, Workload};
 
 /// A generator that is busier than this share of the time was the limit.
 const SATURATED: f64 = 0.97;
@@ -48,6 +48,8 @@ pub struct Summary {
     pub memory: Option<IdleMemory>,
     /// Bytes for each idle connection.
     pub memory_per_connection: Option<f64>,
+    /// Why the peer can't do what was measured.
+    pub lacks: Option<String>,
     /// Faults of all rounds by kind.
     pub errors: BTreeMap<String, u64>,
     /// The first fault, or why it could not be measured.
@@ -229,6 +231,8 @@ struct Best {
     latency_us: Option<f64>,
     /// Whether any of it was measured, cleanly or not.
     measured: bool,
+    /// All that there is of it can't do what was measured.
+    lacks: bool,
 }
 
 impl Best {
@@ -252,6 +256,9 @@ impl Best {
                 .map(|place| summaries[place].latency_us.p50)
                 .min_by(f64::total_cmp),
             measured: families.contains(&family),
+            lacks: families.contains(&family)
+                && (0..summaries.len())
+                    .all(|place| families[place] != family || summaries[place].lacks.is_some()),
         }
     }
 
@@ -301,6 +308,8 @@ fn verdicts(
             let outcome = memory.map(|bytes| Outcome::of(bytes <= bytes_max));
             return vec![Verdict::new("memory", Some(bytes_max), outcome)];
         }
+        // There is nothing to reach beside a peer that can't do it.
+        Run::Load { .. } if nginx.lacks => Target::NONE,
         Run::Load { target, .. } => target,
     };
     let throughput = |figure, target: Option<f64>, ratio: Option<Ratio>| {
@@ -388,6 +397,7 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
         family: peer.family.name(),
         wrk: measured.wrk,
         first_error: measured.failure.clone(),
+        lacks: measured.lacks.clone(),
         ..Summary::default()
     };
     for report in reports {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::GREETING_LEN;
-use crate::generate::{COLD_LIMIT, Latency, OPEN_LIMIT};
+use crate::generate::{COLD_LIMIT, Group, Latency, OPEN_LIMIT};
 use crate::peers::Family;
 use crate::peers::proxies::KEEPALIVE;
 
@@ -28,14 +28,13 @@ pub enum Via {
     },
 }
 
-impl Via {
-    /// What `--only` calls all such workloads.
-    pub fn group(self) -> &'static str {
-        match self {
-            Via::Files => "files",
-            Via::Proxy { .. } => "proxy",
-        }
-    }
+/// What connections are under, where that is TLS: version 1.3 with AES-256-GCM, whoever serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The key exchange.
+    pub group: Group,
+    /// Each connection but the first ones resumes a session.
+    pub resume: bool,
 }
 
 /// The cores that a server has.
@@ -127,7 +126,7 @@ pub struct Beside {
 
 impl Target {
     /// Nothing is to be reached.
-    const NONE: Self = Self {
+    pub const NONE: Self = Self {
         throughput: None,
         cpu: None,
         latency: false,
@@ -212,6 +211,8 @@ pub struct Workload {
     pub cores: Cores,
     /// When the next request follows.
     pub pace: Pace,
+    /// What connections are under.
+    pub tls: Option<Tls>,
     /// A small client beside it.
     pub bystander: Option<Bystander>,
     /// Its kind.
@@ -236,6 +237,7 @@ impl Workload {
             connections,
             cores: Cores::One,
             pace: Pace::Closed { depth: 1 },
+            tls: None,
             bystander: None,
             run: Run::Load { unit, target },
         }
@@ -290,9 +292,28 @@ impl Workload {
         }
     }
 
+    /// The same load under TLS.
+    const fn under_tls(self) -> Self {
+        self.under(Group::X25519, false)
+    }
+
+    const fn under(self, group: Group, resume: bool) -> Self {
+        let tls = Some(Tls { group, resume });
+        Self { tls, ..self }
+    }
+
+    /// What `--only` calls all such workloads. The servers of a group are set up in the same way.
+    pub fn group(&self) -> &'static str {
+        match (self.via, self.tls) {
+            (Via::Files, None) => "files",
+            (Via::Proxy { .. }, None) => "proxy",
+            (_, Some(_)) => "tls",
+        }
+    }
+
     /// Whether `--only` means this workload by `name`: by its own name or its group's.
     fn is_called(&self, name: &str) -> bool {
-        name == self.name || name == self.via.group()
+        name == self.name || name == self.group()
     }
 
     /// What `throughput` and `cpu_per_unit` are of.
@@ -506,6 +527,67 @@ pub const WORKLOADS: &[Workload] = &[
         (2560.0, true),
     )
     .proxied(None),
+    Workload::small(
+        "tls-full",
+        "TLS, full handshake and 1 KiB, 64 at a time",
+        KIB,
+        64,
+        Target::both(1.0, 1.0),
+    )
+    .paced(Pace::Reconnect)
+    .under_tls(),
+    Workload::small(
+        "tls-full-hybrid",
+        "TLS, full handshake (X25519MLKEM768) and 1 KiB, 64 at a time",
+        KIB,
+        64,
+        Target::both(1.0, 1.0),
+    )
+    .paced(Pace::Reconnect)
+    .under(Group::Hybrid, false),
+    Workload::small(
+        "tls-resumed",
+        "TLS, resumed handshake and 1 KiB, 64 at a time",
+        KIB,
+        64,
+        Target::both(1.2, 1.2),
+    )
+    .paced(Pace::Reconnect)
+    .under(Group::X25519, true),
+    Workload::small(
+        "tls-1k-64",
+        "TLS, 1 KiB, 64 connections",
+        KIB,
+        64,
+        Target::both(1.7, 1.8),
+    )
+    .under_tls(),
+    Workload::small(
+        "tls-1m",
+        "TLS, 1 MiB hot, 16 connections",
+        MIB,
+        16,
+        Target::NONE,
+    )
+    .counted_in_bytes(Target::cpu(1.0))
+    .under_tls(),
+    Workload::idle(
+        "tls-idle",
+        "TLS, 4 000 idle connections",
+        KIB,
+        4_000,
+        (6144.0, false),
+    )
+    .under_tls(),
+    Workload::small(
+        "tls-proxy-1k-64",
+        "TLS, proxy, 1 KiB, 64 connections",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .proxied(MANY)
+    .under_tls(),
 ];
 
 /// The workloads of these names and groups, in the programme's order; all when none is named.
@@ -519,7 +601,7 @@ pub fn select(names: &[String]) -> Result<Vec<Workload>, String> {
     {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         return Err(format!(
-            "no workload {unknown:?}; there are {}, and the groups files and proxy",
+            "no workload {unknown:?}; there are {}, and the groups files, proxy and tls",
             known.join(", ")
         ));
     }

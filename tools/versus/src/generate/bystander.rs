@@ -89,6 +89,7 @@ impl Bystander {
             connections: CONNECTIONS,
             depth: 1,
             upgrade: false,
+            tls: None,
             pace: Pace::Rate(RATE),
         })?;
         driver.open(CONNECTIONS, Instant::now() + OPEN_LIMIT)?;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::load::{Load, Pace, connect};
 use super::reader::{Expectation, Fault, HEAD_MAX, Reader};
 use super::ring::{Completion, Dimensions, Kind, Owner, Ring, SLOT_LEN};
+use super::tls::Side;
 use crate::histogram::Histogram;
 use crate::interrupt;
 
@@ -22,6 +23,8 @@ pub const COPIED_BODY_MAX: u64 = 8192;
 const OPENED_AT_ONCE: usize = 128;
 /// The end of a discarded body that the first response of a connection is compared by, in bytes.
 const COMPARED_TAIL: u64 = 512;
+/// A provided buffer where longer bodies are copied, as all are under TLS.
+const LONG_BUFFER: u32 = 64 << 10;
 /// Requests on their way of one connection are at most this many bytes: less than any send buffer.
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 10;
 
@@ -48,6 +51,8 @@ pub struct Tally {
 struct Connection {
     stream: TcpStream,
     reader: Reader,
+    /// What it is under, where that is TLS.
+    tls: Option<Box<Side>>,
     generation: u32,
     /// Nanoseconds since the driver's epoch at which the requests on their way were queued: a ring of
     /// as many places as the depth.
@@ -74,6 +79,8 @@ struct Schedule {
 /// The connections and their ring.
 pub struct Driver {
     load: Load,
+    /// What is sent.
+    request: String,
     ring: Ring,
     connections: Vec<Connection>,
     expected: Expectation,
@@ -95,7 +102,7 @@ impl Driver {
     /// Of the ring; or when the load breaks a bound that [`Load`] names.
     pub fn new(load: Load) -> io::Result<Self> {
         let request = load.request();
-        let discards = load.body_len > COPIED_BODY_MAX;
+        let discards = load.body_len > COPIED_BODY_MAX && load.tls.is_none();
         let on_their_way = request.len() * load.depth as usize;
         if load.connections == 0 || load.depth == 0 || load.body_len == 0 {
             return Err(io::Error::other("connections, depth and body begin at 1"));
@@ -117,7 +124,10 @@ impl Driver {
         let dimensions = Dimensions {
             connections: load.connections,
             depth: load.depth,
-            buffer_len: (batch.min(64 << 10) as u32).next_multiple_of(4096),
+            buffer_len: match load.body_len > COPIED_BODY_MAX && !discards {
+                true => LONG_BUFFER,
+                false => (batch.min(64 << 10) as u32).next_multiple_of(4096),
+            },
         };
         Ok(Self {
             ring: Ring::new(dimensions, request.as_bytes())?,
@@ -133,6 +143,7 @@ impl Driver {
             epoch: Instant::now(),
             now: 0,
             completions: Vec::new(),
+            request,
             load,
         })
     }
@@ -148,9 +159,8 @@ impl Driver {
             self.now = self.elapsed();
             let first = self.connections.len();
             for index in first..count.min(first + OPENED_AT_ONCE) {
-                let stream = connect(self.load.address)?;
-                self.connections
-                    .push(Connection::new(stream, 0, self.load.depth));
+                let connection = Connection::open(&self.load, 0)?;
+                self.connections.push(connection);
                 self.listen(index)?;
                 self.issue(index, 1, self.now)?;
             }
@@ -173,8 +183,7 @@ impl Driver {
     /// When a connection is refused, and those of the ring.
     pub fn connect(&mut self) -> io::Result<()> {
         for index in self.connections.len()..self.load.connections as usize {
-            let stream = connect(self.load.address)?;
-            let connection = Connection::new(stream, 0, self.load.depth);
+            let connection = Connection::open(&self.load, 0)?;
             self.connections.push(connection);
             self.listen(index)?;
         }
@@ -313,8 +322,9 @@ impl Driver {
         }
     }
 
+    /// Whether bodies are discarded in the kernel. What is under TLS has to be decrypted.
     fn discards(&self) -> bool {
-        self.load.body_len > COPIED_BODY_MAX
+        self.load.body_len > COPIED_BODY_MAX && self.load.tls.is_none()
     }
 
     fn elapsed(&self) -> u64 {
@@ -350,7 +360,9 @@ impl Driver {
                 return self.ended(index, kind, result);
             }
         };
-        self.tally.bytes += bytes;
+        if self.load.tls.is_none() {
+            self.tally.bytes += bytes;
+        }
         let connection = &mut self.connections[index];
         connection.progress = true;
         let reader = &mut connection.reader;
@@ -358,9 +370,16 @@ impl Driver {
             Kind::Send => Err(Fault::Io(libc::EMSGSIZE)),
             Kind::Discard => Ok(reader.skip(bytes)),
             Kind::Many | Kind::Slot => {
-                let expected = &mut self.expected;
-                self.ring
-                    .consume(completion, |bytes| reader.receive(expected, bytes))
+                let (expected, tally) = (&mut self.expected, &mut self.tally);
+                let (tls, stream) = (&mut connection.tls, &connection.stream);
+                let request = &self.request;
+                self.ring.consume(completion, |bytes| match tls {
+                    None => reader.receive(expected, bytes),
+                    Some(tls) => tls.receive((bytes, request), stream, |plain| {
+                        tally.bytes += plain.len() as u64;
+                        reader.receive(expected, plain)
+                    }),
+                })
             }
         };
         match completed {
@@ -421,6 +440,12 @@ impl Driver {
             connection.stamps[newest % connection.stamps.len()] = stamp;
             connection.outstanding += 1;
         }
+        if let Some(tls) = &mut connection.tls {
+            if let Err(fault) = tls.send(&self.request, requests, &connection.stream) {
+                self.lose(index, fault);
+            }
+            return Ok(());
+        }
         self.ring
             .send(connection.stream.as_fd(), connection.owner(index), requests)?;
         self.receive(index, true)
@@ -475,7 +500,7 @@ impl Driver {
         let connection = &mut self.connections[index];
         let (unanswered, since) = (connection.outstanding, connection.stamps[connection.oldest]);
         let generation = (connection.generation + 1) & 0x00FF_FFFF;
-        *connection = Connection::new(connect(self.load.address)?, generation, depth);
+        *connection = Connection::open(&self.load, generation)?;
         connection.progress = true;
         self.tally.reconnects += 1;
         self.listen(index)?;
@@ -510,17 +535,23 @@ impl Driver {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, generation: u32, depth: u32) -> Self {
-        Self {
+    fn open(load: &Load, generation: u32) -> io::Result<Self> {
+        let stream = connect(load.address)?;
+        let tls = match &load.tls {
+            None => None,
+            Some(tls) => Some(Box::new(tls.begin(&stream, generation > 0)?)),
+        };
+        Ok(Self {
             stream,
             reader: Reader::new(),
+            tls,
             generation,
-            stamps: vec![0; depth as usize].into_boxed_slice(),
+            stamps: vec![0; load.depth as usize].into_boxed_slice(),
             oldest: 0,
             outstanding: 0,
             progress: false,
             lost: false,
-        }
+        })
     }
 
     fn owner(&self, index: usize) -> Owner {

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
+use super::tls::Tls;
 use crate::backend;
+use crate::certificate::NAME;
 
 /// Longest wait for a connection to be taken.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -29,6 +31,8 @@ pub struct Load {
     pub upgrade: bool,
     /// When the next request follows.
     pub pace: Pace,
+    /// How, where it is under TLS.
+    pub tls: Option<Tls>,
 }
 
 /// When the next request follows.
@@ -54,9 +58,13 @@ impl Load {
                 backend::KEY,
             ),
         };
+        let host = match self.tls {
+            None => self.address.to_string(),
+            Some(_) => format!("{NAME}:{}", self.address.port()),
+        };
         format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n",
-            self.target, self.address,
+            "GET {} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n",
+            self.target
         )
     }
 }

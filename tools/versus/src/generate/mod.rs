@@ -9,11 +9,13 @@ mod driver;
 mod load;
 mod reader;
 mod ring;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -25,6 +27,8 @@ use crate::procfs::{self, CoreTime, CpuTime, Memory};
 use bystander::Bystander;
 use driver::{Driver, Tally};
 use load::{Load, Pace};
+pub use tls::Group;
+use tls::Tls;
 
 /// Longest time for opening all connections.
 pub const OPEN_LIMIT: Duration = Duration::from_secs(30);
@@ -69,6 +73,15 @@ pub struct GenerateOptions {
     #[arg(long, value_name = "BYTES", conflicts_with = "idle",
           value_parser = clap::value_parser!(u64).range(1..=driver::COPIED_BODY_MAX))]
     pub bystander: Option<u64>,
+    /// Speak TLS with the server that has this certificate, a file in PEM
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bystander", "upgrade"])]
+    pub certificate: Option<PathBuf>,
+    /// The key exchange
+    #[arg(long, value_enum, default_value_t = Group::X25519)]
+    pub group: Group,
+    /// Resume the session of an earlier connection with each new one
+    #[arg(long, requires = "certificate")]
+    pub resume: bool,
     /// Seconds before the measurement; with --idle, before memory is read
     #[arg(long, default_value_t = 0.3)]
     pub warm_up: f64,
@@ -185,6 +198,10 @@ pub fn run(options: &GenerateOptions) -> io::Result<Report> {
         depth: options.depth,
         upgrade: options.upgrade,
         pace,
+        tls: match &options.certificate {
+            None => None,
+            Some(file) => Some(Tls::new(file, options.group, options.resume)?),
+        },
     })?;
     if options.rate.is_some() {
         sharpen_timers()?;

@@ -77,6 +77,8 @@ pub enum Fault {
     Io(i32),
     /// No byte came in the whole of the measurement.
     Stalled,
+    /// TLS failed, or isn't what was to be measured.
+    Tls(String),
 }
 
 impl Fault {
@@ -91,6 +93,7 @@ impl Fault {
             Fault::Closed => "closed",
             Fault::Io(_) => "io",
             Fault::Stalled => "stalled",
+            Fault::Tls(_) => "tls",
         }
     }
 }
@@ -107,6 +110,7 @@ impl fmt::Display for Fault {
             Fault::Io(errno) => {
                 write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
             }
+            Fault::Tls(why) => write!(f, "TLS: {why}"),
             Fault::Stalled => f.write_str("no byte in the whole measurement"),
         }
     }

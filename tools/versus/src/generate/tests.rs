@@ -6,8 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use super::*;
 use crate::body;
+use crate::certificate::Certificate;
 
 /// How the server misbehaves.
 #[derive(Clone, Copy, Debug)]
@@ -37,23 +42,53 @@ struct TestServer {
 
 impl TestServer {
     fn start(len: u64, manner: Manner) -> Self {
+        Self::start_with(len, manner, None)
+    }
+
+    fn start_with(len: u64, manner: Manner, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = listener.local_addr().expect("its address");
         let served = Arc::new(AtomicU64::new(0));
         let counter = served.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let counter = counter.clone();
+                let (counter, tls) = (counter.clone(), tls.clone());
                 // A client that resets the connection is not this server's failure.
-                thread::spawn(move || serve(stream, len, manner, &counter).ok());
+                thread::spawn(move || match tls {
+                    None => serve(stream, len, manner, &counter).ok(),
+                    Some(config) => {
+                        let tls = ServerConnection::new(config).expect("a configuration");
+                        serve(StreamOwned::new(tls, stream), len, manner, &counter).ok()
+                    }
+                });
             }
         });
         Self { address, served }
     }
 }
 
+/// What responses go through.
+trait Transport: Read + Write {
+    /// Tells that nothing follows.
+    fn finish(&mut self) -> std::io::Result<()>;
+}
+
+impl Transport for TcpStream {
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+impl Transport for StreamOwned<ServerConnection, TcpStream> {
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.conn.send_close_notify();
+        self.flush()?;
+        self.sock.shutdown(Shutdown::Write)
+    }
+}
+
 fn serve(
-    mut stream: TcpStream,
+    mut stream: impl Transport,
     len: u64,
     manner: Manner,
     served: &AtomicU64,
@@ -81,7 +116,7 @@ fn serve(
             Manner::ClosesSuddenly if last => return Ok(()),
             Manner::ClosesAnnounced | Manner::ClosesEach if last => {
                 // Closing over unread requests would reset what is on its way (RFC 9112 §9.6).
-                stream.shutdown(Shutdown::Write)?;
+                stream.finish()?;
                 while stream.read(&mut chunk)? > 0 {}
                 return Ok(());
             }
@@ -121,6 +156,7 @@ fn load(server: &TestServer, body_len: u64, connections: u32, depth: u32) -> Loa
         depth,
         upgrade: false,
         pace: Pace::Closed,
+        tls: None,
     }
 }
 
@@ -207,6 +243,59 @@ fn each_request_may_have_a_connection_of_its_own() {
             tally.reconnects,
             tally.requests
         );
+    }
+}
+
+#[test]
+fn what_is_under_tls_is_compared_as_well() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = Certificate::new(directory.path()).expect("a certificate");
+    let certificate = CertificateDer::from_pem_file(&files.certificate).expect("a certificate");
+    let config = |tickets| {
+        let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .and_then(|builder| {
+                builder
+                    .with_no_client_auth()
+                    .with_single_cert(vec![certificate.clone()], key)
+            })
+            .expect("a configuration");
+        config.send_tls13_tickets = tickets;
+        Arc::new(config)
+    };
+    let secured = |server: &TestServer, len, group, resume| {
+        let tls = Tls::new(&files.certificate, group, resume).expect("a certificate");
+        Load {
+            tls: Some(tls),
+            ..load(server, len, 4, 1)
+        }
+    };
+    for (len, group) in [
+        (1024, Group::X25519),
+        (1 << 20, Group::X25519),
+        (20_000, Group::Hybrid),
+    ] {
+        let server = TestServer::start_with(len, Manner::Right, Some(config(1)));
+        let driver = driven(secured(&server, len, group, false), 40);
+        assert!(driver.tally.errors.is_empty(), "{:?}", driver.tally);
+        assert!(driver.tally.bytes > 40 * len, "heads count as well");
+    }
+    let server = TestServer::start_with(1024, Manner::WrongByte, Some(config(1)));
+    let driver = driven(secured(&server, 1024, Group::X25519, false), 10);
+    assert_eq!(
+        driver.tally.errors.keys().next().map(String::as_str),
+        Some("body")
+    );
+    // A session with each connection, and none where the server gives none.
+    for (tickets, resumed) in [(1, true), (0, false)] {
+        let server = TestServer::start_with(1024, Manner::ClosesEach, Some(config(tickets)));
+        let mut load = secured(&server, 1024, Group::X25519, true);
+        load.pace = Pace::Reconnect;
+        let driver = driven(load, 100);
+        let fault = driver.tally.errors.keys().next().map(String::as_str);
+        assert_eq!(fault, (!resumed).then_some("tls"), "{:?}", driver.tally);
     }
 }
 
@@ -300,6 +389,9 @@ fn options(server: &TestServer, len: u64, connections: u32) -> GenerateOptions {
         rate: None,
         cold: false,
         bystander: None,
+        certificate: None,
+        group: Group::X25519,
+        resume: false,
         backend: None,
         watch: vec![std::process::id()],
         server_cpu: None,

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::{Configuration, Family, Peer, Site, find, version_of};
+use crate::certificate::NAME;
 
 /// One way of serving files.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,11 @@ pub fn lighttpd() -> Result<Vec<Peer>, String> {
 /// Those of the file system.
 pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsString>> {
     Ok(match kind {
+        Kind::Beltway(engine) if site.certificate.is_some() => {
+            let file = site.work.join("beltway.toml");
+            fs::write(&file, beltway_toml(site, port, engine))?;
+            super::beltway_run(site, file)
+        }
         Kind::Beltway(engine) => vec![
             "serve".into(),
             site.root.into(),
@@ -129,15 +135,31 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
     })
 }
 
+/// A certificate is for a site, which the command line alone doesn't have.
+fn beltway_toml(site: Site<'_>, port: u16, engine: &str) -> String {
+    format!(
+        "{server}
+[site.\"{NAME}\"]
+listen = [\"127.0.0.1:{port}\"]
+root = {root:?}
+{tls}",
+        server = super::beltway_server(site, engine),
+        root = site.root,
+        tls = super::beltway_tls(site),
+    )
+}
+
 /// What differs from the settings for all of nginx's workloads is that there are files.
 fn nginx_conf(site: Site<'_>, port: u16, sending: &str) -> String {
+    let (ssl, known) = super::nginx_tls(site);
     let http = format!(
         "    {sending}
     open_file_cache max=1000 inactive=1h;
     open_file_cache_valid 60s;
     default_type application/octet-stream;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port}{ssl} backlog=4096;
+        {known}
         root {root};
     }}
 ",

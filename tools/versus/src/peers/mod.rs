@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
 
-use crate::workload::Via;
+use crate::certificate::{Certificate, NAME};
+use crate::generate::Group;
+use crate::workload::{Via, Workload};
 
 /// Most connections that nginx's workers are told to expect.
 const CONNECTIONS_MAX: u64 = 65_536;
@@ -75,7 +77,7 @@ enum Configuration {
     Files(files::Kind),
     Other(others::Kind),
     Proxy(proxies::Kind),
-    /// A command line with `{root}`, `{port}`, `{engine}` and `{backend}` in it.
+    /// A command line with `{root}`, `{port}`, `{engine}`, `{backend}`, `{cert}` and `{key}` in it.
     Ours {
         command: String,
         engine: &'static str,
@@ -95,6 +97,8 @@ pub struct Site<'a> {
     pub workers: usize,
     /// What proxies stand in front of.
     pub backend: Option<Backend>,
+    /// What it is known by under TLS.
+    pub certificate: Option<&'a Certificate>,
 }
 
 /// What proxies stand in front of.
@@ -115,12 +119,13 @@ pub struct Roster {
     pub absent: Vec<String>,
 }
 
-/// Everything that serves files, or everything that proxies, of the families that `asked` for.
+/// Everything that serves files, or everything that proxies, of the families that `asked` for; under TLS
+/// it is nginx alone beside ours.
 ///
 /// # Errors
 /// When Beltway is asked for and isn't there, with how to build it.
 pub fn roster(
-    via: Via,
+    (via, tls): (Via, bool),
     asked: impl Fn(Family) -> bool,
     program: &Path,
     ours: Option<&str>,
@@ -148,7 +153,8 @@ pub fn roster(
             (None, Via::Proxy { .. }) => proxies::beltway(&built(program)?),
         };
     }
-    for (_, peers) in others.iter().filter(|(family, _)| asked(*family)) {
+    let takes_part = |family| asked(family) && (!tls || family == Family::Nginx);
+    for (_, peers) in others.iter().filter(|(family, _)| takes_part(*family)) {
         match peers() {
             Ok(peers) => roster.peers.extend(peers),
             Err(why) => roster.absent.push(why),
@@ -206,9 +212,41 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Why it can't do what this workload asks for.
+    pub fn lacks(&self, workload: &Workload) -> Option<String> {
+        let hybrid = workload.tls.is_some_and(|tls| tls.group == Group::Hybrid);
+        if !hybrid || self.family != Family::Nginx {
+            return None;
+        }
+        let output = Command::new(&self.program)
+            .arg("-V")
+            .stdin(Stdio::null())
+            .output();
+        let said = output.map(|output| output.stderr).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        match openssl_of(&said) {
+            Some(version) if version >= (3, 5) => None,
+            Some((major, minor)) => Some(format!("OpenSSL {major}.{minor} has no X25519MLKEM768")),
+            None => Some("nobody knows whether it has X25519MLKEM768".to_owned()),
+        }
+    }
+}
+
+/// The OpenSSL that an nginx runs with, as `nginx -V` tells it.
+fn openssl_of(said: &str) -> Option<(u32, u32)> {
+    let (_, version) = said.rsplit_once("OpenSSL ")?;
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// A command of ours for this site.
 fn filled_in(command: &str, engine: &str, site: Site<'_>, port: u16) -> Vec<OsString> {
     let backend = site.backend.map(|backend| backend.address.to_string());
+    let files = site.certificate.map(|one| [&one.certificate, &one.key]);
+    let [cert, key] = files.map_or_else(Default::default, |files| {
+        files.map(|file| file.to_string_lossy().into_owned())
+    });
     command
         .split_whitespace()
         .map(|word| {
@@ -216,6 +254,8 @@ fn filled_in(command: &str, engine: &str, site: Site<'_>, port: u16) -> Vec<OsSt
                 .replace("{port}", &port.to_string())
                 .replace("{engine}", engine)
                 .replace("{backend}", backend.as_deref().unwrap_or_default())
+                .replace("{cert}", &cert)
+                .replace("{key}", &key)
                 .into()
         })
         .collect()
@@ -255,6 +295,61 @@ impl Site<'_> {
             descriptors: 20_000,
             workers: 1,
             backend: None,
+            certificate: None,
+        }
+    }
+}
+
+/// The words of nginx's `listen` for TLS, and what its server has to know then.
+fn nginx_tls(site: Site<'_>) -> (&'static str, String) {
+    let Some(Certificate { certificate, key }) = site.certificate else {
+        return ("", String::new());
+    };
+    let known = format!(
+        "server_name {NAME};
+        ssl_certificate {};
+        ssl_certificate_key {};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_tickets on;
+        ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;",
+        certificate.display(),
+        key.display(),
+    );
+    (" ssl", known)
+}
+
+/// How Beltway is run by a configuration.
+fn beltway_run(site: Site<'_>, file: PathBuf) -> Vec<OsString> {
+    // Its own socket would be of one name for all.
+    let control = site.work.join("control");
+    vec![
+        "run".into(),
+        "-c".into(),
+        file.into(),
+        "--control".into(),
+        control.into(),
+    ]
+}
+
+/// What Beltway's configurations share.
+fn beltway_server(site: Site<'_>, engine: &str) -> String {
+    format!(
+        "[server]
+engine = \"{engine}\"
+workers = {}
+pin = false
+access_log = false
+",
+        site.workers,
+    )
+}
+
+/// The line of Beltway's site.
+fn beltway_tls(site: Site<'_>) -> String {
+    match site.certificate {
+        None => String::new(),
+        Some(Certificate { certificate, key }) => {
+            format!("tls = {{ cert = {certificate:?}, key = {key:?} }}\n")
         }
     }
 }
@@ -351,10 +446,17 @@ mod tests {
     }
 
     #[test]
+    fn the_library_that_runs_counts() {
+        let said = "built with OpenSSL 3.0.22 25 Aug (running with OpenSSL 3.5.1 1 Jul)\n";
+        assert_eq!(openssl_of(said), Some((3, 5)));
+        assert_eq!(openssl_of("built with LibreSSL 4.0"), None);
+    }
+
+    #[test]
     fn a_missing_program_says_how_to_build_it() {
         for via in [Via::Files, Via::Proxy { keepalive: None }] {
             let asked = |family| family == Family::Beltway;
-            let error = roster(via, asked, Path::new("/none/beltway"), None);
+            let error = roster((via, false), asked, Path::new("/none/beltway"), None);
             let error = error.expect_err("it isn't there");
             assert!(error.contains("cargo build --release") && error.contains("--beltway"));
         }

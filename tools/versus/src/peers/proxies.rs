@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::{Backend, Configuration, Family, Peer, Site, find, version_of};
+use crate::certificate::NAME;
 
 /// Connections that proxies keep to the backend where the workload asks for it, and nginx in any case:
 /// it keeps none unless it is told how many.
@@ -109,15 +110,7 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
         Kind::Beltway(engine) => {
             let file = site.work.join("beltway.toml");
             fs::write(&file, beltway_toml(site, backend, port, engine))?;
-            // Its own socket would be of one name for all.
-            let control = site.work.join("control");
-            vec![
-                "run".into(),
-                "-c".into(),
-                file.into(),
-                "--control".into(),
-                control.into(),
-            ]
+            super::beltway_run(site, file)
         }
         Kind::Nginx(buffering) => {
             let file = site.work.join("nginx.conf");
@@ -138,19 +131,20 @@ fn beltway_toml(site: Site<'_>, backend: Backend, port: u16, engine: &str) -> St
         None => String::new(),
     };
     format!(
-        "[server]
-engine = \"{engine}\"
-workers = {workers}
-pin = false
-access_log = false
-
+        "{server}
 [upstream.backend]
 servers = [\"{address}\"]
 {keepalive}
-[site.\"127.0.0.1:{port}\"]
+[site.\"{name}\"]
+listen = [\"127.0.0.1:{port}\"]
 proxy = \"backend\"
-",
-        workers = site.workers,
+{tls}",
+        server = super::beltway_server(site, engine),
+        name = match site.certificate {
+            Some(_) => NAME.to_owned(),
+            None => format!("127.0.0.1:{port}"),
+        },
+        tls = super::beltway_tls(site),
         address = backend.address,
     )
 }
@@ -158,6 +152,7 @@ proxy = \"backend\"
 /// What nginx's documentation asks of a proxy that is to keep its connections: a pool, HTTP/1.1 and no
 /// field Connection. Upgrades want theirs passed on; a request without one gets the empty field.
 fn nginx_conf(site: Site<'_>, backend: Backend, port: u16, buffering: &str) -> String {
+    let (ssl, known) = super::nginx_tls(site);
     let http = format!(
         "    map $http_upgrade $asked {{
         default upgrade;
@@ -170,7 +165,8 @@ fn nginx_conf(site: Site<'_>, backend: Backend, port: u16, buffering: &str) -> S
         keepalive_timeout 1h;
     }}
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port}{ssl} backlog=4096;
+        {known}
         location / {{
             proxy_pass http://backend;
             proxy_http_version 1.1;
