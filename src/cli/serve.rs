@@ -216,6 +216,16 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_made_where_the_flag_says_so() {
+        use crate::config::model::CertificateId;
+        let model = model("--tls=self-signed");
+        let tls = model.sites[0].tls.as_ref().unwrap();
+        assert!(tls.self_signed.is_some() && model.listeners[0].tls.is_some());
+        let made = CertificateId::Made { site: "*".into() };
+        assert_eq!(tls.certificates[0].id, made);
+    }
+
+    #[test]
     fn flags_are_keys() {
         let model = model(
             "dist --spa --cors --no-etag --no-range --no-precompressed --hidden-files \

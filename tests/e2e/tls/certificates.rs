@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use rustls::ClientConfig;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use super::{BOTH, Client, PATIENCE, Pem, site, trusting, trusting_der};
 use crate::support::server::{Address, output, program};
-use crate::support::{Server, Setup, Tree, on_both, wait_for, wait_until};
+use crate::support::{Engine, Server, Setup, Tree, on_both, wait_for, wait_until};
 
 /// Where the local authority of a test is kept.
 const STATE: &str = "STATE_DIRECTORY";
@@ -120,7 +121,7 @@ fn certificates_of_this_machine_go_on_through_reload_upgrade_and_respawn() {
         for expected in [
             "https://127.0.0.1:",
             "a.example, *.a.example: 39",
-            "handshakes",
+            "    TLS       ",
         ] {
             assert!(status.contains(expected), "{expected}: {status}");
         }
@@ -259,6 +260,39 @@ fn a_server_without_a_master_takes_replaced_files() {
 }
 
 #[test]
+fn what_ends_soon_is_told_everywhere() {
+    let tree = Tree::new();
+    let pem = Pem::new(&tree, "a", &["a.example"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let at = |days: i32| {
+        let day = Duration::from_secs(86_400);
+        let time = if days < 0 {
+            now - day * days.unsigned_abs()
+        } else {
+            now + day * days.unsigned_abs()
+        };
+        rcgen::date_time_ymd(1970, 1, 1) + time + Duration::from_secs(3600)
+    };
+    let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (at(-100), at(5));
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(&pem.key).unwrap()).unwrap();
+    fs::write(&pem.cert, params.self_signed(&key).unwrap().pem()).unwrap();
+    let config = site("a.example", &tree, &pem.line(""));
+    let server = Setup::run(Engine::Epoll, &config).start();
+    wait_until("the log warns", PATIENCE, || {
+        let log = server.stderr();
+        log.contains("ends in 5 days") && log.contains("a.pem")
+    });
+    assert_eq!(certificates(&server)[0]["days_left"], 5);
+    assert!(server.must(&["status"]).stdout.contains("ENDS in 5 days"));
+    let file = server.config_file();
+    let file = file.to_str().unwrap();
+    let check = output(program().args(["check", "-c", file])).stdout;
+    assert!(check.contains("a.pem ends in 5 days, on "), "{check}");
+    assert!(cert(&tree, &["list", "-c", file]).contains(", 5 days left"));
+}
+
+#[test]
 fn certificates_of_a_configuration_are_listed() {
     let tree = Tree::new();
     let pem = Pem::new(&tree, "a", &["a.example", "b.example"]);
@@ -293,7 +327,7 @@ fn plain_connections_to_a_site_of_this_machine_are_led_on() {
         "[site.\"a.example\"]\nlisten = [\"127.0.0.1:0\", \"http://[::1]:0\"]\nroot = {root:?}\n\
          tls = \"self-signed\"\n"
     );
-    let setup = Setup::run(crate::support::Engine::Epoll, &config).listeners(2);
+    let setup = Setup::run(Engine::Epoll, &config).listeners(2);
     let server = with_state(setup, &tree).start();
     let address = server.addresses().iter().map(super::tcp);
     let plain = address.into_iter().find(|at| at.is_ipv6()).unwrap();
