@@ -223,6 +223,9 @@ impl Process {
         let _signals = Signals::block()
             .map_err(|error| failed(false, &format!("can't block signals: {error}"), ""))?;
         check_kernel().map_err(|error| not_started(true, &error))?;
+        // Read once and kept. Before kernel 6.4 it is read from a file of /proc that belongs to root in a
+        // process which has become another user.
+        let _ = rustix::param::page_size();
         let mut report = drop_privileges(start)?;
         usable(&start.identity_name(), &model).map_err(|text| Failed {
             permanent: true,
