@@ -4,7 +4,11 @@
 //!
 //! Ciphertext leaves in the order in which it was made: while a send is in flight, whatever is made
 //! waits in the queue behind it.
+//!
+//! From some moment on the kernel may make the records ([`Secured::hand_over`], `kernel`): then what is sent goes
+//! into the socket as it is, and nothing is sealed here any more.
 
+mod kernel;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -18,6 +22,8 @@ use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 
+pub use kernel::KERNEL_FROM;
+use kernel::Kernel;
 pub use tunnel::{TunnelSide, tunnel};
 
 /// Most bytes that are encrypted before they are sent: a batch then fits into a buffer that the core
@@ -41,6 +47,7 @@ pub struct Secured {
     /// Bytes of ciphertext that the kernel has taken.
     sent: Cell<u64>,
     failure: Cell<Option<Failure>>,
+    kernel: Kernel,
 }
 
 impl Secured {
@@ -62,6 +69,7 @@ impl Secured {
             sending: Cell::new(false),
             sent: Cell::new(0),
             failure: Cell::new(None),
+            kernel: Kernel::default(),
         }))
     }
 
@@ -114,6 +122,10 @@ impl Secured {
             }
         };
         self.push();
+        if result.is_err() {
+            // One that finds no room is lost with the connection.
+            let _ = self.send_alert();
+        }
         match result {
             Ok(Plain::InPlace(length)) => {
                 received.truncate(length);

@@ -11,6 +11,7 @@
 pub mod failure;
 pub mod hello;
 pub mod identity;
+pub mod kernel;
 pub mod records;
 mod server;
 mod settings;

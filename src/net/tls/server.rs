@@ -8,6 +8,7 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
+use super::kernel::{self, Keys, Kind, Opener};
 use super::records::RECORD_MAX;
 use super::{Failure, Settings};
 
@@ -62,7 +63,7 @@ pub enum Plain {
 ///
 /// Once an error was given, all that can be done is to send what is in `out`, and to close.
 pub struct TlsServer {
-    connection: UnbufferedServerConnection,
+    connection: Connection,
     /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
     /// message in parts refers to it, so each call is given all of it.
     held: Vec<u8>,
@@ -74,6 +75,32 @@ pub struct TlsServer {
     closed: bool,
     /// What ended it; rustls isn't asked any more.
     failed: Option<Failure>,
+    /// What is to be sent as an alert by the kernel.
+    alert: Option<[u8; 2]>,
+}
+
+/// Who encrypts what is sent.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is nearly all there are"
+)]
+enum Connection {
+    /// rustls, which is all of the connection.
+    Ours(UnbufferedServerConnection),
+    /// The kernel.
+    Kernels(Box<Opener>),
+    /// Nobody any more.
+    Lost,
+}
+
+impl Connection {
+    fn advance(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Advanced, Error> {
+        match self {
+            Self::Ours(connection) => advance(connection, bytes, out),
+            Self::Kernels(opener) => opener.advance(bytes),
+            Self::Lost => Err(Error::General("the connection is lost".to_owned())),
+        }
+    }
 }
 
 impl TlsServer {
@@ -85,13 +112,14 @@ impl TlsServer {
         let connection = UnbufferedServerConnection::new(Arc::clone(settings.config()))
             .map_err(|error| Failure::from(&error))?;
         Ok(Self {
-            connection,
+            connection: Connection::Ours(connection),
             held: Vec::new(),
             name,
             open: false,
             peer_closed: false,
             closed: false,
             failed: None,
+            alert: None,
         })
     }
 
@@ -110,18 +138,18 @@ impl TlsServer {
         }
         let in_place = self.held.is_empty();
         let advanced = if in_place {
-            advance(&mut self.connection, bytes, out)
+            self.connection.advance(bytes, out)
         } else {
             if self.held.len() + bytes.len() > HELD_MAX {
                 return Err(self.fail(Failure::TooMuch));
             }
             self.held.extend_from_slice(bytes);
-            advance(&mut self.connection, &mut self.held, out)
+            self.connection.advance(&mut self.held, out)
         };
         let advanced = match advanced {
             Ok(advanced) => advanced,
             Err(error) => {
-                self.alert(out);
+                self.tell(&error, out);
                 return Err(self.fail(Failure::from(&error)));
             }
         };
@@ -191,6 +219,10 @@ impl TlsServer {
         if !self.open || self.failed.is_some() || std::mem::replace(&mut self.closed, true) {
             return;
         }
+        if !matches!(self.connection, Connection::Ours(_)) {
+            self.alert = Some(kernel::CLOSE_NOTIFY);
+            return;
+        }
         let closed = self.write(out, |traffic, out| {
             let start = out.len();
             out.resize(start + 64, 0);
@@ -222,7 +254,11 @@ impl TlsServer {
         if !self.open {
             return None;
         }
-        let connection = &self.connection;
+        let connection = match &self.connection {
+            Connection::Ours(connection) => connection,
+            Connection::Kernels(opener) => return Some(opener.handshake()),
+            Connection::Lost => return None,
+        };
         let suite = connection.negotiated_cipher_suite()?;
         Some(Handshake {
             version: match connection.protocol_version()? {
@@ -248,7 +284,10 @@ impl TlsServer {
 
     /// What the handshake held is not for an idle connection to keep.
     fn note_end_of_handshake(&mut self) {
-        if !self.open && !self.connection.is_handshaking() {
+        if !self.open
+            && let Connection::Ours(connection) = &self.connection
+            && !connection.is_handshaking()
+        {
             self.open = true;
             if self.held.is_empty() {
                 self.held = Vec::new();
@@ -263,7 +302,10 @@ impl TlsServer {
         mut write: impl FnMut(&mut WriteTraffic<'_, ServerData>, &mut Vec<u8>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         loop {
-            let status = self.connection.process_tls_records(&mut self.held);
+            let Connection::Ours(connection) = &mut self.connection else {
+                return Err(Failure::Ours);
+            };
+            let status = connection.process_tls_records(&mut self.held);
             let UnbufferedStatus { discard, state, .. } = status;
             let written = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(write(&mut traffic, out)),
@@ -295,12 +337,72 @@ impl TlsServer {
         *self.failed.insert(failure)
     }
 
+    /// What the kernel is to send as an alert (RFC 8446 §6), once.
+    pub fn take_alert(&mut self) -> Option<[u8; 2]> {
+        self.alert.take()
+    }
+
+    /// What was taken could not be sent yet.
+    pub fn put_alert_back(&mut self, alert: [u8; 2]) {
+        self.alert = Some(alert);
+    }
+
+    /// The kind of keys by which the kernel could go on sending; `None` where it can't at this moment: before the
+    /// end of the handshake, when an end was told, while anything is held, or when it does so already.
+    pub fn kernel_kind(&self) -> Option<Kind> {
+        let idle = self.held.is_empty() && self.failed.is_none();
+        match &self.connection {
+            Connection::Ours(connection) if self.open && idle && !self.closed => {
+                kernel::kind_of(connection)
+            }
+            _ => None,
+        }
+    }
+
+    /// Gives the keys of the sending direction away: [`Self::send`] is no more possible, and what
+    /// [`Self::take_alert`] gives has to be sent by whoever has them. Where [`Self::kernel_kind`] gives
+    /// none, or after an error, the connection is lost.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn hand_over(&mut self) -> Result<Keys, Failure> {
+        let handshake = self.handshake();
+        let ready = self.kernel_kind().is_some();
+        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
+        let (Connection::Ours(connection), Some(handshake), true) = (connection, handshake, ready)
+        else {
+            return Err(self.fail(Failure::Ours));
+        };
+        match Opener::take_apart(connection, handshake) {
+            Ok((keys, opener)) => {
+                self.connection = Connection::Kernels(Box::new(opener));
+                Ok(keys)
+            }
+            Err(error) => Err(self.fail(Failure::from(&error))),
+        }
+    }
+
+    /// Whether the client wants new keys from us, which the kernel can't be given.
+    pub fn is_asked_for_keys(&self) -> bool {
+        matches!(&self.connection, Connection::Kernels(opener) if opener.is_asked_for_keys())
+    }
+
+    /// Has the client told of an error.
+    fn tell(&mut self, error: &Error, out: &mut Vec<u8>) {
+        match self.connection {
+            Connection::Ours(_) => self.alert(out),
+            Connection::Kernels(_) | Connection::Lost => self.alert = kernel::alert(error),
+        }
+    }
+
     /// Adds the alert that an error has made. What was received is not looked at any more: rustls may
     /// have come far into it, and refers to it by its places.
     fn alert(&mut self, out: &mut Vec<u8>) {
         // Nothing of it is received, so the queue of what is to be sent only gets shorter.
-        while self.connection.wants_write() {
-            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+        while let Connection::Ours(connection) = &mut self.connection
+            && connection.wants_write()
+        {
+            let UnbufferedStatus { state, .. } = connection.process_tls_records(&mut []);
             match state {
                 Ok(ConnectionState::EncodeTlsData(encode)) => {
                     if encode_into(encode, out).is_err() {
@@ -320,12 +422,12 @@ impl TlsServer {
 type ServerData = rustls::server::ServerConnectionData;
 
 /// How far [`advance`] has come.
-struct Advanced {
+pub(super) struct Advanced {
     /// Bytes of ciphertext that are used up.
-    used: usize,
+    pub(super) used: usize,
     /// Bytes of plaintext that stand in front.
-    plain: usize,
-    peer_closed: bool,
+    pub(super) plain: usize,
+    pub(super) peer_closed: bool,
 }
 
 /// Processes all messages that are whole. Plaintext goes to the front of `bytes`, over records that

@@ -86,6 +86,8 @@ impl Settings {
         // Tickets hold all there is: what is kept by name could not be had on another core.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
+        // For the kernel, and only where it is to send.
+        config.enable_secret_extraction = true;
         match tickets {
             Some(tickets) => config.ticketer = Arc::new(tickets),
             None => config.send_tls13_tickets = 0,

@@ -5,10 +5,11 @@
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
 //! `beltway status` tells, [`upstreams`] what of it is about backends, [`memory`] about memory and
-//! [`direct`] about cold files.
+//! [`direct`] about cold files, [`kernel_tls`] about what the kernel encrypts.
 
 pub mod client;
 pub mod direct;
+pub mod kernel_tls;
 pub mod memory;
 pub mod path;
 pub mod protocol;

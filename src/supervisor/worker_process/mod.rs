@@ -100,6 +100,8 @@ struct Process {
     report: Report,
     /// Where the numbers that depend on the machine come from.
     tuning: String,
+    /// Which records the kernel makes.
+    kernel_tls: String,
     notifier: Option<Notifier>,
     /// The model in force, whose drain timeout counts when the master is gone.
     model: Arc<Model>,
@@ -131,6 +133,7 @@ struct Started {
     first: Swap,
     report: Report,
     tuning: String,
+    kernel_tls: String,
     notifier: Option<Notifier>,
     control_log: Option<Arc<ControlLog>>,
     log: Option<Sink>,
@@ -165,6 +168,7 @@ impl Process {
                 first,
                 report,
                 tuning,
+                kernel_tls,
                 notifier,
                 control_log,
                 log,
@@ -176,6 +180,7 @@ impl Process {
                     sockets,
                     report,
                     tuning,
+                    kernel_tls,
                     notifier,
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
@@ -309,6 +314,7 @@ impl Process {
             first: swap(serving),
             report,
             tuning: plan.tuning_origin(),
+            kernel_tls: plan.kernel_tls_means(),
             notifier,
             control_log,
             log,
@@ -517,6 +523,7 @@ impl Process {
                 engines: self.worker.engines(),
                 sandbox: self.report.clone(),
                 tuning: self.tuning.clone(),
+                kernel_tls: self.kernel_tls.clone(),
             })));
         } else {
             self.say(&FromWorker::Applied {
