@@ -282,6 +282,14 @@ pub(super) const FLAGS: &[Flag] = &[
          pieces to other machines]",
     ),
     flag(
+        "ktls",
+        Table::Server,
+        "ktls",
+        Kind::Word("auto|on|off", &["auto", "on", "off"]),
+        LISTENING,
+        "Let the kernel encrypt large contents under TLS [default: auto, which is where it can]",
+    ),
+    flag(
         "sqpoll",
         Table::Server,
         "sqpoll",

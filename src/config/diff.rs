@@ -192,6 +192,7 @@ fn sockets(old: &Model, new: &Model) -> Sockets {
 /// The keys that differ in effect and that a running worker can't change.
 fn restart(old: &Model, new: &Model) -> Vec<Restart> {
     const THREADS: &str = "threads and their rings are made before the sandbox closes";
+    const KERNEL_TLS: &str = "what the kernel has is tried before the sandbox closes";
     const RIGHTS: &str = "what a worker has given up it can't take back";
     const MEMORY: &str = "the buffers and tables of a worker are made when it starts";
     const LOGS: &str = "a worker can't open files, and its log writer is made when it starts";
@@ -206,6 +207,7 @@ fn restart(old: &Model, new: &Model) -> Vec<Restart> {
         ("workers", a.workers != b.workers, THREADS),
         ("pin", a.pin != b.pin, THREADS),
         ("engine", a.engine != b.engine, THREADS),
+        ("ktls", a.ktls != b.ktls, KERNEL_TLS),
         ("sqpoll", a.sqpoll != b.sqpoll, THREADS),
         (
             "processes",

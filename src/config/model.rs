@@ -103,6 +103,8 @@ pub struct Server {
     pub splice: bool,
     /// When files leave without a copy, from buffers that the network device reads.
     pub zerocopy: ZeroCopy,
+    /// Whether the kernel encrypts large contents under TLS.
+    pub ktls: KernelTls,
     /// Whether a thread of the kernel on another CPU submits what each ring is asked for
     /// (`IORING_SETUP_SQPOLL`). Never with epoll, without pinning, or in several processes.
     pub sqpoll: bool,
@@ -158,6 +160,18 @@ pub enum Engine {
     Uring,
     /// epoll.
     Epoll,
+}
+
+/// Whether the kernel encrypts large contents of connections under TLS (kTLS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelTls {
+    /// Where it can.
+    #[default]
+    Auto,
+    /// It has to be able to, or the server doesn't start.
+    On,
+    /// Never.
+    Off,
 }
 
 /// What is taken from a worker before it serves: files, system calls, ring operations.

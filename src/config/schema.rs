@@ -279,6 +279,15 @@ const SERVER: &[Key] = &[
          to copy; \"on\" from 16 KiB on, to everybody.",
     ),
     key(
+        "ktls",
+        "\"auto\", \"on\" or \"off\"",
+        "\"off\"",
+        "\"auto\"",
+        "Whether the kernel encrypts files and proxied bodies of 256 KiB or more under TLS (kTLS), so\n\
+         that they aren't copied for it. \"auto\" does so where the kernel has it, \"on\" doesn't start\n\
+         without. It takes the kernel's module `tls`.",
+    ),
+    key(
         "sqpoll",
         BOOLEAN,
         "true",

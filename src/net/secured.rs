@@ -4,8 +4,22 @@
 //!
 //! Ciphertext leaves in the order in which it was made: while a send is in flight, whatever is made
 //! waits in the queue behind it.
+//!
+//! From some moment on the kernel may make the records ([`Secured::hand_over`], `kernel`): then what is sent goes
+//! into the socket as it is, and nothing is sealed here any more.
+
+/// Does the same on either side.
+macro_rules! on_either {
+    ($tls:expr, $side:ident => $does:expr) => {
+        match $tls {
+            Tls::Server($side) => $does,
+            Tls::Client($side) => $does,
+        }
+    };
+}
 
 mod connect;
+mod kernel;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -24,6 +38,8 @@ use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
 
 pub use connect::{HandshakeError, connect, why};
+pub use kernel::KERNEL_FROM;
+use kernel::Kernel;
 pub use tunnel::{TunnelSide, tunnel};
 
 /// Most bytes that are encrypted before they are sent: a batch then fits into a buffer that the core
@@ -51,22 +67,13 @@ pub struct Secured {
     is_over: Cell<bool>,
     /// Nothing is owed to the peer: it is told when this goes.
     leaves_politely: Cell<bool>,
+    kernel: Kernel,
 }
 
 /// Whose side of the connection this is.
 enum Tls {
     Server(TlsServer),
     Client(TlsClient),
-}
-
-/// Does the same on either side.
-macro_rules! on_either {
-    ($tls:expr, $side:ident => $does:expr) => {
-        match $tls {
-            Tls::Server($side) => $does,
-            Tls::Client($side) => $does,
-        }
-    };
 }
 
 impl Secured {
@@ -110,6 +117,7 @@ impl Secured {
             failure: Cell::new(None),
             is_over: Cell::new(false),
             leaves_politely: Cell::new(false),
+            kernel: Kernel::default(),
         })
     }
 
@@ -202,6 +210,10 @@ impl Secured {
             }
         };
         self.push();
+        if result.is_err() {
+            // One that finds no room is lost with the connection.
+            let _ = self.send_alert();
+        }
         match result {
             Ok(Plain::InPlace(length)) => {
                 received.truncate(length);
@@ -308,6 +320,7 @@ impl Drop for Secured {
             self.close();
             self.push();
         }
+        self.leave_kernel();
     }
 }
 

@@ -4,6 +4,7 @@
 mod ahead;
 mod direct;
 mod file;
+mod kernel;
 mod progress;
 mod secured;
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 pub use file::FilePart;
 pub use progress::{Progress, ProgressRule};
 
-use super::secured::Secured;
+use super::secured::{KERNEL_FROM, Secured};
 use super::splice::{self, Cause, Moved, RelayRules};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -101,9 +102,50 @@ impl Sender {
         self.secured = Some(secured);
     }
 
-    /// Whether what is sent is encrypted: nothing else can then be put into the socket.
+    /// Whether the connection is under TLS.
     pub fn is_secured(&self) -> bool {
         self.secured.is_some()
+    }
+
+    /// Whether what is sent is encrypted here: nothing else can then be put into the socket.
+    fn seals(&self) -> bool {
+        match &self.secured {
+            None => false,
+            Some(secured) => !secured.is_kernels(),
+        }
+    }
+
+    /// As [`Self::seals`], before content of this length, which may be a reason to have the kernel encrypt.
+    fn seals_content(&self, length: u64) -> bool {
+        match &self.secured {
+            None => false,
+            Some(secured) if secured.is_kernels() => false,
+            Some(secured) => length < KERNEL_FROM || !secured.hand_over(),
+        }
+    }
+
+    /// Whether the keys of the connection can't be renewed and should not be used much longer: it is to
+    /// end with its next response.
+    pub fn is_spent(&self) -> bool {
+        self.secured
+            .as_ref()
+            .is_some_and(|secured| secured.is_spent())
+    }
+
+    /// Whether the end of our direction has to be left to the close: where the kernel encrypts, shutdown(2)
+    /// would overtake what it has encrypted and not yet put into the socket. The client was told by
+    /// [`Self::finish`].
+    pub fn waits_for_close(&self) -> bool {
+        self.is_secured() && !self.seals()
+    }
+
+    /// Counts bytes that the kernel has taken.
+    fn took(&mut self, bytes: u64) -> Result<(), SendError> {
+        self.taken += bytes;
+        match &self.secured {
+            Some(secured) if secured.is_used_up(self.taken) => Err(SendError::Broken(Errno::PROTO)),
+            _ => Ok(()),
+        }
     }
 
     /// Sends under this rule from now on.
@@ -131,7 +173,7 @@ impl Sender {
         mut data: Vec<u8>,
         more: bool,
     ) -> Result<(), SendError> {
-        if self.secured.is_some() {
+        if self.seals() {
             return self.secured_buffer(timer, data, more).await;
         }
         let mut progress = None;
@@ -156,7 +198,7 @@ impl Sender {
             };
             data = back;
             let bytes = sent.result.map_err(SendError::Broken)? as usize;
-            self.taken += bytes as u64;
+            self.took(bytes as u64)?;
             from += bytes;
         }
         self.core.recycle(data);
@@ -169,7 +211,7 @@ impl Sender {
     /// # Errors
     /// [`SendError::Broken`].
     pub fn at_once(&mut self, data: &[u8]) -> Result<usize, SendError> {
-        if self.secured.is_some() {
+        if self.seals() {
             return self.secured_at_once(data);
         }
         self.at_once_of(data, false)
@@ -182,7 +224,7 @@ impl Sender {
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => return Err(SendError::Broken(errno)),
         };
-        self.taken += sent as u64;
+        self.took(sent as u64)?;
         Ok(sent)
     }
 
@@ -221,8 +263,8 @@ impl Sender {
     /// a large socket buffer would hide a client that reads slowly as well as one that reads.
     pub fn acknowledged(&self) -> u64 {
         let taken = match &self.secured {
-            None => self.taken,
-            Some(secured) => secured.sent(),
+            Some(secured) if !secured.is_kernels() => secured.sent(),
+            _ => self.taken,
         };
         taken.saturating_sub(self.core.unsent(&self.socket).unwrap_or(0))
     }
@@ -237,7 +279,7 @@ impl Sender {
         mut head: Vec<u8>,
         body: &[u8],
     ) -> Result<(), SendError> {
-        if self.secured.is_some() {
+        if self.seals() {
             return self.secured_pair(timer, head, body).await;
         }
         let sent = match self.core.send_pair(&self.socket, [&head, body], false) {
@@ -245,7 +287,7 @@ impl Sender {
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => return Err(SendError::Broken(errno)),
         };
-        self.taken += sent as u64;
+        self.took(sent as u64)?;
         if sent == head.len() + body.len() {
             self.core.recycle(head);
             return Ok(());
@@ -272,9 +314,14 @@ impl Sender {
         silence: Option<Duration>,
         moved: &Moved,
     ) -> Result<(), Cause> {
-        if self.secured.is_some() {
+        if self.seals_content(length) {
             return self
                 .secured_relay(timer, (from, length), silence, moved)
+                .await;
+        }
+        if self.secured.is_some() {
+            return self
+                .kernel_relay(timer, (from, length), silence, moved)
                 .await;
         }
         let rules = RelayRules {

@@ -30,6 +30,7 @@ use super::direct::Direct;
 use super::engine::{Engine, Event};
 use super::fd::{CloseQueue, Closing, Fd, Handle};
 use super::heartbeat::Heartbeat;
+use super::kernel_tls::KernelTls;
 use super::mailbox::Wake;
 use super::offload::HelperPort;
 use super::op::Job;
@@ -106,6 +107,7 @@ pub(crate) struct Inner {
     send_buffers: RefCell<Vec<Vec<u8>>>,
     pub(crate) pipes: RefCell<PipePool>,
     pub(crate) corking: Cell<bool>,
+    pub(crate) kernel_tls: KernelTls,
     fixed: Rc<FixedPool>,
     pub(crate) direct: Direct,
     pub(crate) tuning: Cell<Tuning>,
@@ -184,6 +186,7 @@ impl Core {
             send_buffers: RefCell::default(),
             pipes: RefCell::default(),
             corking: Cell::new(true),
+            kernel_tls: KernelTls::default(),
             fixed: Rc::default(),
             direct: Direct::default(),
             tuning: Cell::new(Tuning::default()),

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod fd;
 pub mod future;
 pub mod heartbeat;
+pub mod kernel_tls;
 pub mod mailbox;
 pub mod memory;
 pub mod offload;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod heap;
+pub(crate) mod kernel_tls;
 pub(crate) mod trial;
 
 use rustix::io::Errno;

@@ -131,6 +131,7 @@ fn serve<S: Serves>(
     core.allow_fixed(setup.cold.fixed_max, FIXED_BYTES);
     core.keep_fixed_plain(setup.cold.plain);
     core.watch_page_cache(Arc::clone(&setup.cold.memory));
+    core.allow_kernel_tls(setup.kernel_tls);
     core.tune(setup.tuning, setup.first.model.server.zerocopy);
     if setup.first.model.server.zerocopy == ZeroCopy::On && !core.has_zero_copy() {
         tracing::warn!("zerocopy = \"on\" does nothing: sends without a copy need io_uring");
@@ -489,6 +490,7 @@ impl<S: Serves> Life<S> {
             categories: self.categories(),
             level: self.core.memory_level(),
             direct: self.core.direct_counts(),
+            kernel_tls: self.core.kernel_tls_counts(),
             upstreams: self.service.upstreams(),
         }
     }

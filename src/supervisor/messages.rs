@@ -202,6 +202,9 @@ pub(super) struct Ready {
     pub(super) sandbox: Report,
     /// Where the numbers that depend on the machine come from: a file, or `defaults`.
     pub(super) tuning: String,
+    /// Which records the kernel makes, or why none.
+    #[serde(default)]
+    pub(super) kernel_tls: String,
 }
 
 /// Why a worker doesn't start.

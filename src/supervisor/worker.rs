@@ -232,6 +232,7 @@ impl Worker {
                 connections_max: plan.budget.connections_per_core,
                 files_max: plan.budget.files_per_core,
                 cold: plan.cold.clone(),
+                kernel_tls: plan.kernel_tls.clone().unwrap_or(0),
                 log: format.zip(sink),
                 heartbeat: Arc::clone(&heartbeat),
                 ledger: Arc::clone(&ledger),

@@ -13,8 +13,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::queues::Card;
 use crate::config::tuning::{self, InForce};
+use crate::net::tls::kernel::Keys;
 use crate::runtime::affinity::{self, Cpus, Wanted};
 use crate::runtime::engine::caps::{self, EngineChoice, EngineKind, Selection};
+use crate::runtime::kernel_tls::{NoKernelTls, try_kernel_tls};
 
 /// The facts that [`super::findings`] judges.
 #[derive(Clone, Debug)]
@@ -45,6 +47,10 @@ pub(super) struct Facts {
     pub(super) seccomp_notifies: Option<bool>,
     /// Whether a ring can be restricted; `None` without io_uring.
     pub(super) ring_restrictions: Option<Result<(), String>>,
+    /// Which records of TLS the kernel makes (a bit for each kind), or why none.
+    pub(super) kernel_tls: Result<u8, NoKernelTls>,
+    /// Whether the kernel's module of TLS lies there to be loaded.
+    pub(super) has_tls_module: bool,
     /// Whether the machine has a user `beltway`.
     pub(super) has_user: bool,
     /// The CPUs, and which of them a server takes that is told nothing else.
@@ -118,6 +124,8 @@ impl Facts {
                         .any(|action| action == "user_notif")
                 }),
             ring_restrictions: ring.then(try_ring_restrictions),
+            kernel_tls: try_kernel_tls(Keys::samples().iter().map(Keys::bytes)),
+            has_tls_module: has_tls_module(Path::new("/lib/modules")),
             has_user: fs::read_to_string("/etc/passwd").is_ok_and(|users| has_user(&users)),
         }
     }
@@ -184,6 +192,21 @@ fn try_ring_restrictions() -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+/// Whether the running kernel has a module of TLS: modules.dep(5) lists all that there are.
+fn has_tls_module(modules: &Path) -> bool {
+    let release = rustix::system::uname();
+    let list = modules
+        .join(release.release().to_string_lossy().as_ref())
+        .join("modules.dep");
+    fs::read_to_string(list).is_ok_and(|list| lists_tls(&list))
+}
+
+fn lists_tls(list: &str) -> bool {
+    list.lines()
+        .filter_map(|line| line.split_once(':'))
+        .any(|(module, _)| module.contains("/net/tls/tls.ko"))
+}
+
 /// Whether passwd(5) has the user `beltway`.
 fn has_user(users: &str) -> bool {
     users.lines().any(|line| line.starts_with("beltway:"))
@@ -218,6 +241,15 @@ mod tests {
             ..Sysctls::default()
         };
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn the_module_is_found_compressed_or_not() {
+        assert!(lists_tls(
+            "kernel/net/a.ko:\nkernel/net/tls/tls.ko.xz: kernel/net/a.ko\n"
+        ));
+        assert!(!lists_tls("kernel/drivers/tls.ko: kernel/net/tls/tls.ko\n"));
+        assert!(!has_tls_module(Path::new("/nonexistent")));
     }
 
     #[test]

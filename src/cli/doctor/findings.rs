@@ -7,7 +7,9 @@ use super::super::control::error_of;
 use super::facts::{Facts, Sysctls};
 use super::queues;
 use crate::config::tuning::InForce;
+use crate::net::tls::kernel;
 use crate::runtime::engine::caps::EngineKind;
+use crate::runtime::kernel_tls::NoKernelTls;
 use crate::supervisor::connections_for;
 use crate::supervisor::control::protocol::Reply;
 
@@ -93,6 +95,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         landlock(facts.landlock),
         seccomp(facts.seccomp_notifies),
         rings(facts.ring_restrictions.as_ref()),
+        kernel_tls(facts),
         user(facts),
         tuning(&facts.tuning),
     ]);
@@ -102,6 +105,33 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         &facts.places.0,
     ));
     findings
+}
+
+/// Whether the kernel encrypts. Without, we do, so it is nothing to be warned of.
+fn kernel_tls(facts: &Facts) -> Finding {
+    const LOAD: &str = "sudo modprobe tls";
+    const KEEP: &str = "echo tls | sudo tee /etc/modules-load.d/tls.conf";
+    let ours = "large contents under TLS are encrypted by the server, which copies them";
+    match &facts.kernel_tls {
+        Ok(kinds) => ok(
+            "ktls",
+            format!(
+                "the kernel encrypts large contents under TLS: {}",
+                kernel::names(*kinds).join(", ")
+            ),
+        ),
+        Err(NoKernelTls::NoModule) if facts.has_tls_module => finding(
+            Level::Ok,
+            "ktls",
+            format!("{ours}: the kernel's module `tls` isn't loaded"),
+            &[LOAD, KEEP],
+        ),
+        Err(NoKernelTls::NoModule) => ok(
+            "ktls",
+            format!("{ours}: this kernel has no TLS (CONFIG_TLS), or shows no module of it"),
+        ),
+        Err(why) => ok("ktls", format!("{ours}: {why}")),
+    }
 }
 
 /// Which numbers a start works with.
@@ -452,6 +482,8 @@ pub(super) mod tests {
             landlock: Some(6),
             seccomp_notifies: Some(true),
             ring_restrictions: Some(Ok(())),
+            kernel_tls: Ok(0b01_1011),
+            has_tls_module: true,
             has_user: true,
             places: Default::default(),
             cards: Vec::new(),

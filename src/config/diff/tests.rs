@@ -158,7 +158,7 @@ fn what_a_worker_can_not_change_needs_a_new_generation() {
     let all = "[server]\nworkers = 3\npin = true\nengine = \"epoll\"\nuser = \"a\"\ngroup = \"b\"\n\
                processes = 2\nsandbox = \"strict\"\nsandbox_read = [\"www\"]\nmemory_limit = \"1GiB\"\n\
                max_conns = 9\naccess_log = \"-\"\nlog_format = \"json\"\nlog_level = \"warn\"\n\
-               start_timeout = \"9s\"\n";
+               start_timeout = \"9s\"\nktls = \"off\"\n";
     let difference = changed(&[("[server]\n", all)]);
     let mut keys: Vec<_> = difference.restart.iter().map(|r| r.key.as_str()).collect();
     keys.sort_unstable();
@@ -168,6 +168,7 @@ fn what_a_worker_can_not_change_needs_a_new_generation() {
             "server.access_log",
             "server.engine",
             "server.group",
+            "server.ktls",
             "server.max_conns",
             "server.memory_limit",
             "server.pin",
@@ -187,7 +188,7 @@ fn what_a_worker_can_not_change_needs_a_new_generation() {
     assert_eq!(
         text.matches("a new generation with drain, for server.")
             .count(),
-        11
+        12
     );
     // A format without a log, and further places without a sandbox, change nothing.
     let format = changed(&[("[server]", "[server]\nlog_format = \"json\"")]);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::read::Reader;
 use crate::config::diagnostics::Diagnostic;
 use crate::config::model::{
-    AccessLog, Engine, Limits, LogFormat, LogLevel, LogTarget, Sandbox, Server, Timeouts, Workers,
-    ZeroCopy,
+    AccessLog, Engine, KernelTls, Limits, LogFormat, LogLevel, LogTarget, Sandbox, Server,
+    Timeouts, Workers, ZeroCopy,
 };
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
@@ -38,6 +38,7 @@ impl Default for Server {
             engine: Engine::Auto,
             splice: true,
             zerocopy: ZeroCopy::Auto,
+            ktls: KernelTls::Auto,
             sqpoll: false,
             reuseport: false,
             memory_limit: None,
@@ -121,6 +122,11 @@ impl Reader<'_> {
             ("uring", Engine::Uring),
             ("epoll", Engine::Epoll),
         ];
+        let kernel_tls = [
+            ("auto", KernelTls::Auto),
+            ("on", KernelTls::On),
+            ("off", KernelTls::Off),
+        ];
         let levels = [
             ("error", LogLevel::Error),
             ("warn", LogLevel::Warn),
@@ -135,6 +141,9 @@ impl Reader<'_> {
                 .unwrap_or(default.engine),
             splice: self.boolean(table, AT, "splice").unwrap_or(default.splice),
             zerocopy: self.zerocopy(table).unwrap_or(default.zerocopy),
+            ktls: self
+                .word(table, AT, "ktls", &kernel_tls)
+                .unwrap_or(default.ktls),
             sqpoll: self.sqpoll(table).unwrap_or(default.sqpoll),
             reuseport: self
                 .boolean(table, AT, "reuseport")

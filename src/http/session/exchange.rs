@@ -300,6 +300,7 @@ impl<S: Service> Connection<S> {
         // can't be told apart from it.
         !unread
             && !state.awaits_continue()
+            && !self.sender.is_spent()
             && self.requests < settings.requests_max
             && !self.service.registry().population().draining()
             && !self.peer.listener.draining()

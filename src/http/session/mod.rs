@@ -326,7 +326,9 @@ impl<S: Service> Connection<S> {
         if self.sender.is_secured() && self.sender.finish(&mut self.timer).await.is_err() {
             return;
         }
-        self.core.shut_down_write(&self.peer.socket);
+        if !self.sender.waits_for_close() {
+            self.core.shut_down_write(&self.peer.socket);
+        }
         self.timer.set(self.core.now() + LINGER_TIME);
         let mut left = LINGER_BYTES;
         while left > 0 {

@@ -100,7 +100,9 @@ async fn flow(
         }
     }
     to.finish(&mut timer).await.map_err(broken)?;
-    core.shut_down_write(to.socket());
+    if !to.waits_for_close() {
+        core.shut_down_write(to.socket());
+    }
     Ok(())
 }
 

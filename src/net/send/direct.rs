@@ -214,7 +214,7 @@ impl Sender {
                 .await
             {
                 Ok(sent) => {
-                    self.taken += sent as u64;
+                    self.took(sent as u64)?;
                     self.core.bulk_sent(sent);
                     self.core
                         .count_direct(|counts| counts.sent_bytes += sent as u64);
@@ -257,7 +257,9 @@ impl Sender {
         let more = sending.more || sending.left() > (to - from) as u64;
         let threshold = self
             .core
-            .zero_copy_from(bytes.registered().is_some(), ledger);
+            .zero_copy_from(bytes.registered().is_some(), ledger)
+            // The kernel's TLS makes its records from a copy.
+            .filter(|_| self.secured.is_none());
         if threshold.is_some_and(|least| (to - from) as u64 >= least) {
             let mut send = self.core.many(Op::SendZeroCopy {
                 socket: Some(self.socket.clone()),

@@ -43,7 +43,7 @@ impl Sender {
         part: FilePart,
         more: bool,
     ) -> Result<(), SendError> {
-        if self.is_secured() {
+        if self.seals_content(part.length) {
             return self.secured_file(timer, head, part, more).await;
         }
         let mut sending = FileSend {
@@ -68,7 +68,7 @@ impl Sender {
             self.share(&mut sending).await;
             match self.step(&mut sending) {
                 Step::Sent(sent) => {
-                    self.taken += sent as u64;
+                    self.took(sent as u64)?;
                     self.core.bulk_sent(sent);
                     sending.took(sent);
                 }

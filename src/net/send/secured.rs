@@ -41,6 +41,9 @@ impl Sender {
     pub fn finish<'a>(&'a mut self, timer: &'a mut Timer) -> Pooled<'a, Result<(), SendError>> {
         if let Some(secured) = &self.secured {
             secured.close();
+            if secured.is_kernels() {
+                return self.kernel_finish(timer);
+            }
         }
         self.settle(timer)
     }

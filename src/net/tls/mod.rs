@@ -14,6 +14,7 @@ mod clients;
 pub mod failure;
 pub mod hello;
 pub mod identity;
+pub mod kernel;
 pub mod ocsp;
 pub mod records;
 mod server;

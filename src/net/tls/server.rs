@@ -4,6 +4,7 @@
 use std::ops::DerefMut;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon,
@@ -12,6 +13,7 @@ use rustls::unbuffered::{
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use super::clients::{Client, ClientCertificate, Clients};
+use super::kernel::{self, Keys, Kind, Opener};
 use super::records::RECORD_MAX;
 use super::{Failure, Settings};
 
@@ -102,7 +104,7 @@ impl Side for UnbufferedServerConnection {
 ///
 /// Once an error was given, all that can be done is to send what is in `out`, and to close.
 pub struct Tls<C> {
-    connection: C,
+    connection: Connection<C>,
     /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
     /// message in parts refers to it, so each call is given all of it.
     held: Vec<u8>,
@@ -118,6 +120,39 @@ pub struct Tls<C> {
     failed: Option<Failure>,
     /// More of that, in words.
     detail: Option<Box<str>>,
+    /// What is to be sent as an alert by the kernel.
+    alert: Option<[u8; 2]>,
+}
+
+/// Who encrypts what is sent.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is nearly all there are"
+)]
+enum Connection<C> {
+    /// rustls, which is all of the connection.
+    Ours(C),
+    /// The kernel.
+    Kernels(Box<Opener>),
+    /// Nobody any more.
+    Lost,
+}
+
+impl<C: Side> Connection<C> {
+    fn advance(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Advanced, Error> {
+        match self {
+            Self::Ours(connection) => advance(connection, bytes, out),
+            Self::Kernels(opener) => opener.advance(bytes),
+            Self::Lost => Err(Error::General("the connection is lost".to_owned())),
+        }
+    }
+
+    fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Ours(connection) => connection.peer_certificates(),
+            Self::Kernels(_) | Self::Lost => None,
+        }
+    }
 }
 
 impl TlsServer {
@@ -134,12 +169,48 @@ impl TlsServer {
             ..Self::of(connection, name)
         })
     }
+
+    /// The kind of keys by which the kernel could go on sending; `None` where it can't at this moment: before the
+    /// end of the handshake, when an end was told, while anything is held, when it does so already, and where
+    /// the client has shown a certificate, which is verified again after a reload.
+    pub fn kernel_kind(&self) -> Option<Kind> {
+        let idle = self.held.is_empty() && self.failed.is_none() && self.client.is_none();
+        match &self.connection {
+            Connection::Ours(connection) if self.open && idle && !self.closed => {
+                kernel::kind_of(connection)
+            }
+            _ => None,
+        }
+    }
+
+    /// Gives the keys of the sending direction away: [`Self::send`] is no more possible, and what
+    /// [`Self::take_alert`] gives has to be sent by whoever has them. Where [`Self::kernel_kind`] gives
+    /// none, or after an error, the connection is lost.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn hand_over(&mut self) -> Result<Keys, Failure> {
+        let handshake = self.handshake();
+        let ready = self.kernel_kind().is_some();
+        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
+        let (Connection::Ours(connection), Some(handshake), true) = (connection, handshake, ready)
+        else {
+            return Err(self.fail(Failure::Ours));
+        };
+        match Opener::take_apart(connection, handshake) {
+            Ok((keys, opener)) => {
+                self.connection = Connection::Kernels(Box::new(opener));
+                Ok(keys)
+            }
+            Err(error) => Err(self.fail(Failure::from(&error))),
+        }
+    }
 }
 
 impl<C: Side> Tls<C> {
     pub(super) fn of(connection: C, name: Option<Box<str>>) -> Self {
         Self {
-            connection,
+            connection: Connection::Ours(connection),
             held: Vec::new(),
             name,
             client: None,
@@ -148,6 +219,7 @@ impl<C: Side> Tls<C> {
             closed: false,
             failed: None,
             detail: None,
+            alert: None,
         }
     }
 
@@ -166,18 +238,18 @@ impl<C: Side> Tls<C> {
         }
         let in_place = self.held.is_empty();
         let advanced = if in_place {
-            advance(&mut self.connection, bytes, out)
+            self.connection.advance(bytes, out)
         } else {
             if self.held.len() + bytes.len() > HELD_MAX {
                 return Err(self.fail(Failure::TooMuch));
             }
             self.held.extend_from_slice(bytes);
-            advance(&mut self.connection, &mut self.held, out)
+            self.connection.advance(&mut self.held, out)
         };
         let advanced = match advanced {
             Ok(advanced) => advanced,
             Err(error) => {
-                self.alert(out);
+                self.tell(&error, out);
                 self.detail = C::detail(&error);
                 return Err(self.fail(C::failure(&error)));
             }
@@ -248,6 +320,10 @@ impl<C: Side> Tls<C> {
         if !self.open || self.failed.is_some() || std::mem::replace(&mut self.closed, true) {
             return;
         }
+        if !matches!(self.connection, Connection::Ours(_)) {
+            self.alert = Some(kernel::CLOSE_NOTIFY);
+            return;
+        }
         let closed = self.write(out, |traffic, out| {
             let start = out.len();
             out.resize(start + 64, 0);
@@ -301,7 +377,11 @@ impl<C: Side> Tls<C> {
         if !self.open {
             return None;
         }
-        let connection = &self.connection;
+        let connection = match &self.connection {
+            Connection::Ours(connection) => connection,
+            Connection::Kernels(opener) => return Some(opener.handshake()),
+            Connection::Lost => return None,
+        };
         let suite = connection.negotiated_cipher_suite()?;
         Some(Handshake {
             version: match connection.protocol_version()? {
@@ -332,8 +412,9 @@ impl<C: Side> Tls<C> {
 
     /// What the handshake held is not for an idle connection to keep.
     fn note_end_of_handshake(&mut self) -> Result<(), Failure> {
-        if self.open || self.connection.is_handshaking() {
-            return Ok(());
+        match &self.connection {
+            Connection::Ours(connection) if !self.open && !connection.is_handshaking() => {}
+            _ => return Ok(()),
         }
         if let Some(client) = &mut self.client
             && let Err(failure) = client.came(self.connection.peer_certificates())
@@ -354,7 +435,10 @@ impl<C: Side> Tls<C> {
         mut write: impl FnMut(&mut WriteTraffic<'_, C::Data>, &mut Vec<u8>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         loop {
-            let status = self.connection.process(&mut self.held);
+            let Connection::Ours(connection) = &mut self.connection else {
+                return Err(Failure::Ours);
+            };
+            let status = connection.process(&mut self.held);
             let UnbufferedStatus { discard, state, .. } = status;
             let written = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(write(&mut traffic, out)),
@@ -386,12 +470,37 @@ impl<C: Side> Tls<C> {
         *self.failed.insert(failure)
     }
 
+    /// What the kernel is to send as an alert (RFC 8446 §6), once.
+    pub fn take_alert(&mut self) -> Option<[u8; 2]> {
+        self.alert.take()
+    }
+
+    /// What was taken could not be sent yet.
+    pub fn put_alert_back(&mut self, alert: [u8; 2]) {
+        self.alert = Some(alert);
+    }
+
+    /// Whether the client wants new keys from us, which the kernel can't be given.
+    pub fn is_asked_for_keys(&self) -> bool {
+        matches!(&self.connection, Connection::Kernels(opener) if opener.is_asked_for_keys())
+    }
+
+    /// Has the client told of an error.
+    fn tell(&mut self, error: &Error, out: &mut Vec<u8>) {
+        match self.connection {
+            Connection::Ours(_) => self.alert(out),
+            Connection::Kernels(_) | Connection::Lost => self.alert = kernel::alert(error),
+        }
+    }
+
     /// Adds the alert that an error has made. What was received is not looked at any more: rustls may
     /// have come far into it, and refers to it by its places.
     fn alert(&mut self, out: &mut Vec<u8>) {
         // Nothing of it is received, so the queue of what is to be sent only gets shorter.
-        while self.connection.wants_write() {
-            let UnbufferedStatus { state, .. } = self.connection.process(&mut []);
+        while let Connection::Ours(connection) = &mut self.connection
+            && connection.wants_write()
+        {
+            let UnbufferedStatus { state, .. } = connection.process(&mut []);
             match state {
                 Ok(ConnectionState::EncodeTlsData(encode)) => {
                     if encode_into(encode, out).is_err() {
@@ -409,12 +518,12 @@ impl<C: Side> Tls<C> {
 }
 
 /// How far [`advance`] has come.
-struct Advanced {
+pub(super) struct Advanced {
     /// Bytes of ciphertext that are used up.
-    used: usize,
+    pub(super) used: usize,
     /// Bytes of plaintext that stand in front.
-    plain: usize,
-    peer_closed: bool,
+    pub(super) plain: usize,
+    pub(super) peer_closed: bool,
 }
 
 /// Processes all messages that are whole. Plaintext goes to the front of `bytes`, over records that

@@ -161,6 +161,8 @@ fn configure(
     // Tickets hold all there is: what is kept by name could not be had on another core.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
+    // For the kernel, and only where it is to send.
+    config.enable_secret_extraction = true;
     match tickets {
         Some(tickets) => {
             config.ticketer = tickets;

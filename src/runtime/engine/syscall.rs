@@ -69,7 +69,7 @@ impl From<&Stat> for FileStat {
 
 impl Core {
     /// Runs a call on the real descriptor, or asks the simulator.
-    fn at_once<T>(
+    pub(crate) fn at_once<T>(
         &self,
         fd: &Fd,
         real: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,

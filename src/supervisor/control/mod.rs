@@ -5,11 +5,13 @@
 //! driven by its poll loop, and knows nothing of what a command does; [`client`] is the half of the
 //! command line; [`path`] says where the socket of a configuration file is; [`status`] is what
 //! `beltway status` tells, [`upstreams`] what of it is about backends, [`memory`] about memory,
-//! [`direct`] about cold files and [`certificates`] about certificates.
+//! [`direct`] about cold files, [`certificates`] about certificates and [`kernel_tls`] about what the
+//! kernel encrypts.
 
 pub mod certificates;
 pub mod client;
 pub mod direct;
+pub mod kernel_tls;
 pub mod memory;
 pub mod path;
 pub mod protocol;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::certificates::{self, CertificateStatus};
 use super::direct::DirectStatus;
+use super::kernel_tls::KernelTlsStatus;
 use super::memory::MemoryStatus;
 use super::upstreams::{self, UpstreamStatus};
 
@@ -127,6 +128,8 @@ pub struct WorkerStatus {
     /// Where the numbers that depend on the machine come from: the file of `beltway tune`, or
     /// `defaults`.
     pub tuning: String,
+    /// Which records the kernel makes (kTLS), or why none: `on: …` or `off: …`.
+    pub kernel_tls: String,
     /// What it is kept from.
     pub sandbox: SandboxStatus,
     /// Its threads.
@@ -193,6 +196,8 @@ pub struct CoreStatus {
     pub responding: bool,
     /// Cold files that it read past the page cache, since the worker's start.
     pub direct: DirectStatus,
+    /// Connections whose records the kernel makes.
+    pub kernel_tls: KernelTlsStatus,
 }
 
 /// A configuration that is in use in a worker.
@@ -344,6 +349,8 @@ impl WorkerStatus {
             );
         }
         DirectStatus::sum(self.cores.iter().map(|core| &core.direct)).text(text);
+        KernelTlsStatus::sum(self.cores.iter().map(|core| &core.kernel_tls))
+            .text(&self.kernel_tls, text);
         for ListenerStatus {
             address,
             connections,

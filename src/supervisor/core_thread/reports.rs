@@ -12,6 +12,7 @@ use crate::runtime::direct::DirectCounts;
 use crate::runtime::engine::Forbidden;
 use crate::runtime::engine::caps::{EngineKind, Restriction};
 use crate::runtime::executor::Turns;
+use crate::runtime::kernel_tls::KernelTlsCounts;
 use crate::runtime::mailbox::Wake;
 use crate::supervisor::messages::SocketId;
 use crate::supervisor::swap::Swap;
@@ -105,6 +106,8 @@ pub(in crate::supervisor) struct Account {
     pub(in crate::supervisor) level: Level,
     /// What was read past the page cache and sent without a copy.
     pub(in crate::supervisor) direct: DirectCounts,
+    /// What the kernel encrypts.
+    pub(in crate::supervisor) kernel_tls: KernelTlsCounts,
     /// What it knows of each upstream of the current configuration.
     pub(in crate::supervisor) upstreams: Vec<group::Account>,
 }

@@ -50,6 +50,8 @@ pub(in crate::supervisor) struct Setup {
     pub(in crate::supervisor) files_max: usize,
     /// What it has for cold files.
     pub(in crate::supervisor) cold: ColdMeans,
+    /// The kinds of keys by which the kernel may encrypt.
+    pub(in crate::supervisor) kernel_tls: u8,
     /// The access log.
     pub(in crate::supervisor) log: Option<(Format, SinkHandle)>,
     /// What others see of its turns.

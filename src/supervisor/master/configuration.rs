@@ -11,7 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Policy;
-use crate::config::model::{AccessLog, ListenAddr, LogTarget, Model, Place, ServerState, Upstream};
+use crate::config::model::{
+    AccessLog, KernelTls, ListenAddr, LogTarget, Model, Place, ServerState, Upstream,
+};
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
 use crate::supervisor::certificates::{self, Pem, Wanted};
@@ -41,6 +43,10 @@ pub(in crate::supervisor) struct Facts {
     pub(super) sandbox: SandboxMode,
     /// Which files they may use.
     pub(super) grants: Grants,
+    /// Whether the kernel may make records of TLS, for which the master has it load its module. A binary that
+    /// doesn't tell is of another version.
+    #[serde(default)]
+    pub(super) kernel_tls: bool,
     /// Where requests are logged.
     pub(super) log: Option<LogTarget>,
     /// Where requests are passed to, in the order of the model. A binary that doesn't tell is of another
@@ -90,6 +96,7 @@ impl Facts {
             identity,
             sandbox: server.sandbox.into(),
             grants: sandbox::grants(model, &server.sandbox_read, &model.spill_directories()),
+            kernel_tls: server.ktls != KernelTls::Off,
             log: server
                 .access_log
                 .as_ref()

@@ -437,6 +437,7 @@ impl Master {
             engine: engine.map_or_else(String::new, |(engine, _, _)| engine.clone()),
             engine_reason: engine.map_or_else(String::new, |(_, reason, _)| reason.clone()),
             tuning: ready.map_or_else(String::new, |ready| ready.tuning.clone()),
+            kernel_tls: ready.map_or_else(String::new, |ready| ready.kernel_tls.clone()),
             sandbox: ready
                 .map(|ready| sandbox_status(&ready.sandbox))
                 .unwrap_or_default(),

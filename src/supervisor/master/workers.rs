@@ -8,6 +8,7 @@ use super::Master;
 use super::children::Child;
 use super::machine::{ConfigId, Event, GenerationId, Image, WorkerId};
 use super::sockets::Sockets;
+use crate::runtime::kernel_tls::load_kernel_tls;
 use crate::supervisor::channel::ChannelError;
 use crate::supervisor::messages::{FromWorker, Next, SocketId, Start, ToWorker};
 
@@ -170,6 +171,11 @@ impl Master {
             epoch = config.0,
             "worker started"
         );
+        if configuration.facts.kernel_tls {
+            // The kernel loads its module for whoever has `CAP_NET_ADMIN`, which no worker has. What comes
+            // of it the worker finds out.
+            load_kernel_tls();
+        }
         self.children.push(child);
         let child = self.children.last_mut().ok_or("it is gone")?;
         let facts = &configuration.facts;

@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 
 use super::{StartError, engine};
-use crate::config::model::{Model, Server, Workers};
+use crate::config::model::{KernelTls, Model, Server, Workers};
 use crate::config::tuning::{self, InForce};
+use crate::net::tls::kernel;
 use crate::runtime::affinity::{self, CpuId, Cpus, TooFewCpus, Wanted};
 use crate::runtime::budget::open_statm;
 use crate::runtime::engine::caps::{EngineKind, Selection};
+use crate::runtime::kernel_tls::try_kernel_tls;
 use crate::runtime::memory;
 use crate::supervisor::core_thread::ColdMeans;
 use crate::supervisor::limits::{Budget, Means, MemoryLimit, raise_descriptors};
@@ -25,6 +27,8 @@ pub(in crate::supervisor) struct WorkerPlan {
     /// What tells how large the process is, opened before it is confined.
     pub(super) statm: Option<OwnedFd>,
     pub(super) cold: ColdMeans,
+    /// The kinds of keys by which the kernel encrypts, or why it does not.
+    pub(super) kernel_tls: Result<u8, String>,
 }
 
 impl WorkerPlan {
@@ -33,11 +37,19 @@ impl WorkerPlan {
         self.tuning.origin()
     }
 
+    /// Which records the kernel makes, or why none, for people.
+    pub(in crate::supervisor) fn kernel_tls_means(&self) -> String {
+        match &self.kernel_tls {
+            Ok(kinds) => format!("on ({})", kernel::names(*kinds).join(", ")),
+            Err(why) => format!("off: {why}"),
+        }
+    }
+
     /// Chooses the engine, the CPUs and the limits. `restricted`: rings get no more opcodes than the
     /// engine uses.
     ///
     /// # Errors
-    /// When io_uring was demanded and can't be had.
+    /// When io_uring, or the kernel's TLS, was demanded and can't be had.
     pub(in crate::supervisor) fn of(
         model: &Model,
         listeners: usize,
@@ -80,6 +92,7 @@ impl WorkerPlan {
         for refused in &tuning.refused {
             tracing::warn!("{refused}");
         }
+        let kernel_tls = kernel_tls(server.ktls)?;
         tracing::info!(
             cores = plan.reason,
             tuning = tuning.origin(),
@@ -97,7 +110,27 @@ impl WorkerPlan {
             budget,
             memory,
             statm: open_statm(),
+            kernel_tls,
         })
+    }
+}
+
+/// Tries which records the kernel can make.
+fn kernel_tls(wanted: KernelTls) -> Result<Result<u8, String>, StartError> {
+    let tried = match wanted {
+        KernelTls::Off => return Ok(Err("switched off".to_owned())),
+        KernelTls::Auto | KernelTls::On => {
+            let samples = kernel::Keys::samples();
+            try_kernel_tls(samples.iter().map(kernel::Keys::bytes))
+        }
+    };
+    match tried {
+        Err(why) if wanted == KernelTls::On => Err(StartError::other(
+            format!("ktls = \"on\" can't be had: {why}"),
+            "load the module (`modprobe tls`), take a kernel with CONFIG_TLS, or write \
+             ktls = \"auto\"",
+        )),
+        tried => Ok(tried.map_err(|why| why.to_string())),
     }
 }
 

@@ -90,6 +90,8 @@ struct Process {
     report: Report,
     /// Where the numbers that depend on the machine come from.
     tuning: String,
+    /// Which records the kernel makes.
+    kernel_tls: String,
     notifier: Option<Notifier>,
     /// The model in force, whose drain timeout counts when the master is gone.
     model: Arc<Model>,
@@ -125,6 +127,7 @@ struct Started {
     first: Swap,
     report: Report,
     tuning: String,
+    kernel_tls: String,
     notifier: Option<Notifier>,
     control_log: Option<Arc<ControlLog>>,
     log: Option<Sink>,
@@ -160,6 +163,7 @@ impl Process {
                 first,
                 report,
                 tuning,
+                kernel_tls,
                 notifier,
                 control_log,
                 log,
@@ -171,6 +175,7 @@ impl Process {
                     sockets,
                     report,
                     tuning,
+                    kernel_tls,
                     notifier,
                     model: Arc::clone(&first.model),
                     rosters: Arc::clone(&first.rosters),
@@ -227,6 +232,9 @@ impl Process {
         let _signals = Signals::block()
             .map_err(|error| failed(false, &format!("can't block signals: {error}"), ""))?;
         check_kernel().map_err(|error| not_started(true, &error))?;
+        // Read once and kept. Before kernel 6.4 it is read from a file of /proc that belongs to root in a
+        // process which has become another user.
+        let _ = rustix::param::page_size();
         let mut report = drop_privileges(start)?;
         usable(&start.identity_name(), &model).map_err(|text| Failed {
             permanent: true,
@@ -312,6 +320,7 @@ impl Process {
             first: swap(serving),
             report,
             tuning: plan.tuning_origin(),
+            kernel_tls: plan.kernel_tls_means(),
             notifier,
             control_log,
             log,
@@ -531,6 +540,7 @@ impl Process {
                 engines: self.worker.engines(),
                 sandbox: self.report.clone(),
                 tuning: self.tuning.clone(),
+                kernel_tls: self.kernel_tls.clone(),
             })));
         } else {
             self.say(&FromWorker::Applied {

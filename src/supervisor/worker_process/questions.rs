@@ -7,6 +7,7 @@ use super::{Process, servers};
 use crate::runtime::budget::Level;
 use crate::runtime::engine::Forbidden;
 use crate::supervisor::control::direct::DirectStatus;
+use crate::supervisor::control::kernel_tls::KernelTlsStatus;
 use crate::supervisor::control::memory::MemoryStatus;
 use crate::supervisor::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use crate::supervisor::core_thread::{Account, Message};
@@ -110,6 +111,7 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         tasks: account.tasks as u64,
         slots: account.slots as u64,
         direct: DirectStatus::of(&account.direct),
+        kernel_tls: KernelTlsStatus::of(&account.kernel_tls),
         stalls: account.turns.stalls,
         longest_turn_us: u64::try_from(account.turns.longest.as_micros()).unwrap_or(u64::MAX),
         responding: true,
