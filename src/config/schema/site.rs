@@ -170,7 +170,7 @@ pub(super) const ANSWER: &[Key] = &[
         "Whether files of 1 MiB and more that aren't in memory are read past the page cache\n\
          (O_DIRECT), so that a sweep over an archive doesn't evict what everybody asks for. \"auto\"\n\
          does so while memory is short, for files that nobody asked for lately. A file system that\n\
-         has no O_DIRECT is read through the page cache.",
+         has no O_DIRECT is read through the page cache, and so is what is encrypted here (TLS).",
     ),
     key(
         "cors",

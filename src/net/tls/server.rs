@@ -125,10 +125,6 @@ pub struct Tls<C> {
 }
 
 /// Who encrypts what is sent.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is nearly all there are"
-)]
 enum Connection<C> {
     /// rustls, which is all of the connection.
     Ours(C),
