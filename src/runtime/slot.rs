@@ -141,11 +141,11 @@ impl SlotTable {
         task: Option<TaskId>,
         scope: Option<ScopeId>,
     ) -> Result<SlotKey, Op> {
-        let Some(key) = self.reserve(task, scope) else {
+        if self.slots.len() >= SLOTS_MAX {
             return Err(op);
-        };
-        self.put(key, op);
-        Ok(key)
+        }
+        let kept = self.keep(op);
+        Ok(self.add(kept, task, scope))
     }
 
     /// A slot for an op that is put there when it has begun; `None` beyond [`SLOTS_MAX`].
@@ -154,9 +154,10 @@ impl SlotTable {
         task: Option<TaskId>,
         scope: Option<ScopeId>,
     ) -> Option<SlotKey> {
-        if self.slots.len() >= SLOTS_MAX {
-            return None;
-        }
+        (self.slots.len() < SLOTS_MAX).then(|| self.add(Kept::Nothing, task, scope))
+    }
+
+    fn add(&mut self, kept: Kept, task: Option<TaskId>, scope: Option<ScopeId>) -> SlotKey {
         // The last generation is kept out of use: its keys are the engine's own user_data.
         self.generation = if self.generation >= u32::MAX - 1 {
             1
@@ -169,27 +170,31 @@ impl SlotTable {
             state: State::InFlight,
             newest: NONE,
             scope: scope.unwrap_or(NONE),
-            kept: Kept::Nothing,
+            kept,
             task,
         };
-        Some(SlotKey {
+        SlotKey {
             index: self.slots.insert(slot) as u32,
             generation,
-        })
+        }
     }
 
-    /// Puts an op into its slot, from which it was taken or for which the slot was reserved.
-    pub(crate) fn put(&mut self, key: SlotKey, op: Op) {
-        let Some(slot) = self.slots.get_mut(key.index as usize) else {
-            return;
-        };
-        debug_assert!(slot.generation == key.generation && matches!(slot.kept, Kept::Nothing));
-        slot.kept = match op {
+    fn keep(&mut self, op: Op) -> Kept {
+        match op {
             Op::Accept { listener, one } => Kept::Accept { listener, one },
             Op::Recv { socket, one } => Kept::Recv { socket, one },
             Op::Ready { fd, interest } => Kept::Ready { fd, interest },
             larger => Kept::Larger(self.larger.insert(larger) as u32),
-        };
+        }
+    }
+
+    /// Puts an op into its slot, from which it was taken or for which the slot was reserved.
+    pub(crate) fn put(&mut self, key: SlotKey, op: Op) {
+        let kept = self.keep(op);
+        if let Some(slot) = self.slots.get_mut(key.index as usize) {
+            debug_assert!(slot.generation == key.generation && matches!(slot.kept, Kept::Nothing));
+            slot.kept = kept;
+        }
     }
 
     /// Takes the op out of its slot.
@@ -248,10 +253,15 @@ impl SlotTable {
 
     /// Frees a slot whose terminal completion has come, with what waits in it.
     pub fn remove(&mut self, key: SlotKey) -> Option<Slot> {
-        while self.pop(key).is_some() {}
-        self.get_mut(key)?;
-        drop(self.take(key));
-        Some(self.slots.remove(key.index as usize))
+        let newest = self.slot(key)?.newest;
+        if newest != NONE {
+            while self.pop(key).is_some() {}
+        }
+        let slot = self.slots.remove(key.index as usize);
+        if let Kept::Larger(place) = slot.kept {
+            drop(self.larger.try_remove(place as usize));
+        }
+        Some(slot)
     }
 
     /// Keeps a completion of a slot until the future takes it, behind those that wait already.
