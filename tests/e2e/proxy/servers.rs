@@ -232,11 +232,9 @@ fn a_word_outlives_reload_worker_and_upgrade_until_the_configuration_speaks() {
             (&now["state"], &now["admin"]),
             (&"down".into(), &"down".into())
         );
-        assert!(
-            server.stderr().contains("takes back"),
-            "{}",
-            server.stderr()
-        );
+        wait_until("the log says so", PATIENCE, || {
+            server.stderr().contains("takes back")
+        });
         server.write_config(&config("", "[server]\nprocesses = 2"));
         server.must(&["reload"]);
         assert_eq!(
