@@ -117,7 +117,7 @@ fn run_logged(
     let mut secrets = Secrets::new(Arc::clone(&model), &serving)?;
     let first = Swap {
         epoch: EPOCH,
-        secured: Arc::clone(&secrets.secured),
+        secured: Arc::clone(&secrets.secured.sites),
         rosters,
         model: Arc::clone(&model),
         listeners: serving,

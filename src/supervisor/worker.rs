@@ -5,6 +5,7 @@
 
 mod handlers;
 mod plan;
+mod secured;
 
 use std::fmt;
 use std::io;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::handlers::app;
 pub(super) use self::plan::{WorkerPlan, parts_of};
+pub(super) use self::secured::Secured;
 use super::bind::ListenError;
 use super::core_thread::{
     self, Account, End, Event, MakeService, Message, Report, Reporter, Serves, Setup,

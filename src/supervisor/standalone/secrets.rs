@@ -1,32 +1,25 @@
 //! What a master would hold of TLS, for a server without one: certificates, their keys, and the keys of
 //! session tickets.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::EPOCH;
 use crate::certificates::Places;
 use crate::config::model::Model;
-use crate::handlers::secured::{Identities, SecuredSites};
 use crate::net::tls::tickets::{KeyMaker, Tickets};
 use crate::supervisor::certificates::{Keeper, identities, wanted};
-use crate::supervisor::core_thread::Message;
 use crate::supervisor::swap::{self, Serving};
-use crate::supervisor::worker::{StartError, Worker};
+use crate::supervisor::worker::{Secured, StartError, Worker};
 use crate::util::clock;
 
 /// The secrets of a server without a master.
 pub(super) struct Secrets {
-    model: Arc<Model>,
     keeper: Keeper,
-    identities: Identities,
     ticket_keys: KeyMaker,
     tickets: Tickets,
     /// What connections are made by.
-    pub(super) secured: Arc<SecuredSites>,
-    /// Cores that don't know it yet.
-    untold: Vec<usize>,
+    pub(super) secured: Secured,
 }
 
 impl Secrets {
@@ -48,13 +41,16 @@ impl Secrets {
         let identities = identities(&made).map_err(|what| StartError::other(what, ""))?;
         keeper.take(&wanted, &made, &model, now);
         Ok(Self {
-            secured: swap::secured(&model, &identities, &tickets, serving),
-            model,
+            secured: Secured {
+                config: EPOCH,
+                sites: swap::secured(&model, &identities, &tickets, serving),
+                model,
+                identities,
+                untold: Vec::new(),
+            },
             keeper,
-            identities,
             ticket_keys,
             tickets,
-            untold: Vec::new(),
         })
     }
 
@@ -72,31 +68,10 @@ impl Secrets {
         }
         match identities(&self.keeper.turn(now, clock::unix_s())) {
             Ok(new) if new.is_empty() => {}
-            Ok(new) => {
-                self.replace(new);
-                self.untold = worker.living();
-            }
+            Ok(new) => self.secured.replace(new, &self.tickets, worker),
             // They were checked.
             Err(why) => tracing::error!(why, "a certificate is no good"),
         }
-        if !self.untold.is_empty() {
-            let message = Message::Secure(EPOCH, Arc::clone(&self.secured));
-            // One that has no room for a message hears it later.
-            self.untold
-                .retain(|core| !worker.tell_core(*core, message.clone()));
-        }
-    }
-
-    fn replace(&mut self, new: Identities) {
-        let ids: BTreeSet<_> = new.keys().cloned().collect();
-        self.identities.extend(new);
-        let (model, identities) = (&self.model, &self.identities);
-        let is_new = |id: &_| ids.contains(id);
-        let renewed = self
-            .secured
-            .renewed(model, identities, &self.tickets, is_new);
-        if let Some(secured) = renewed {
-            self.secured = secured;
-        }
+        self.secured.tell(worker);
     }
 }

@@ -21,7 +21,6 @@ use self::begin::{
     SocketTable, drop_privileges, failed, first_messages, keep, listening, take_channel, usable,
     wait,
 };
-use self::certificates::Secured;
 use self::questions::{Asked, Question};
 use self::servers::Tidying;
 use super::certificates::identities;
@@ -36,7 +35,7 @@ use super::stall::LOOK_EVERY;
 use super::swap::{self, Swap};
 use super::sys_process;
 use super::worker::{
-    GRACE, Origin, StartError, Told, Worker, WorkerPlan, app, check_kernel, level,
+    GRACE, Origin, Secured, StartError, Told, Worker, WorkerPlan, app, check_kernel, level,
 };
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
