@@ -186,7 +186,7 @@ impl Reader<'_> {
         };
         let place = self.diagnostics.sources.place(first.at);
         let place = format!("{}:{}", place.source, place.line);
-        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+        let now = clock::unix_s();
         for authority in clients.authorities() {
             if now > authority.not_after {
                 self.warnings.push(format!(

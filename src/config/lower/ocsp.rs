@@ -1,7 +1,5 @@
 //! `ocsp` of a site's `tls`: files with what an authority says of its certificates.
 
-use zeroize::Zeroizing;
-
 use super::Outside;
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
@@ -48,7 +46,7 @@ impl Reader<'_> {
             );
             return;
         }
-        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+        let now = clock::unix_s();
         for ((path, at, response), (certificate, _)) in responses.into_iter().zip(certificates) {
             let Some(identity) = &certificate.identity else {
                 continue;
@@ -87,38 +85,19 @@ impl Reader<'_> {
 
     /// The bytes of a file; `Some(None)` where files aren't read, `None` and a report where it can't be.
     fn response(&mut self, at: At, path: &std::path::Path) -> Option<Option<Vec<u8>>> {
-        let read = match self.outside {
-            Outside::Machine {
-                check_files: false, ..
-            } => {
-                self.references
-                    .pem
-                    .insert(path.to_owned(), Zeroizing::default());
-                return Some(None);
-            }
-            Outside::Machine { .. } => read_bytes(path, RESPONSE_MAX as u64),
-            Outside::Known(known) => {
-                let text = known.pem.get(path).and_then(|text| from_hexadecimal(text));
-                text.ok_or_else(|| {
-                    let help = "the content of every file that is named has to come along";
-                    ("is not known here".to_owned(), help.to_owned())
-                })
-            }
-        };
-        match read {
-            Ok(bytes) => {
-                let text = to_hexadecimal(&bytes);
-                self.references.pem.insert(path.to_owned(), text.into());
-                let unread = bytes.is_empty() && !self.checks_files();
-                Some((!unread).then_some(bytes))
-            }
-            Err((message, help)) => {
-                let message = format!("the file `{}` {message}", path.display());
-                self.diagnostics
-                    .push(Diagnostic::new(at, message, "").help(help));
-                None
-            }
+        let text = self.text_of(at, path, |path| {
+            read_bytes(path, RESPONSE_MAX as u64).map(|bytes| to_hexadecimal(&bytes))
+        })?;
+        let Some(text) = text else { return Some(None) };
+        let bytes = from_hexadecimal(&text);
+        if bytes.is_none() {
+            let message = format!("the file `{}` came along damaged", path.display());
+            self.diagnostics.push(
+                Diagnostic::new(at, message, "")
+                    .help("the content of every file that is named has to come along"),
+            );
         }
+        bytes.map(Some)
     }
 }
 

@@ -280,12 +280,22 @@ impl Reader<'_> {
     /// The text of a file in PEM; `Some(None)` where files aren't read, `None` and a report where it
     /// can't be.
     pub(super) fn pem(&mut self, at: At, path: &Path) -> Option<Option<Zeroizing<String>>> {
+        self.text_of(at, path, read_text)
+    }
+
+    /// As [`Self::pem`], of a file that `read` makes text of.
+    pub(super) fn text_of(
+        &mut self,
+        at: At,
+        path: &Path,
+        read: impl FnOnce(&Path) -> Result<String, (String, String)>,
+    ) -> Option<Option<Zeroizing<String>>> {
         let read = match self.outside {
             // As nothing, which is told from a file that is empty when it is read.
             Outside::Machine {
                 check_files: false, ..
             } => Ok(Zeroizing::default()),
-            Outside::Machine { .. } => read_text(path).map(Zeroizing::new),
+            Outside::Machine { .. } => read(path).map(Zeroizing::new),
             Outside::Known(known) => known.pem.get(path).cloned().ok_or_else(|| {
                 let help = "the text of every file that is named has to come along";
                 ("is not known here".to_owned(), help.to_owned())
