@@ -132,16 +132,24 @@ impl From<&Error> for Failure {
             Error::InvalidCertificate(reason) => untrusted(reason),
             Error::InvalidCertRevocationList(_) => Self::ClientUnlisted,
             Error::DecryptError => Self::BadRecord,
-            Error::General(_)
+            error if is_ours(error) => Self::Ours,
+            _ => Self::Protocol,
+        }
+    }
+}
+
+/// Whether something of ours failed, and nothing that the other side did.
+pub(in crate::net::tls) fn is_ours(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::General(_)
             | Error::EncryptError
             | Error::FailedToGetCurrentTime
             | Error::FailedToGetRandomBytes
             | Error::HandshakeNotComplete
             | Error::InconsistentKeys(_)
-            | Error::BadMaxFragmentSize => Self::Ours,
-            _ => Self::Protocol,
-        }
-    }
+            | Error::BadMaxFragmentSize
+    )
 }
 
 fn incompatible(reason: &PeerIncompatible) -> Failure {

@@ -189,7 +189,7 @@ impl ResolvesServerCert for ByClient {
         };
         // Where none fits, rustls says what is missing.
         let found = self.identities.iter().find(takes);
-        let now = i64::try_from(clock::since_epoch().as_secs()).unwrap_or(i64::MAX);
+        let now = clock::unix_s();
         let found = found.or(self.identities.first());
         found.map(|identity| identity.key_at(now))
     }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
+use crate::net::tls::failure::is_ours;
+
 /// Why there is no connection to a server under TLS, or no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerFailure {
@@ -149,13 +151,7 @@ impl From<&Error> for ServerFailure {
             Error::PeerIncompatible(_) => Self::NoSharedParameters,
             Error::NoApplicationProtocol => Self::NoSharedProtocol,
             Error::DecryptError => Self::BadRecord,
-            Error::General(_)
-            | Error::EncryptError
-            | Error::FailedToGetCurrentTime
-            | Error::FailedToGetRandomBytes
-            | Error::HandshakeNotComplete
-            | Error::InconsistentKeys(_)
-            | Error::BadMaxFragmentSize => Self::Ours,
+            error if is_ours(error) => Self::Ours,
             _ => Self::Protocol,
         }
     }

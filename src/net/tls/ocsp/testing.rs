@@ -13,7 +13,7 @@ use crate::util::clock;
 pub(crate) const DAY: i64 = 86_400;
 
 pub(crate) fn now() -> i64 {
-    i64::try_from(clock::since_epoch().as_secs()).unwrap()
+    clock::unix_s()
 }
 
 /// An authority.
