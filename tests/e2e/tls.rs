@@ -23,7 +23,7 @@ use rustls::{
 };
 
 use crate::support::server::{Address, program};
-use crate::support::{Engine, Server, Setup, Tree, noise, on_both, wait_until};
+use crate::support::{Engine, Server, Setup, Tree, has, noise, on_both, read_response, wait_until};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -140,20 +140,7 @@ impl Client {
 
     /// A response with a Content-Length: its head and its content.
     pub(crate) fn response(&mut self) -> (String, Vec<u8>) {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte).unwrap();
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8(head).unwrap();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("Content-Length: "))
-            .map_or(0, |length| length.parse().unwrap());
-        let mut content = vec![0; length];
-        self.0.read_exact(&mut content).unwrap();
-        (head, content)
+        read_response(&mut self.0)
     }
 
     pub(crate) fn get(&mut self, host: &str, target: &str) -> (String, Vec<u8>) {
@@ -562,14 +549,7 @@ fn who_breaks_off_or_sends_garbage_harms_nobody() {
         let mut client = Client::connect(&server, &config, "a.example");
         assert_eq!(client.get("a.example", "/a.txt").1, b"content");
         drop(client);
-        wait_until("all have gone", PATIENCE, || {
-            let status = server.status();
-            let open = status
-                .pointer("/connections/open")
-                .or(status.pointer("/connections"));
-            open.and_then(serde_json::Value::as_u64)
-                .is_none_or(|open| open == 0)
-        });
+        wait_until("all have gone", PATIENCE, || server.open_connections() == 0);
         let status = server.status().to_string();
         assert!(
             status.contains("TLS: time to a whole handshake"),
@@ -603,17 +583,6 @@ fn other_clients_agree() {
     let config = site("a.example", &tree, &pem.line(", policy = \"intermediate\""));
     let server = Setup::run(Engine::Epoll, &config).start();
     let address = tcp(server.address());
-    let has = |program: &str| {
-        let found = Command::new(program)
-            .arg("version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if found.is_err() {
-            eprintln!("SKIPPED: {program} is not installed");
-        }
-        found.is_ok()
-    };
     for version in ["1.2", "1.3"] {
         if has("curl") {
             let resolve = format!("a.example:{}:{}", address.port(), address.ip());

@@ -12,25 +12,11 @@ use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection};
 
-use crate::support::{Server, Setup, Tree, on_both, wait_until};
+use crate::support::{Engine, Server, Setup, Tree, has, on_both, wait_until};
 use crate::tls::{BOTH, Client, PATIENCE, Pem, site, tcp, trusting};
 
 const NAME: &str = "a.example";
 const REQUEST: &[u8] = b"GET /a.txt HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
-
-/// Whether this program is installed; where it isn't, that is said.
-fn has(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if found.is_err() {
-        eprintln!("SKIPPED: {program} is not installed");
-    }
-    found.is_ok()
-}
 
 /// What `openssl s_client` says when it is told `input`, errors included.
 fn s_client(address: SocketAddr, pem: &Pem, more: &[&str], input: &[u8]) -> String {
@@ -66,6 +52,15 @@ fn content() -> (Tree, Pem) {
     tree.write("a.txt", "content");
     let pem = Pem::new(&tree, "a", &[NAME]);
     (tree, pem)
+}
+
+/// A server of that content, with the policy that has both versions.
+fn speaking_both(engine: Engine, workers: usize) -> (Tree, Pem, Server) {
+    let (tree, pem) = content();
+    let line = pem.line(", policy = \"intermediate\"");
+    let setup = Setup::run(engine, &site(NAME, &tree, &line));
+    let server = setup.workers(workers).start();
+    (tree, pem, server)
 }
 
 #[test]
@@ -144,11 +139,7 @@ fn openssl_resumes_at_every_core_and_after_a_reload() {
         return;
     }
     on_both(|engine| {
-        let (tree, pem) = content();
-        let line = pem.line(", policy = \"intermediate\"");
-        let server = Setup::run(engine, &site(NAME, &tree, &line))
-            .workers(2)
-            .start();
+        let (tree, pem, server) = speaking_both(engine, 2);
         let address = tcp(server.address());
         for version in ["-tls1_3", "-tls1_2"] {
             let session = tree.outside().join(format!("session{version}"));
@@ -173,9 +164,7 @@ fn there_is_no_renegotiation_and_no_compression() {
         return;
     }
     on_both(|engine| {
-        let (tree, pem) = content();
-        let line = pem.line(", policy = \"intermediate\"");
-        let server = Setup::run(engine, &site(NAME, &tree, &line)).start();
+        let (_tree, pem, server) = speaking_both(engine, 1);
         let address = tcp(server.address());
         // A line that is but an R is a command.
         let said = s_client(address, &pem, &["-servername", NAME, "-tls1_2"], b"R\n");
@@ -278,7 +267,7 @@ fn testssl_finds_nothing_weak() {
     };
     let (tree, pem) = content();
     let line = pem.line(", policy = \"intermediate\", default = true");
-    let server = Setup::run(crate::support::Engine::Epoll, &site(NAME, &tree, &line)).start();
+    let server = Setup::run(Engine::Epoll, &site(NAME, &tree, &line)).start();
     let asked: &[&str] = match std::env::var_os("TESTSSL") {
         Some(_) => &["-p", "-s", "-U"],
         None => &["-p", "-H", "-I", "-R", "-C"],
@@ -483,11 +472,7 @@ fn leave_after(server: &Server, config: &Arc<ClientConfig>, bytes: usize) -> io:
 #[test]
 fn who_leaves_at_whichever_byte_harms_nobody() {
     on_both(|engine| {
-        let (tree, pem) = content();
-        let line = pem.line(", policy = \"intermediate\"");
-        let server = Setup::run(engine, &site(NAME, &tree, &line))
-            .workers(1)
-            .start();
+        let (_tree, pem, server) = speaking_both(engine, 1);
         for version in [&TLS12, &TLS13] {
             let config = trusting(&[&pem], &[version]);
             let (_, hello) = hello(&config);
@@ -501,13 +486,7 @@ fn who_leaves_at_whichever_byte_harms_nobody() {
             let mut client = Client::connect(&server, &config, NAME);
             assert_eq!(client.get(NAME, "/a.txt").1, b"content");
         }
-        wait_until("all have gone", PATIENCE, || {
-            let open = server.status();
-            open.pointer("/connections/open")
-                .or(open.pointer("/connections"))
-                .and_then(serde_json::Value::as_u64)
-                .is_none_or(|open| open == 0)
-        });
+        wait_until("all have gone", PATIENCE, || server.open_connections() == 0);
         let status = server.status().to_string();
         assert!(
             status.contains("TLS: client left within the handshake"),
@@ -538,11 +517,7 @@ impl Write for ByteByByte {
 #[test]
 fn records_may_come_byte_by_byte_and_in_messages_of_any_size() {
     on_both(|engine| {
-        let (tree, pem) = content();
-        let line = pem.line(", policy = \"intermediate\"");
-        let server = Setup::run(engine, &site(NAME, &tree, &line))
-            .workers(1)
-            .start();
+        let (_tree, pem, server) = speaking_both(engine, 1);
         for version in [&TLS12, &TLS13] {
             let mut config = ClientConfig::clone(&trusting(&[&pem], &[version]));
             // The least that rustls makes.

@@ -19,7 +19,9 @@ use rustls::{
 };
 
 use crate::support::server::Address;
-use crate::support::{Server, Setup, Tree, noise, on_both, uring_missing, wait_until};
+use crate::support::{
+    Server, Setup, Tree, noise, on_both, read_response, uring_missing, wait_until,
+};
 
 /// Emulation is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,20 +110,7 @@ impl Client {
     }
 
     fn response(&mut self) -> (String, Vec<u8>) {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte).unwrap();
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8(head).unwrap();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("Content-Length: "))
-            .map_or(0, |length| length.parse().unwrap());
-        let mut content = vec![0; length];
-        self.0.read_exact(&mut content).unwrap();
-        (head, content)
+        read_response(&mut self.0)
     }
 
     fn get(&mut self, target: &str) -> Vec<u8> {

@@ -107,6 +107,38 @@ pub(crate) fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut()
     wait_for(what, patience, || holds().then_some(()));
 }
 
+/// Whether this program is installed; where it isn't, that is said.
+pub(crate) fn has(program: &str) -> bool {
+    let found = std::process::Command::new(program)
+        .arg("--version")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status();
+    if found.is_err() {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    found.is_ok()
+}
+
+/// Reads a response with a Content-Length: its head and its content.
+pub(crate) fn read_response(from: &mut impl std::io::Read) -> (String, Vec<u8>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        from.read_exact(&mut byte).expect("a head");
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).expect("text");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .map_or(0, |length| length.parse().expect("a number"));
+    let mut content = vec![0; length];
+    from.read_exact(&mut content).expect("all of the content");
+    (head, content)
+}
+
 /// Bytes that compress badly and differ everywhere, so that a part from a wrong place shows. The
 /// same for the same length.
 pub(crate) fn noise(length: usize) -> Vec<u8> {

@@ -476,6 +476,19 @@ impl Server {
         serde_json::from_str(&output.stdout).expect("JSON")
     }
 
+    /// How many connections are open, on all cores of all workers.
+    pub(crate) fn open_connections(&self) -> u64 {
+        let status = self.status();
+        let list = |of: &serde_json::Value, key: &str| of[key].as_array().expect("a list").clone();
+        let workers = list(&status, "generations")
+            .into_iter()
+            .flat_map(|generation| list(&generation, "workers"));
+        let cores = workers.flat_map(|worker| list(&worker, "cores"));
+        cores
+            .map(|core| core["connections"].as_u64().expect("a number"))
+            .sum()
+    }
+
     /// What the worker tells of its sandbox; `None`, with a word, where this kernel lacks a part of it.
     pub(crate) fn whole_sandbox(&self) -> Option<serde_json::Value> {
         let sandbox = self.status()["generations"][0]["workers"][0]["sandbox"].take();
