@@ -28,10 +28,11 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::send::FilePart;
 use super::tls::records::{RECORD_MAX, RecordSizer};
 use super::tls::{
-    ClientCertificate, ClientSettings, Clients, Failure, Handshake, PeerName, Plain, Settings,
-    TlsClient, TlsServer,
+    ClientCertificate, ClientSettings, Clients, Failure, Handshake, PeerName, Plain, Record,
+    Settings, TlsClient, TlsServer,
 };
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
@@ -68,6 +69,25 @@ pub struct Secured {
     /// Nothing is owed to the peer: it is told when this goes.
     leaves_politely: Cell<bool>,
     kernel: Kernel,
+}
+
+/// What came of [`Secured::seal_file`].
+pub(super) struct SealedFile {
+    /// Bytes of the file.
+    pub(super) of_file: usize,
+    pub(super) ended: Ended,
+}
+
+/// Why no more of a file was encrypted.
+pub(super) enum Ended {
+    /// It is the end of it, or of a batch.
+    Whole,
+    /// What follows isn't in memory, or its file system can't say.
+    Missing,
+    /// The file is shorter than it was.
+    FileShrank,
+    /// Content can't be put where its record will be.
+    Apart,
 }
 
 /// Whose side of the connection this is.
@@ -253,6 +273,69 @@ impl Secured {
         let sealed = on_either!(&mut *tls, one => one.send(&plain[..size], &mut queue));
         sealed.inspect_err(|failure| self.failure.set(Some(*failure)))?;
         Ok(size)
+    }
+
+    /// Encrypts `head` and what is in memory of a part of a file behind it, at most [`SEAL_BYTES`] of both:
+    /// the file is read to where its records are made. What is used up of the two is taken off.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn seal_file(
+        &self,
+        head: &mut &[u8],
+        part: &mut FilePart,
+    ) -> Result<SealedFile, Failure> {
+        let mut queue = self.queue.borrow_mut();
+        if queue.capacity() == 0 {
+            *queue = self.core.send_buffer();
+        }
+        let mut tls = self.tls.borrow_mut();
+        let mut sizer = self.sizer.borrow_mut();
+        let now = self.core.now();
+        let mut sealed = SealedFile {
+            of_file: 0,
+            ended: Ended::Whole,
+        };
+        let mut most = SEAL_BYTES;
+        while most > 0 && !(head.is_empty() && part.length == 0) {
+            let begun = on_either!(&mut *tls, one => one.begin(&mut queue));
+            let begun = begun.inspect_err(|failure| self.failure.set(Some(*failure)))?;
+            let Record::InPlace(begun) = begun else {
+                sealed.ended = Ended::Apart;
+                break;
+            };
+            let left = head.len().saturating_add(part.length as usize);
+            let size = sizer.next(left, now).min(most);
+            let (first, rest) = head.split_at(head.len().min(size));
+            queue.extend_from_slice(first);
+            *head = rest;
+            let wanted = (size - first.len()).min(part.length as usize);
+            let read = match wanted {
+                0 => Ok(0),
+                _ => self
+                    .core
+                    .append_resident(&part.file, &mut queue, wanted, part.offset),
+            };
+            if let Ok(read) = read {
+                part.offset += read as u64;
+                part.length -= read as u64;
+                sealed.of_file += read;
+            }
+            let plain = first.len() + read.unwrap_or(0);
+            let finished = on_either!(&mut *tls, one => match plain {
+                0 => Ok(one.abandon(&mut queue, begun)),
+                _ => one.finish(&mut queue, begun),
+            });
+            finished.inspect_err(|failure| self.failure.set(Some(*failure)))?;
+            most -= plain;
+            match read {
+                Ok(0) if wanted > 0 => sealed.ended = Ended::FileShrank,
+                Ok(_) => continue,
+                Err(_) => sealed.ended = Ended::Missing,
+            }
+            break;
+        }
+        Ok(sealed)
     }
 
     /// Queues what tells the peer that nothing follows.

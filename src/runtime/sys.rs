@@ -114,3 +114,42 @@ pub(crate) fn read_reaching(
         Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
+
+/// Reads at most `len` bytes of a file that are in memory behind what is in `into` (preadv2(2) with
+/// `RWF_NOWAIT`), without filling that room with zeros before.
+///
+/// # Errors
+/// `EAGAIN` when the first byte isn't in memory; `EOPNOTSUPP` where the file system can't say.
+pub(crate) fn append_resident(
+    file: BorrowedFd<'_>,
+    into: &mut Vec<u8>,
+    len: usize,
+    offset: u64,
+) -> Result<usize, Errno> {
+    into.reserve(len);
+    let room = &mut into.spare_capacity_mut()[..len];
+    let slice = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the slice is the room behind the vector's content, which lives through the call and to which
+    // the kernel only writes.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &raw const slice,
+            1,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    let Ok(read) = usize::try_from(read) else {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    };
+    assert!(read <= len, "more than there was room for");
+    // SAFETY: the kernel has written so many bytes behind the content, within the capacity.
+    unsafe { into.set_len(into.len() + read) };
+    Ok(read)
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{FilePart, Progress, SendError, Sender, noop};
-use crate::net::secured::{SEAL_BYTES, errno};
+use crate::net::secured::{Ended, SEAL_BYTES, errno};
 use crate::net::splice::{Cause, Moved};
 use crate::net::tls::Failure;
 use crate::net::tls::records::RECORD_MAX;
@@ -97,91 +97,88 @@ impl Sender {
         })
     }
 
-    /// Reads a part of a file into a buffer, encrypts it there into another one, and sends that.
+    /// Reads a part of a file to where its records are made, and sends them.
     pub(super) fn secured_file<'a>(
         &'a mut self,
         timer: &'a mut Timer,
         head: Vec<u8>,
-        part: FilePart,
+        mut part: FilePart,
         more: bool,
     ) -> Pooled<'a, Result<(), SendError>> {
         let pool = self.core.futures().clone();
         pool.boxed(|| async move {
-            let FilePart {
-                file,
-                mut offset,
-                length,
-                // What is read goes through a buffer of ours in any case; the kernel reads ahead.
-                direct: _,
-            } = part;
-            let end = offset + length;
             let (mut progress, mut had_share) = (None, false);
-            // What is in it is sent before the next bytes of the file are. Its length only grows, so that
-            // room is filled with zeros once.
-            let mut data = head;
-            let mut filled = data.len();
-            loop {
-                if offset < end {
-                    self.secured_share(&mut had_share).await;
-                    let room = SEAL_BYTES.saturating_sub(filled).max(RECORD_MAX);
-                    let wanted = (end - offset).min(room as u64) as usize;
-                    if data.len() < filled + wanted {
-                        data.resize(filled + wanted, 0);
+            let mut left = &head[..];
+            while !(left.is_empty() && part.length == 0) {
+                self.secured_share(&mut had_share).await;
+                let Some(secured) = &self.secured else {
+                    break;
+                };
+                let before = left.len();
+                let sealed = secured.seal_file(&mut left, &mut part).map_err(broken)?;
+                self.core.bulk_sent(sealed.of_file);
+                let plain = before - left.len() + sealed.of_file;
+                if plain > 0 {
+                    self.deliver(timer, &mut progress, more || part.length > 0)
+                        .await?;
+                    self.taken += plain as u64;
+                }
+                match sealed.ended {
+                    Ended::Whole => {}
+                    Ended::FileShrank => return Err(SendError::FileShrank),
+                    Ended::Missing => {
+                        self.sealed_read(timer, &mut progress, &mut part, more)
+                            .await?
                     }
-                    let room = &mut data[filled..filled + wanted];
-                    let read = self.read_into(room, (&file, offset), &mut progress).await?;
-                    self.core.bulk_sent(read);
-                    filled += read;
-                    offset += read as u64;
+                    Ended::Apart => {
+                        self.sealed(timer, &mut progress, left, true).await?;
+                        left = &[];
+                        self.sealed_read(timer, &mut progress, &mut part, more)
+                            .await?;
+                    }
                 }
-                let follows = more || offset < end;
-                self.sealed(timer, &mut progress, &data[..filled], follows)
-                    .await?;
-                if offset == end {
-                    self.core.recycle(data);
-                    return Ok(());
-                }
-                filled = 0;
             }
+            self.core.recycle(head);
+            Ok(())
         })
     }
 
-    /// Reads bytes of a file into `room`, at least one: at once if they are in memory, else when the disk
-    /// has them.
-    async fn read_into(
+    /// Sends the next bytes of a part of a file, after they were read in the background.
+    async fn sealed_read(
         &mut self,
-        room: &mut [u8],
-        (file, offset): (&Fd, u64),
+        timer: &mut Timer,
         progress: &mut Option<Progress>,
-    ) -> Result<usize, SendError> {
-        match self.core.read_resident(file, room, offset) {
-            Ok(0) => Err(SendError::FileShrank),
-            Ok(read) => Ok(read),
-            // Not in memory, or a file system that can't tell.
-            Err(_) => {
-                let asked = self.core.now();
-                let read = self.core.once(Op::Read {
-                    file: file.clone(),
-                    data: self.core.send_buffer(),
-                    len: room.len(),
-                    offset,
-                });
-                let done = read.await;
-                if let Some(progress) = progress {
-                    progress.forgive(asked, self.core.now());
-                }
-                let read = done.result.map_err(SendError::File)? as usize;
-                let Output::Data(from_disk) = done.output else {
-                    return Err(SendError::File(Errno::IO));
-                };
-                if read == 0 {
-                    return Err(SendError::FileShrank);
-                }
-                room[..read].copy_from_slice(&from_disk[..read]);
-                self.core.recycle(from_disk);
-                Ok(read)
-            }
+        part: &mut FilePart,
+        more: bool,
+    ) -> Result<(), SendError> {
+        if part.length == 0 {
+            return Ok(());
         }
+        let asked = self.core.now();
+        let read = self.core.once(Op::Read {
+            file: part.file.clone(),
+            data: self.core.send_buffer(),
+            len: part.length.min(SEAL_BYTES as u64) as usize,
+            offset: part.offset,
+        });
+        let done = read.await;
+        if let Some(progress) = progress {
+            progress.forgive(asked, self.core.now());
+        }
+        let read = done.result.map_err(SendError::File)? as usize;
+        let Output::Data(data) = done.output else {
+            return Err(SendError::File(Errno::IO));
+        };
+        if read == 0 {
+            return Err(SendError::FileShrank);
+        }
+        part.offset += read as u64;
+        part.length -= read as u64;
+        self.core.bulk_sent(read);
+        let follows = more || part.length > 0;
+        self.sealed(timer, progress, &data[..read], follows).await?;
+        self.core.recycle(data);
+        Ok(())
     }
 
     /// Waits until this transfer may send in this turn.

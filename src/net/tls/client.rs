@@ -10,10 +10,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::{Resumption, UnbufferedClientConnection};
+use rustls::kernel::KernelConnection;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use rustls::unbuffered::UnbufferedStatus;
-use rustls::{ClientConfig, Error};
+use rustls::{ClientConfig, Error, ExtractedSecrets};
 
 use super::server::{Protocol, Side, Tls};
 use super::settings::PROVIDER;
@@ -36,11 +37,26 @@ pub type TlsClient = Tls<UnbufferedClientConnection>;
 impl Side for UnbufferedClientConnection {
     type Data = rustls::client::ClientConnectionData;
 
+    /// HelloRequest.
+    const RENEGOTIATION: u8 = 0;
+    const TAKES_TICKETS: bool = true;
+
     fn process<'c, 'i>(
         &'c mut self,
         records: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(records)
+    }
+
+    fn take_apart(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error> {
+        self.dangerous_into_kernel_connection()
+    }
+
+    fn took_ticket(
+        connection: &mut KernelConnection<Self::Data>,
+        ticket: &[u8],
+    ) -> Result<(), Error> {
+        connection.handle_new_session_ticket(ticket)
     }
 
     fn failure(error: &Error) -> Failure {
@@ -149,6 +165,8 @@ impl ClientSettings {
         config.alpn_protocols = vec![Protocol::Http11.name().into()];
         config.enable_sni = terms.tells_name;
         config.enable_early_data = false;
+        // For records of our own.
+        config.enable_secret_extraction = true;
         let sessions = servers.saturating_mul(SESSIONS_PER_SERVER);
         config.resumption =
             Resumption::in_memory_sessions(sessions.clamp(SESSIONS_PER_SERVER, SESSIONS_MAX));

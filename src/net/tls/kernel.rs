@@ -1,34 +1,7 @@
-//! What is left of a connection when the kernel makes the records that are sent (kTLS, linux/tls.h):
-//! the keys in the kernel's form, and the receiving direction, which stays here.
-//!
-//! It stays because nothing is gained by the kernel: what comes is small, it would have to be received
-//! by recvmsg(2) with room for the type of each record, which a multishot receive into shared buffers
-//! hasn't got, and before kernel 6.14 a client that renews its keys could not be followed. So the
-//! kernel is given the keys of one direction, and records of the other one are opened by rustls' own
-//! ciphers.
+//! Keys as the kernel takes them, where it is to make the records that are sent (kTLS, linux/tls.h).
 
-use rustls::crypto::cipher::{InboundOpaqueMessage, MessageDecrypter};
-use rustls::kernel::KernelConnection;
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::{
-    AlertDescription, CipherSuite, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage,
-    PeerMisbehaved, ProtocolVersion, SupportedCipherSuite,
-};
+use rustls::{CipherSuite, ConnectionTrafficSecrets, SupportedCipherSuite};
 use zeroize::Zeroize as _;
-
-use super::Handshake;
-use super::server::Advanced;
-
-/// Bytes before the content of a record: type, version, length.
-const HEADER: usize = 5;
-
-/// Most bytes of a record's encrypted content: 2^14 and 2048 (RFC 5246 §6.2.3), of which TLS 1.3 allows
-/// 256; what is decrypted is checked by rustls.
-const ENCRYPTED_MAX: usize = (1 << 14) + 2048;
-
-/// Alerts of level warning, and updates of keys in a row, that a client may send: as rustls has it.
-const WARNINGS_MAX: u8 = 4;
-const KEY_UPDATES_MAX: u8 = 32;
 
 /// Size of the largest `tls12_crypto_info_*` structure.
 const LARGEST: usize = 56;
@@ -49,7 +22,7 @@ pub struct Kind {
 /// Ciphers by their numbers in linux/tls.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-enum Cipher {
+pub(super) enum Cipher {
     Aes128Gcm = 51,
     Aes256Gcm = 52,
     Chacha20Poly1305 = 54,
@@ -71,7 +44,8 @@ impl Kind {
         ]
     };
 
-    fn of(suite: SupportedCipherSuite) -> Option<Self> {
+    /// That of a connection with this suite; `None` of one that isn't known here.
+    pub(super) fn of(suite: SupportedCipherSuite) -> Option<Self> {
         let version = match suite {
             SupportedCipherSuite::Tls12(_) => 0x0303,
             SupportedCipherSuite::Tls13(_) => 0x0304,
@@ -89,6 +63,16 @@ impl Kind {
             _ => return None,
         };
         Some(Self { version, cipher })
+    }
+
+    /// Whether it is of TLS 1.3.
+    pub(super) fn is_13(self) -> bool {
+        self.version == 0x0304
+    }
+
+    /// The cipher.
+    pub(super) fn cipher(self) -> Cipher {
+        self.cipher
     }
 
     fn bit(self) -> u8 {
@@ -150,16 +134,14 @@ impl Keys {
         })
     }
 
-    fn new(version: u16, secrets: &ConnectionTrafficSecrets, next: u64) -> Option<Self> {
-        let (cipher, key, iv) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Cipher::Aes128Gcm, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Cipher::Aes256Gcm, key, iv),
-            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
-                (Cipher::Chacha20Poly1305, key, iv)
-            }
-            _ => return None,
+    /// Those of a connection, whose next record has this number.
+    pub(super) fn new(kind: Kind, secrets: &ConnectionTrafficSecrets, next: u64) -> Option<Self> {
+        let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
+        else {
+            return None;
         };
-        let kind = Kind { version, cipher };
         let iv = iv.as_ref().try_into().ok()?;
         Some(Self::write(kind, key.as_ref(), iv, next))
     }
@@ -227,218 +209,6 @@ pub fn room_for(kind: Kind) -> ([u8; LARGEST], usize) {
     };
     ([0; LARGEST], length)
 }
-
-/// The kind of keys that the kernel would be given.
-pub(super) fn kind_of(connection: &UnbufferedServerConnection) -> Option<Kind> {
-    Kind::of(connection.negotiated_cipher_suite()?)
-}
-
-/// The receiving direction of a connection whose sending direction is the kernel's.
-pub(super) struct Opener {
-    /// Knows the next keys.
-    secrets: KernelConnection<ServerConnectionData>,
-    decrypter: Box<dyn MessageDecrypter>,
-    /// The number of the next record.
-    next: u64,
-    handshake: Handshake,
-    warnings: u8,
-    key_updates: u8,
-    /// The client wants new keys of us, which the kernel can't be given.
-    is_asked_for_keys: bool,
-}
-
-impl Opener {
-    /// Takes the connection apart, of which nothing may be held in either direction.
-    ///
-    /// # Errors
-    /// Where rustls doesn't give the keys away; the connection is lost.
-    pub(super) fn take_apart(
-        connection: UnbufferedServerConnection,
-        handshake: Handshake,
-    ) -> Result<(Keys, Self), Error> {
-        let (secrets, rest) = connection.dangerous_into_kernel_connection()?;
-        let version = match rest.negotiated_cipher_suite() {
-            SupportedCipherSuite::Tls12(_) => 0x0303,
-            SupportedCipherSuite::Tls13(_) => 0x0304,
-        };
-        let unknown = || Error::General("keys of a kind that the kernel has not got".to_owned());
-        let (next, sending) = secrets.tx;
-        let keys = Keys::new(version, &sending, next).ok_or_else(unknown)?;
-        let (next, receiving) = secrets.rx;
-        let decrypter = decrypter(rest.negotiated_cipher_suite(), receiving).ok_or_else(unknown)?;
-        let opener = Self {
-            secrets: rest,
-            decrypter,
-            next,
-            handshake,
-            warnings: 0,
-            key_updates: 0,
-            is_asked_for_keys: false,
-        };
-        Ok((keys, opener))
-    }
-
-    /// What the handshake came to.
-    pub(super) fn handshake(&self) -> Handshake {
-        self.handshake
-    }
-
-    /// Whether the client has asked for new keys of ours.
-    pub(super) fn is_asked_for_keys(&self) -> bool {
-        self.is_asked_for_keys
-    }
-
-    /// Opens all records that are whole. Plaintext goes to the front of `bytes`, over records that are
-    /// used up.
-    pub(super) fn advance(&mut self, bytes: &mut [u8]) -> Result<Advanced, Error> {
-        let mut done = Advanced {
-            used: 0,
-            plain: 0,
-            peer_closed: false,
-        };
-        while !done.peer_closed
-            && let Some((header, rest)) = bytes[done.used..].split_at_mut_checked(HEADER)
-        {
-            let (kind, length) = read_header(header)?;
-            let Some((record, _)) = rest.split_at_mut_checked(length) else {
-                break;
-            };
-            if self.is_tls13() && kind != ContentType::ApplicationData {
-                // What is encrypted never looks otherwise (RFC 8446 §5.2).
-                return Err(unexpected(kind));
-            }
-            let begin = record.as_ptr() as usize;
-            let message = InboundOpaqueMessage::new(kind, ProtocolVersion::TLSv1_2, record);
-            let opened = self.decrypter.decrypt(message, self.next)?;
-            // 2^64 records take longer than any connection.
-            self.next += 1;
-            // Of TLS 1.2 a nonce stands before the content.
-            let before = opened.payload.as_ptr() as usize - begin;
-            let at = done.used + HEADER + before;
-            let content = at..at + opened.payload.len();
-            match opened.typ {
-                ContentType::ApplicationData => {
-                    self.key_updates = 0;
-                    bytes.copy_within(content.clone(), done.plain);
-                    done.plain += content.len();
-                }
-                ContentType::Alert => done.peer_closed = self.is_end(opened.payload)?,
-                ContentType::Handshake => self.update_keys(opened.payload)?,
-                _ => return Err(unexpected(kind)),
-            }
-            done.used += HEADER + length;
-        }
-        Ok(done)
-    }
-
-    fn is_tls13(&self) -> bool {
-        matches!(
-            self.secrets.negotiated_cipher_suite(),
-            SupportedCipherSuite::Tls13(_)
-        )
-    }
-
-    /// Whether an alert says that nothing follows (RFC 8446 §6, RFC 5246 §7.2).
-    fn is_end(&mut self, alert: &[u8]) -> Result<bool, Error> {
-        let &[level, description] = alert else {
-            return Err(Error::InvalidMessage(InvalidMessage::MissingData("alert")));
-        };
-        let description = AlertDescription::from(description);
-        let is_warning = match self.is_tls13() {
-            true => description == AlertDescription::UserCanceled,
-            false => level == 1,
-        };
-        match description {
-            AlertDescription::CloseNotify => Ok(true),
-            _ if is_warning && self.warnings < WARNINGS_MAX => {
-                self.warnings += 1;
-                Ok(false)
-            }
-            _ => Err(Error::AlertReceived(description)),
-        }
-    }
-
-    /// Takes the one message of a handshake that may come: the client goes on with other keys
-    /// (RFC 8446 §4.6.3). Nothing else may share its record, since what follows is made with them.
-    fn update_keys(&mut self, message: &[u8]) -> Result<(), Error> {
-        let asked = match message {
-            [24, 0, 0, 1, asked @ 0..=1] if self.is_tls13() => *asked == 1,
-            _ => return Err(unexpected(ContentType::Handshake)),
-        };
-        if self.key_updates == KEY_UPDATES_MAX {
-            return Err(PeerMisbehaved::TooManyKeyUpdateRequests.into());
-        }
-        self.key_updates += 1;
-        let suite = self.secrets.negotiated_cipher_suite();
-        let (next, secrets) = self.secrets.update_rx_secret()?;
-        self.decrypter = decrypter(suite, secrets)
-            .ok_or_else(|| Error::General("keys of another kind".to_owned()))?;
-        self.next = next;
-        self.is_asked_for_keys |= asked;
-        Ok(())
-    }
-}
-
-/// What opens records with these keys.
-fn decrypter(
-    suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Option<Box<dyn MessageDecrypter>> {
-    let (key, iv, is_gcm) = match secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
-        | ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (key, iv, true),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (key, iv, false),
-        _ => return None,
-    };
-    Some(match suite {
-        SupportedCipherSuite::Tls13(suite) => suite.aead_alg.decrypter(key, iv),
-        SupportedCipherSuite::Tls12(suite) => {
-            // Of GCM the records have the rest.
-            let fixed = if is_gcm { 4 } else { 12 };
-            suite.aead_alg.decrypter(key, &iv.as_ref()[..fixed])
-        }
-    })
-}
-
-/// The type of a record, and how long its content is.
-fn read_header(header: &[u8]) -> Result<(ContentType, usize), Error> {
-    let &[kind, major, _, high, low] = header else {
-        return Err(InvalidMessage::MessageTooShort.into());
-    };
-    if major != 3 {
-        return Err(InvalidMessage::UnknownProtocolVersion.into());
-    }
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    match length {
-        0 => Err(InvalidMessage::InvalidEmptyPayload.into()),
-        1..=ENCRYPTED_MAX => Ok((ContentType::from(kind), length)),
-        _ => Err(Error::PeerSentOversizedRecord),
-    }
-}
-
-fn unexpected(kind: ContentType) -> Error {
-    Error::InappropriateMessage {
-        expect_types: vec![ContentType::ApplicationData],
-        got_type: kind,
-    }
-}
-
-/// The alert that tells a client of an error; `None` where it ended the connection itself.
-pub(super) fn alert(error: &Error) -> Option<[u8; 2]> {
-    let description = match error {
-        Error::AlertReceived(_) => return None,
-        Error::DecryptError => AlertDescription::BadRecordMac,
-        Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
-        Error::InvalidMessage(_) => AlertDescription::DecodeError,
-        Error::General(_) => AlertDescription::InternalError,
-        _ => AlertDescription::UnexpectedMessage,
-    };
-    // Fatal, and which.
-    Some([2, description.into()])
-}
-
-/// What tells a client that nothing follows.
-pub(super) const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
 #[cfg(test)]
 mod tests;

@@ -15,8 +15,10 @@ pub mod failure;
 pub mod hello;
 pub mod identity;
 pub mod kernel;
+mod layer;
 pub mod ocsp;
 pub mod records;
+mod seal;
 mod server;
 mod settings;
 pub mod tickets;
@@ -30,7 +32,7 @@ pub use client::{ClientSettings, PeerName, Roots, ServerFailure, Terms, TlsClien
 pub use clients::{ClientCertificate, Clients, ClientsError, ClientsPart};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError};
-pub use server::{Handshake, Plain, Protocol, TlsServer};
+pub use server::{Handshake, Plain, Protocol, Record, TlsServer};
 pub use settings::{Policy, Settings};
 
 /// Readies the calling thread for handshakes: its first random number seeds a generator of its own, for

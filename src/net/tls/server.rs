@@ -4,25 +4,25 @@
 use std::ops::DerefMut;
 use std::sync::Arc;
 
+use rustls::kernel::KernelConnection;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedConnectionCommon,
     UnbufferedStatus, WriteTraffic,
 };
-use rustls::{Error, HandshakeKind, ProtocolVersion};
+use rustls::{Error, ExtractedSecrets, HandshakeKind, ProtocolVersion};
 
 use super::clients::{Client, ClientCertificate, Clients};
-use super::kernel::{self, Keys, Kind, Opener};
+use super::kernel::{Keys, Kind};
+use super::layer::{CLOSE_NOTIFY, Layer, alert_of};
 use super::records::RECORD_MAX;
+use super::seal::{Begun, OVERHEAD};
 use super::{Failure, Settings};
 
 /// Most bytes that are held of a message that isn't whole: a record (RFC 8446 §5.2), what may have come
 /// with its last byte, and a handshake message in records of its own.
 pub(super) const HELD_MAX: usize = 64 << 10;
-
-/// Bytes that a record adds to its content at most: header, explicit nonce, type and tag.
-const RECORD_OVERHEAD: usize = 5 + 8 + 1 + 16;
 
 /// What a handshake has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +68,33 @@ pub enum Plain {
 pub type TlsServer = Tls<UnbufferedServerConnection>;
 
 /// One side of a connection, as rustls has it.
-pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> + Sized {
     /// What it knows besides what both sides do.
     type Data;
+
+    /// The message by which the peer would ask for another handshake, where there can be one (RFC 5246 §7.4.1).
+    const RENEGOTIATION: u8;
+
+    /// Whether the peer may send tickets after the handshake.
+    const TAKES_TICKETS: bool;
 
     /// Goes on by these records up to the next state.
     fn process<'c, 'i>(&'c mut self, records: &'i mut [u8])
     -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// Gives the keys away that the handshake has come to.
+    ///
+    /// # Errors
+    /// When it isn't over, or something is still to be sent.
+    fn take_apart(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error>;
+
+    /// Keeps a ticket that came after the handshake.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn took_ticket(_: &mut KernelConnection<Self::Data>, _ticket: &[u8]) -> Result<(), Error> {
+        Err(Error::General("a ticket of a client".to_owned()))
+    }
 
     /// What an error is called here.
     fn failure(error: &Error) -> Failure;
@@ -88,11 +108,19 @@ pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
 impl Side for UnbufferedServerConnection {
     type Data = rustls::server::ServerConnectionData;
 
+    /// ClientHello.
+    const RENEGOTIATION: u8 = 1;
+    const TAKES_TICKETS: bool = false;
+
     fn process<'c, 'i>(
         &'c mut self,
         records: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(records)
+    }
+
+    fn take_apart(self) -> Result<(ExtractedSecrets, KernelConnection<Self::Data>), Error> {
+        self.dangerous_into_kernel_connection()
     }
 
     fn failure(error: &Error) -> Failure {
@@ -103,7 +131,7 @@ impl Side for UnbufferedServerConnection {
 /// One side of a connection.
 ///
 /// Once an error was given, all that can be done is to send what is in `out`, and to close.
-pub struct Tls<C> {
+pub struct Tls<C: Side> {
     connection: Connection<C>,
     /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
     /// message in parts refers to it, so each call is given all of it.
@@ -124,12 +152,12 @@ pub struct Tls<C> {
     alert: Option<[u8; 2]>,
 }
 
-/// Who encrypts what is sent.
-enum Connection<C> {
-    /// rustls, which is all of the connection.
-    Ours(C),
-    /// The kernel.
-    Kernels(Box<Opener>),
+/// Who makes and opens records.
+pub(super) enum Connection<C: Side> {
+    /// rustls, up to the end of the handshake; after it as long as a part of a record is held.
+    Rustls(Box<C>),
+    /// We do.
+    Ours(Box<Layer<C>>),
     /// Nobody any more.
     Lost,
 }
@@ -137,19 +165,31 @@ enum Connection<C> {
 impl<C: Side> Connection<C> {
     fn advance(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Advanced, Error> {
         match self {
-            Self::Ours(connection) => advance(connection, bytes, out),
-            Self::Kernels(opener) => opener.advance(bytes),
+            Self::Rustls(connection) => advance(&mut **connection, bytes, out),
+            Self::Ours(layer) => layer.advance(bytes, out),
             Self::Lost => Err(Error::General("the connection is lost".to_owned())),
         }
     }
 
     fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
-            Self::Ours(connection) => connection.peer_certificates(),
-            Self::Kernels(_) | Self::Lost => None,
+            Self::Rustls(connection) => connection.peer_certificates(),
+            Self::Ours(layer) => Some(layer.chain()),
+            Self::Lost => None,
         }
     }
 }
+
+/// Where a record of content begins that isn't one yet.
+pub enum Record {
+    /// What is appended will be encrypted where it stands.
+    InPlace(Begin),
+    /// It has to be brought by [`Tls::send`].
+    Apart,
+}
+
+/// See [`Record::InPlace`].
+pub struct Begin(Begun);
 
 impl TlsServer {
     /// A connection by these settings, which were found by this name.
@@ -167,14 +207,11 @@ impl TlsServer {
     }
 
     /// The kind of keys by which the kernel could go on sending; `None` where it can't at this moment: before the
-    /// end of the handshake, when an end was told, while anything is held, when it does so already, and where
-    /// the client has shown a certificate, which is verified again after a reload.
+    /// end of the handshake, when an end was told, while anything is held, and when it does so already.
     pub fn kernel_kind(&self) -> Option<Kind> {
-        let idle = self.held.is_empty() && self.failed.is_none() && self.client.is_none();
+        let idle = self.held.is_empty() && self.failed.is_none();
         match &self.connection {
-            Connection::Ours(connection) if self.open && idle && !self.closed => {
-                kernel::kind_of(connection)
-            }
+            Connection::Ours(layer) if idle && !self.closed => layer.kind(),
             _ => None,
         }
     }
@@ -186,27 +223,21 @@ impl TlsServer {
     /// # Errors
     /// See [`Failure`].
     pub fn hand_over(&mut self) -> Result<Keys, Failure> {
-        let handshake = self.handshake();
-        let ready = self.kernel_kind().is_some();
-        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
-        let (Connection::Ours(connection), Some(handshake), true) = (connection, handshake, ready)
-        else {
-            return Err(self.fail(Failure::Ours));
+        let keys = match &mut self.connection {
+            Connection::Ours(layer) if self.held.is_empty() && !self.closed => layer.hand_over(),
+            _ => None,
         };
-        match Opener::take_apart(connection, handshake) {
-            Ok((keys, opener)) => {
-                self.connection = Connection::Kernels(Box::new(opener));
-                Ok(keys)
-            }
-            Err(error) => Err(self.fail(Failure::from(&error))),
+        if keys.is_none() {
+            self.connection = Connection::Lost;
         }
+        keys.ok_or_else(|| self.fail(Failure::Ours))
     }
 }
 
 impl<C: Side> Tls<C> {
     pub(super) fn of(connection: C, name: Option<Box<str>>) -> Self {
         Self {
-            connection: Connection::Ours(connection),
+            connection: Connection::Rustls(Box::new(connection)),
             held: Vec::new(),
             name,
             client: None,
@@ -253,6 +284,16 @@ impl<C: Side> Tls<C> {
         self.peer_closed = advanced.peer_closed;
         self.note_end_of_handshake()?;
         let Advanced { used, plain, .. } = advanced;
+        if self.open
+            && used
+                == if in_place {
+                    bytes.len()
+                } else {
+                    self.held.len()
+                }
+        {
+            self.take_over()?;
+        }
         if in_place {
             if !self.peer_closed {
                 self.held.extend_from_slice(&bytes[used..]);
@@ -289,8 +330,18 @@ impl<C: Side> Tls<C> {
         if plain.is_empty() {
             return Ok(());
         }
+        if let Connection::Ours(layer) = &mut self.connection {
+            for part in plain.chunks(RECORD_MAX) {
+                let begun = layer.begin(out).map_err(|error| of_sealing(&error))?;
+                out.extend_from_slice(part);
+                layer
+                    .finish(out, begun)
+                    .map_err(|error| of_sealing(&error))?;
+            }
+            return Ok(());
+        }
         let records = plain.len().div_ceil(RECORD_MAX);
-        let mut room = plain.len() + records * RECORD_OVERHEAD;
+        let mut room = plain.len() + records * OVERHEAD;
         self.write(out, |traffic, out| {
             loop {
                 let start = out.len();
@@ -310,15 +361,55 @@ impl<C: Side> Tls<C> {
         })
     }
 
+    /// Begins a record whose content is what is appended to `out` from now on, at most [`RECORD_MAX`] bytes;
+    /// [`Self::finish`] makes it one.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn begin(&mut self, out: &mut Vec<u8>) -> Result<Record, Failure> {
+        if let Some(failure) = self.failed {
+            return Err(failure);
+        }
+        match &mut self.connection {
+            Connection::Ours(layer) if !self.closed => match layer.begin(out) {
+                Ok(begun) => Ok(Record::InPlace(Begin(begun))),
+                Err(error) => Err(of_sealing(&error)),
+            },
+            _ => Ok(Record::Apart),
+        }
+    }
+
+    /// Takes it back, with what was appended.
+    pub fn abandon(&mut self, out: &mut Vec<u8>, begun: Begin) {
+        begun.0.abandon(out);
+    }
+
+    /// Makes it a record.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn finish(&mut self, out: &mut Vec<u8>, begun: Begin) -> Result<(), Failure> {
+        match &mut self.connection {
+            Connection::Ours(layer) => layer
+                .finish(out, begun.0)
+                .map_err(|error| of_sealing(&error)),
+            _ => Err(Failure::Ours),
+        }
+    }
+
     /// Adds to `out` what tells the peer that nothing follows, once; before the end of the handshake
     /// there is nothing to be told.
     pub fn close(&mut self, out: &mut Vec<u8>) {
         if !self.open || self.failed.is_some() || std::mem::replace(&mut self.closed, true) {
             return;
         }
-        if !matches!(self.connection, Connection::Ours(_)) {
-            self.alert = Some(kernel::CLOSE_NOTIFY);
-            return;
+        match &mut self.connection {
+            Connection::Rustls(_) => {}
+            Connection::Ours(layer) => {
+                self.alert = layer.alert(CLOSE_NOTIFY, out);
+                return;
+            }
+            Connection::Lost => return,
         }
         let closed = self.write(out, |traffic, out| {
             let start = out.len();
@@ -374,8 +465,8 @@ impl<C: Side> Tls<C> {
             return None;
         }
         let connection = match &self.connection {
-            Connection::Ours(connection) => connection,
-            Connection::Kernels(opener) => return Some(opener.handshake()),
+            Connection::Rustls(connection) => connection,
+            Connection::Ours(layer) => return Some(layer.handshake()),
             Connection::Lost => return None,
         };
         let suite = connection.negotiated_cipher_suite()?;
@@ -396,6 +487,11 @@ impl<C: Side> Tls<C> {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn connection(&mut self) -> &mut Connection<C> {
+        &mut self.connection
+    }
+
     /// More about what ended it, in words, where there is more to say.
     pub fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
@@ -409,7 +505,7 @@ impl<C: Side> Tls<C> {
     /// What the handshake held is not for an idle connection to keep.
     fn note_end_of_handshake(&mut self) -> Result<(), Failure> {
         match &self.connection {
-            Connection::Ours(connection) if !self.open && !connection.is_handshaking() => {}
+            Connection::Rustls(connection) if !self.open && !connection.is_handshaking() => {}
             _ => return Ok(()),
         }
         if let Some(client) = &mut self.client
@@ -424,6 +520,25 @@ impl<C: Side> Tls<C> {
         Ok(())
     }
 
+    /// Has the records made and opened here, once the handshake is over. Nothing may be held.
+    fn take_over(&mut self) -> Result<(), Failure> {
+        if !matches!(self.connection, Connection::Rustls(_)) || self.closed {
+            return Ok(());
+        }
+        let handshake = self.handshake();
+        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
+        let (Connection::Rustls(connection), Some(handshake)) = (connection, handshake) else {
+            return Err(self.fail(Failure::Ours));
+        };
+        match Layer::take_apart(*connection, handshake, self.client.is_some()) {
+            Ok(layer) => {
+                self.connection = Connection::Ours(Box::new(layer));
+                Ok(())
+            }
+            Err(error) => Err(self.fail(C::failure(&error))),
+        }
+    }
+
     /// Brings the connection to where it takes content, and lets `write` give it some.
     fn write(
         &mut self,
@@ -431,7 +546,7 @@ impl<C: Side> Tls<C> {
         mut write: impl FnMut(&mut WriteTraffic<'_, C::Data>, &mut Vec<u8>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         loop {
-            let Connection::Ours(connection) = &mut self.connection else {
+            let Connection::Rustls(connection) = &mut self.connection else {
                 return Err(Failure::Ours);
             };
             let status = connection.process(&mut self.held);
@@ -478,14 +593,20 @@ impl<C: Side> Tls<C> {
 
     /// Whether the client wants new keys from us, which the kernel can't be given.
     pub fn is_asked_for_keys(&self) -> bool {
-        matches!(&self.connection, Connection::Kernels(opener) if opener.is_asked_for_keys())
+        match &self.connection {
+            Connection::Ours(layer) => layer.is_kernels() && layer.is_asked_for_keys(),
+            _ => false,
+        }
     }
 
     /// Has the client told of an error.
     fn tell(&mut self, error: &Error, out: &mut Vec<u8>) {
-        match self.connection {
-            Connection::Ours(_) => self.alert(out),
-            Connection::Kernels(_) | Connection::Lost => self.alert = kernel::alert(error),
+        match &mut self.connection {
+            Connection::Rustls(_) => self.alert(out),
+            Connection::Ours(layer) => {
+                self.alert = alert_of(error).and_then(|alert| layer.alert(alert, out));
+            }
+            Connection::Lost => {}
         }
     }
 
@@ -493,7 +614,7 @@ impl<C: Side> Tls<C> {
     /// have come far into it, and refers to it by its places.
     fn alert(&mut self, out: &mut Vec<u8>) {
         // Nothing of it is received, so the queue of what is to be sent only gets shorter.
-        while let Connection::Ours(connection) = &mut self.connection
+        while let Connection::Rustls(connection) = &mut self.connection
             && connection.wants_write()
         {
             let UnbufferedStatus { state, .. } = connection.process(&mut []);
@@ -510,6 +631,14 @@ impl<C: Side> Tls<C> {
                 _ => return,
             }
         }
+    }
+}
+
+/// What it is when no record can be made.
+fn of_sealing(error: &Error) -> Failure {
+    match error {
+        Error::EncryptError => Failure::Exhausted,
+        _ => Failure::Ours,
     }
 }
 

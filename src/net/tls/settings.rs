@@ -161,7 +161,7 @@ fn configure(
     // Tickets hold all there is: what is kept by name could not be had on another core.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    // For the kernel, and only where it is to send.
+    // For records of our own, and of the kernel's.
     config.enable_secret_extraction = true;
     match tickets {
         Some(tickets) => {

@@ -4,8 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion,
+};
 
 use super::settings::PROVIDER;
 use super::tickets::{TicketKey, Tickets};
@@ -129,4 +133,44 @@ impl Pair {
         self.client.writer().write_all(plain).unwrap();
         sent(&mut self.client)
     }
+}
+
+/// A version and a suite of it.
+pub(super) type Suite = (&'static SupportedProtocolVersion, CipherSuite);
+
+/// All that there are with an ECDSA key.
+pub(super) const SUITES: [Suite; 6] = [
+    (&TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+    (&TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+    (
+        &TLS12,
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    ),
+    (&TLS13, CipherSuite::TLS13_AES_128_GCM_SHA256),
+    (&TLS13, CipherSuite::TLS13_AES_256_GCM_SHA384),
+    (&TLS13, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256),
+];
+
+/// An open connection with this suite alone.
+pub(super) fn open_pair((version, suite): Suite) -> Pair {
+    let (settings, roots) = settings(&["a.example"], Policy::Intermediate);
+    let suites = PROVIDER
+        .cipher_suites
+        .iter()
+        .filter(|it| it.suite() == suite);
+    let provider = CryptoProvider {
+        cipher_suites: suites.copied().collect(),
+        ..(**PROVIDER).clone()
+    };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // For who makes the client's records himself.
+    config.enable_secret_extraction = true;
+    let mut pair = Pair::new(&settings, &Arc::new(config), "a.example");
+    pair.exchange();
+    assert!(pair.server.is_open());
+    pair
 }

@@ -236,6 +236,29 @@ impl Core {
         }
     }
 
+    /// As [`Self::read_resident`], at most `len` bytes behind what is in `into`, which has room for them; it isn't filled
+    /// with zeros before.
+    ///
+    /// # Errors
+    /// As [`Self::read_resident`].
+    pub fn append_resident(
+        &self,
+        file: &Fd,
+        into: &mut Vec<u8>,
+        len: usize,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        match file.os() {
+            Some(os) => crate::runtime::sys::append_resident(os, into, len, offset),
+            None => {
+                let mut read = vec![0; len];
+                let there = self.read_resident(file, &mut read, offset)?;
+                into.extend_from_slice(&read[..there]);
+                Ok(there)
+            }
+        }
+    }
+
     /// Whether the page of this byte is in memory; also where the file ends before it, or its file system
     /// can't say. What the kernel is reading at the moment isn't.
     ///

@@ -130,6 +130,7 @@ fn old_client(terms: &Terms) -> ClientSettings {
         .with_custom_certificate_verifier(terms.trust.verifier())
         .with_no_client_auth();
     config.alpn_protocols = new.config.alpn_protocols.clone();
+    config.enable_secret_extraction = true;
     ClientSettings {
         config: Arc::new(config),
     }

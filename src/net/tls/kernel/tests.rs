@@ -1,53 +1,16 @@
 //! Connections whose sending direction is given away, to a kernel of a few lines.
 
 use std::mem::{offset_of, size_of};
-use std::sync::Arc;
 
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
 use proptest::prelude::*;
-use rustls::crypto::CryptoProvider;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, SupportedProtocolVersion};
 
-use super::super::settings::PROVIDER;
-use super::super::testing::{Pair, feed, sent, settings};
-use super::super::{Failure, Plain, Policy};
+use super::super::layer::KEY_UPDATES_MAX;
+use super::super::testing::{Pair, SUITES, feed, open_pair, sent};
+use super::super::{Failure, Plain};
 use super::*;
-
-const SUITES: [(&SupportedProtocolVersion, CipherSuite); 6] = [
-    (&TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
-    (&TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
-    (
-        &TLS12,
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-    ),
-    (&TLS13, CipherSuite::TLS13_AES_128_GCM_SHA256),
-    (&TLS13, CipherSuite::TLS13_AES_256_GCM_SHA384),
-    (&TLS13, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256),
-];
-
-fn open_pair(version: &'static SupportedProtocolVersion, suite: CipherSuite) -> Pair {
-    let (settings, roots) = settings(&["a.example"], Policy::Intermediate);
-    let suites = PROVIDER
-        .cipher_suites
-        .iter()
-        .filter(|it| it.suite() == suite);
-    let provider = CryptoProvider {
-        cipher_suites: suites.copied().collect(),
-        ..(**PROVIDER).clone()
-    };
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut pair = Pair::new(&settings, &Arc::new(config), "a.example");
-    pair.exchange();
-    assert!(pair.server.is_open());
-    pair
-}
 
 /// What the kernel does with the structures of linux/tls.h (net/tls/tls_sw.c, tls.h), as libc has them.
 struct Kernel {
@@ -146,8 +109,8 @@ impl Kernel {
 
 #[test]
 fn the_kernel_goes_on_where_we_stopped_and_what_comes_is_still_read() {
-    for (index, (version, suite)) in SUITES.into_iter().enumerate() {
-        let mut pair = open_pair(version, suite);
+    for (index, suite) in SUITES.into_iter().enumerate() {
+        let mut pair = open_pair(suite);
         // Both directions have been in use.
         pair.server.send(b"ours", &mut pair.out).unwrap();
         pair.client_sends(b"");
@@ -194,8 +157,7 @@ fn the_kernel_goes_on_where_we_stopped_and_what_comes_is_still_read() {
 
 #[test]
 fn nothing_is_given_away_while_something_is_held_or_ends() {
-    let (version, suite) = SUITES[3];
-    let mut pair = open_pair(version, suite);
+    let mut pair = open_pair(SUITES[3]);
     let bytes = pair.client_sends(b"a request");
     pair.receive(&bytes[..10]);
     assert_eq!(pair.server.kernel_kind(), None, "a part of a record");
@@ -211,8 +173,7 @@ fn nothing_is_given_away_while_something_is_held_or_ends() {
 
 #[test]
 fn a_client_may_go_on_with_other_keys_but_can_t_have_others_of_ours() {
-    let (version, suite) = SUITES[3];
-    let mut pair = open_pair(version, suite);
+    let mut pair = open_pair(SUITES[3]);
     let keys = pair.server.hand_over().unwrap();
     let mut kernel = Kernel::new(&keys);
     for _ in 0..KEY_UPDATES_MAX + 8 {
@@ -275,9 +236,9 @@ fn what_breaks_the_protocol_is_told_by_an_alert_of_the_kernel() {
             None,
         ),
     ];
-    for (version, suite) in [SUITES[0], SUITES[3]] {
+    for suite in [SUITES[0], SUITES[3]] {
         for (what, bytes, failure, alert) in &broken {
-            let mut pair = open_pair(version, suite);
+            let mut pair = open_pair(suite);
             pair.server.hand_over().unwrap();
             let mut bytes = bytes(&mut pair);
             let told = pair.server.receive(&mut bytes, &mut pair.out).err();
@@ -326,8 +287,7 @@ proptest! {
         cut in 0_usize..300,
         which in 0_usize..6,
     ) {
-        let (version, suite) = SUITES[which];
-        let mut pair = open_pair(version, suite);
+        let mut pair = open_pair(SUITES[which]);
         pair.server.hand_over().unwrap();
         let mut sent = pair.client_sends(b"a request");
         sent.truncate(cut);
