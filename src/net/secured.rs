@@ -323,7 +323,10 @@ impl Secured {
             }
             let plain = first.len() + read.unwrap_or(0);
             let finished = on_either!(&mut *tls, one => match plain {
-                0 => Ok(one.abandon(&mut queue, begun)),
+                0 => {
+                    one.abandon(&mut queue, begun);
+                    Ok(())
+                }
                 _ => one.finish(&mut queue, begun),
             });
             finished.inspect_err(|failure| self.failure.set(Some(*failure)))?;

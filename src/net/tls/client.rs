@@ -16,8 +16,9 @@ use rustls::sign::SingleCertAndKey;
 use rustls::unbuffered::UnbufferedStatus;
 use rustls::{ClientConfig, Error, ExtractedSecrets};
 
-use super::server::{Protocol, Side, Tls};
+use super::server::{Protocol, Tls};
 use super::settings::PROVIDER;
+use super::side::Side;
 use super::{Failure, Identity, Policy};
 
 pub use failure::ServerFailure;

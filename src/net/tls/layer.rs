@@ -18,7 +18,7 @@ use rustls::{
 use super::Handshake;
 use super::kernel::{Keys, Kind};
 use super::seal::{ALERT, Begun, CONTENT, HANDSHAKE, HEADER, Sealer};
-use super::server::{Advanced, Side};
+use super::side::{Advanced, Side};
 
 /// Most bytes of a record's encrypted content: 2^14 and 2048 (RFC 5246 §6.2.3), of which TLS 1.3 allows
 /// 256; what is decrypted is checked by rustls.

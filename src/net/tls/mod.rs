@@ -21,6 +21,7 @@ pub mod records;
 mod seal;
 mod server;
 mod settings;
+mod side;
 pub mod tickets;
 
 #[cfg(test)]
