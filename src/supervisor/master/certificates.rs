@@ -5,8 +5,6 @@ use std::time::Instant;
 
 use super::Master;
 use super::machine::WorkerId;
-use crate::config::model::CertificateId;
-use crate::supervisor::certificates::Pem;
 use crate::supervisor::messages::ToWorker;
 use crate::util::clock;
 
@@ -19,9 +17,13 @@ impl Master {
         else {
             return;
         };
-        let wanted = &configuration.facts.certificates;
-        let (pems, model) = (&configuration.certificates, &loaded.model);
-        self.certificates.take(wanted, pems, model, Instant::now());
+        let wanted = (
+            &*configuration.facts.certificates,
+            &*configuration.facts.clients,
+        );
+        let in_use = (&configuration.replaced, &*loaded.model);
+        let now = (Instant::now(), clock::unix_s());
+        self.certificates.take(wanted, in_use, now);
     }
 
     /// Hands on what was replaced or renewed: to all workers, also to those that drain, and to the
@@ -31,34 +33,20 @@ impl Master {
         if new.is_empty() {
             return;
         }
-        for pem in &new {
-            self.replace_certificate(pem);
+        for configuration in self.configurations.values_mut() {
+            let facts = &configuration.facts;
+            let mut of_this = new.clone();
+            of_this.keep(&facts.certificates, &facts.clients);
+            if let Some(loaded) = &mut configuration.loaded {
+                // What a reload would change is told by what is in use.
+                of_this.refer(&facts.certificates, &mut loaded.references);
+            }
+            configuration.replaced.put(of_this);
         }
         let workers: Vec<WorkerId> = self.children.iter().map(|child| child.worker).collect();
         let message = ToWorker::Certificates(new);
         for worker in workers {
             self.tell(worker, &message);
-        }
-    }
-
-    fn replace_certificate(&mut self, pem: &Pem) {
-        for configuration in self.configurations.values_mut() {
-            let mut wanted = configuration.facts.certificates.iter();
-            if !wanted.any(|wanted| wanted.id == pem.id) {
-                continue;
-            }
-            configuration
-                .certificates
-                .retain(|known| known.id != pem.id);
-            configuration.certificates.push(pem.clone());
-            // What a reload would change is told by what is in use.
-            if let (CertificateId::Files { certificate, key }, Some(loaded)) =
-                (&pem.id, &mut configuration.loaded)
-            {
-                let known = &mut loaded.references.pem;
-                known.insert(certificate.clone(), pem.certificate.clone().into());
-                known.insert(key.clone(), pem.key.clone());
-            }
         }
     }
 }

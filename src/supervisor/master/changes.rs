@@ -152,7 +152,7 @@ impl Master {
                 None => open_log(target).map(|log| Some(Arc::new(log))),
             },
         };
-        let made = self.certificates.make(&facts.certificates, clock::unix_s());
+        let made = (self.certificates).begin(&facts.certificates, clock::unix_s());
         let made =
             made.map_err(|problem| refusal::message(&problem.message, None, &[problem.help]));
         let bound = self
@@ -168,7 +168,7 @@ impl Master {
         // can't be served is a bad configuration.
         let code = if self.in_force.is_some() { 78 } else { 1 };
         let failed = |text| (text, code);
-        let (log, sockets, certificates) = match (log, bound, made) {
+        let (log, sockets, replaced) = match (log, bound, made) {
             (Ok(log), Ok(sockets), Ok(made)) => (log, sockets, made),
             (log, bound, made) => {
                 let texts = [log.err(), bound.err(), made.err()].into_iter().flatten();
@@ -192,7 +192,7 @@ impl Master {
             facts,
             bundle: Arc::new(bundle),
             loaded,
-            certificates,
+            replaced,
             sockets,
             log,
         };
