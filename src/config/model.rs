@@ -32,8 +32,8 @@ pub use tls::{
 };
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
-    RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
-    UpstreamTls,
+    RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamFiles,
+    UpstreamServer, UpstreamTls,
 };
 
 /// One snapshot of the whole configuration.

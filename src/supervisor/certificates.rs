@@ -16,7 +16,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use self::news::Ending;
-use self::subject::{ClientsInUse, Read, Response, StatementInUse, Subject};
+use self::subject::{
+    ClientsInUse, FileTexts, Read, Response, StatementInUse, Subject, UpstreamInUse,
+};
 use self::wire::Pem;
 pub(super) use self::wire::Replaced;
 use self::wire::Said;
@@ -29,7 +31,7 @@ use crate::certificates::ocsp::{self, Asked};
 use crate::certificates::pairs::PairInUse;
 use crate::certificates::watcher::{Change, News};
 use crate::certificates::{LocalCa, Name, Places, Watcher};
-use crate::config::model::{CertificateId, Model, Ocsp};
+use crate::config::model::{CertificateId, Model, Ocsp, UpstreamFiles};
 use crate::http::semantics::date;
 use crate::net::tls::ocsp::verify;
 use crate::util::x509::Facts;
@@ -54,6 +56,8 @@ pub(super) struct Keeper {
     asker: Asker<CertificateId>,
     /// Why an authority could not be asked, as it was told last.
     told: BTreeMap<CertificateId, String>,
+    /// What files of upstreams hold that were replaced.
+    of_upstreams: FileTexts,
     warnings: Warnings<Ending>,
     /// When something is to be looked at, if there is something.
     next: Option<Instant>,
@@ -81,6 +85,7 @@ impl Keeper {
             clients: Vec::new(),
             asker: Asker::default(),
             told: BTreeMap::new(),
+            of_upstreams: FileTexts::new(),
             warnings: Warnings::default(),
             next: None,
             ask_at: None,
@@ -225,13 +230,30 @@ impl Keeper {
                 Subject::Clients(ClientsInUse { id, clients })
             }));
         }
+        subjects.extend(model.upstreams.iter().filter_map(|upstream| {
+            let tls = upstream.tls.as_ref()?;
+            (tls.files != UpstreamFiles::default()).then(|| {
+                Subject::Upstream(UpstreamInUse {
+                    name: upstream.name.to_string(),
+                    files: tls.files.clone(),
+                    trust: tls.terms.trust.clone(),
+                    identity: tls.terms.identity.clone(),
+                })
+            })
+        }));
         self.forget_others(&subjects);
+        let some = (!subjects.is_empty() || !self.in_force.is_empty()).then_some(now);
         for subject in subjects {
             // At what it was read is not known, so the first look reads it again.
             self.watcher.watch(subject, Vec::new());
         }
-        let some = (!self.in_force.is_empty()).then_some(now);
         (self.next, self.ask_at) = (some, some);
+    }
+
+    /// What files of upstreams hold that were replaced since this was asked last: whoever drives this makes
+    /// a configuration of it, as no core can take another upstream alone.
+    pub(super) fn take_of_upstreams(&mut self) -> FileTexts {
+        std::mem::take(&mut self.of_upstreams)
     }
 
     /// Forgets what is in use no more.
@@ -335,6 +357,7 @@ impl Keeper {
                 response: response.says.map(|_| response.bytes),
                 at_s: now.1,
             }),
+            (Subject::Upstream(_), Read::Upstream(_, _, texts)) => self.of_upstreams.extend(texts),
             // What is read is of the kind that it is read by.
             _ => {}
         }

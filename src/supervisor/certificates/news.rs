@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::subject::{Read, Subject, shown as shown_files};
+use super::subject::{Read, Subject, UpstreamInUse, shown as shown_files};
 use super::{Keeper, day, shown, time};
 use crate::certificates::expiry::{self, Stage};
 use crate::certificates::ocsp::News;
@@ -55,6 +55,11 @@ impl Subject {
                     }
                 }
             }
+            (Self::Upstream(of), _) => tracing::info!(
+                upstream = of.name,
+                files = paths(of),
+                "files of TLS to servers were replaced: the next connection goes by them"
+            ),
             _ => {}
         }
     }
@@ -68,6 +73,13 @@ impl Subject {
             Self::Statement(_) => {
                 tracing::warn!(
                     "{why}; what clients were told before they are told as long as it holds"
+                );
+            }
+            Self::Upstream(of) => {
+                let upstream = &of.name;
+                tracing::warn!(
+                    upstream,
+                    "{why}; what connections were made by before goes on"
                 );
             }
         }
@@ -87,8 +99,21 @@ impl Subject {
             Self::Statement(of) => {
                 tracing::info!(file = %of.path.display(), "an OCSP response is right again");
             }
+            Self::Upstream(of) => {
+                let (upstream, files) = (&of.name, paths(of));
+                tracing::info!(
+                    upstream,
+                    files,
+                    "the files of TLS to servers are right again"
+                );
+            }
         }
     }
+}
+
+fn paths(of: &UpstreamInUse) -> String {
+    let names: Vec<_> = of.paths().map(|path| path.display().to_string()).collect();
+    names.join(", ")
 }
 
 impl Keeper {
@@ -174,7 +199,7 @@ impl Keeper {
         }
         for subject in self.watcher.all() {
             match subject {
-                Subject::Certificate(_) => {}
+                Subject::Certificate(_) | Subject::Upstream(_) => {}
                 Subject::Clients(one) => {
                     for list in one.clients.lists() {
                         let Some(end) = list.next_update else {

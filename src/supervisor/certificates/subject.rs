@@ -1,16 +1,20 @@
-//! The files that the keeper watches: certificates, which clients are taken, and what authorities say.
+//! The files that the keeper watches: certificates, which clients are taken, what authorities say, and what
+//! connections to servers are made by.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::day;
 use super::wire::ClientsPem;
-use crate::certificates::files::{Content, LIST_BYTES_MAX, Mark, mark, read};
+use crate::certificates::files::{Content, FILE_BYTES_MAX, LIST_BYTES_MAX, Mark, mark, read};
 use crate::certificates::pairs::PairInUse;
 use crate::certificates::watcher::Source;
-use crate::config::model::{CertificateId, ClientsId, PemFile};
-use crate::net::tls::Clients;
+use crate::config::model::{CertificateId, ClientsId, PemFile, UpstreamFiles};
+use crate::net::tls::identity::Part;
 use crate::net::tls::ocsp::{self, OcspError, RESPONSE_MAX, Statement};
+use crate::net::tls::{Clients, Identity, IdentityError, Roots, Trust};
 use crate::util::x509::{self, Facts};
 
 /// Files that are watched, and what is in use of them.
@@ -19,6 +23,7 @@ pub(super) enum Subject {
     Certificate(PairInUse),
     Clients(ClientsInUse),
     Statement(StatementInUse),
+    Upstream(UpstreamInUse),
 }
 
 /// What they are read as.
@@ -26,7 +31,11 @@ pub(super) enum Read {
     Certificate(Content, Box<Facts>),
     Clients(ClientsPem, Arc<Clients>),
     Statement(Response),
+    Upstream(Trust, Option<Arc<Identity>>, FileTexts),
 }
+
+/// What files hold that came to be read. It is wiped when it is dropped, since it may be a key.
+pub(in crate::supervisor) type FileTexts = Vec<(PathBuf, Zeroizing<String>)>;
 
 /// The clients that are taken.
 #[derive(Clone)]
@@ -47,6 +56,16 @@ pub(super) struct StatementInUse {
     pub(super) in_use: Option<Response>,
 }
 
+/// What the connections to the servers of an upstream are made by.
+#[derive(Clone)]
+pub(super) struct UpstreamInUse {
+    /// Its name.
+    pub(super) name: String,
+    pub(super) files: UpstreamFiles,
+    pub(super) trust: Trust,
+    pub(super) identity: Option<Arc<Identity>>,
+}
+
 /// A response of an authority.
 #[derive(Clone)]
 pub(super) struct Response {
@@ -65,6 +84,7 @@ impl Source for Subject {
             (Self::Certificate(one), Self::Certificate(other)) => one.is_at(other),
             (Self::Clients(one), Self::Clients(other)) => one.id == other.id,
             (Self::Statement(one), Self::Statement(other)) => one.of == other.of,
+            (Self::Upstream(one), Self::Upstream(other)) => one.name == other.name,
             _ => false,
         }
     }
@@ -82,6 +102,12 @@ impl Source for Subject {
                     && one.chain == other.chain
                     && bytes(&one.in_use) == bytes(&other.in_use)
             }
+            (Self::Upstream(one), Self::Upstream(other)) => {
+                one.name == other.name
+                    && one.files == other.files
+                    && one.trust == other.trust
+                    && one.identity == other.identity
+            }
             _ => false,
         }
     }
@@ -91,6 +117,7 @@ impl Source for Subject {
             Self::Certificate(one) => one.marks(),
             Self::Clients(one) => one.id.files().map(|file| mark(&file.0)).collect(),
             Self::Statement(one) => vec![mark(&one.path)],
+            Self::Upstream(one) => one.paths().map(|path| mark(path)).collect(),
         }
     }
 
@@ -102,6 +129,7 @@ impl Source for Subject {
             }
             Self::Clients(one) => one.read(unix_s),
             Self::Statement(one) => one.read(unix_s),
+            Self::Upstream(one) => one.read(),
         }
     }
 
@@ -114,6 +142,10 @@ impl Source for Subject {
             (Self::Clients(one), Read::Clients(_, clients)) => one.clients = Arc::clone(clients),
             (Self::Statement(one), Read::Statement(response)) => {
                 one.in_use = Some(response.clone());
+            }
+            (Self::Upstream(one), Read::Upstream(trust, identity, _)) => {
+                one.trust = trust.clone();
+                one.identity.clone_from(identity);
             }
             // What is read is of the kind that it is read by.
             _ => {}
@@ -168,6 +200,44 @@ impl StatementInUse {
     }
 }
 
+impl UpstreamInUse {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.files.identity.iter().flat_map(|(own, key)| [own, key]);
+        self.files.trust.iter().chain(own)
+    }
+
+    fn read(&self) -> Result<Option<Read>, String> {
+        let mut texts = FileTexts::new();
+        let wrong = |path: &Path, error: &IdentityError| {
+            format!("{} {}; {}", path.display(), error.message, error.help)
+        };
+        let mut trust = self.trust.clone();
+        if let Some(path) = &self.files.trust {
+            let text = secret(path, LIST_BYTES_MAX)?;
+            let roots = Roots::from_pem(text.as_bytes()).map_err(|error| wrong(path, &error))?;
+            trust = Trust::Roots(roots);
+            texts.push((path.clone(), text));
+        }
+        let mut identity = None;
+        if let Some((certificate, key)) = &self.files.identity {
+            let own = [certificate, key].map(|path| secret(path, FILE_BYTES_MAX));
+            let [own, secret] = own;
+            let (own, secret) = (own?, secret?);
+            let made = Identity::from_pem(own.as_bytes(), secret.as_bytes());
+            let made = made.map_err(|error| match error.part {
+                Part::Certificate => wrong(certificate, &error),
+                Part::Key => wrong(key, &error),
+            })?;
+            identity = Some(Arc::new(made));
+            texts.extend([(certificate.clone(), own), (key.clone(), secret)]);
+        }
+        if trust == self.trust && identity == self.identity {
+            return Ok(None);
+        }
+        Ok(Some(Read::Upstream(trust, identity, texts)))
+    }
+}
+
 /// The names of files, for people.
 pub(super) fn shown(files: &[PemFile]) -> String {
     let names: Vec<_> = files.iter().map(|it| it.0.display().to_string()).collect();
@@ -175,8 +245,18 @@ pub(super) fn shown(files: &[PemFile]) -> String {
 }
 
 fn text(path: &Path) -> Result<String, String> {
-    let bytes = read(path, LIST_BYTES_MAX)?.to_vec();
-    String::from_utf8(bytes).map_err(|_| format!("{}: it is no text in PEM", path.display()))
+    secret(path, LIST_BYTES_MAX).map(|mut text| std::mem::take(&mut *text))
+}
+
+fn secret(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, String> {
+    let mut bytes = read(path, bytes_max)?;
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            drop(Zeroizing::new(error.into_bytes()));
+            Err(format!("{}: it is no text in PEM", path.display()))
+        }
+    }
 }
 
 /// Why lists that are whole are worse than those in use: they would let somebody in again, or keep

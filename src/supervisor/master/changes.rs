@@ -18,7 +18,7 @@ use crate::supervisor::{banner, refusal, sandbox};
 use crate::util::clock;
 
 impl Master {
-    /// Gets a change ready: a reload at once, an upgrade by a check in a child.
+    /// Gets a change ready: a reload and a refresh at once, an upgrade by a check in a child.
     pub(super) fn prepare(&mut self, change: ChangeId, kind: Kind) {
         self.notify.reloading(kind.word());
         self.notify_ready = true;
@@ -32,7 +32,11 @@ impl Master {
             }
             return;
         }
-        let prepared = check(&self.input, false).map_err(|text| (text, 78));
+        let prepared = match kind {
+            Kind::Refresh => self.made_again(),
+            _ => check(&self.input, false),
+        };
+        let prepared = prepared.map_err(|text| (text, 78));
         self.prepared(change, prepared, None);
     }
 

@@ -182,8 +182,8 @@ fn answer(
 fn says(directory: &Path, request: &[u8], is_good: bool) -> Vec<u8> {
     // One at a time asks.
     let lines = (1..10).map(|serial| match is_good {
-        true => format!("V\t350101000000Z\t\t0{serial}\tunknown\t/CN=a\n"),
-        false => format!("R\t350101000000Z\t240101000000Z\t0{serial}\tunknown\t/CN=a\n"),
+        true => format!("V\t350101000000Z\t\t0{serial}\tunknown\t/CN=a{serial}\n"),
+        false => format!("R\t350101000000Z\t240101000000Z\t0{serial}\tunknown\t/CN=a{serial}\n"),
     });
     fs::write(directory.join("index.txt"), lines.collect::<String>()).unwrap();
     fs::write(directory.join("request"), request).unwrap();
