@@ -12,8 +12,12 @@ use crate::net::tls::Identity;
 use crate::net::tls::identity::{IdentityError, Part, digest_of, facts_of};
 use crate::util::x509::Facts;
 
-/// Largest file that is read, in bytes: 1 MiB. A chain has some thousands.
+/// Largest file of a certificate or a key, in bytes: 1 MiB. A chain has some thousands.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Largest file of authorities or revocation lists, in bytes: 16 MiB, as a configuration reads them. A list
+/// has 40 for each certificate.
+pub const LIST_BYTES_MAX: u64 = 16 << 20;
 
 /// A certificate's file and that of its key, which may be the same one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,8 +49,8 @@ impl Content {
 
 impl Pair {
     /// The marks of both files.
-    pub fn marks(&self) -> [Mark; 2] {
-        [&self.certificate, &self.key].map(|path| mark(path))
+    pub fn marks(&self) -> Vec<Mark> {
+        [&self.certificate, &self.key].map(|path| mark(path)).into()
     }
 
     /// Reads both files.
@@ -54,7 +58,7 @@ impl Pair {
     /// # Errors
     /// Which can't be read, and why.
     pub fn read(&self) -> Result<Content, String> {
-        let read = |path: &Path| read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let read = |path: &Path| read(path, FILE_BYTES_MAX);
         Ok(Content {
             certificate: read(&self.certificate)?.to_vec(),
             key: read(&self.key)?,
@@ -81,7 +85,7 @@ impl Pair {
 }
 
 /// The mark of a file.
-fn mark(path: &Path) -> Mark {
+pub fn mark(path: &Path) -> Mark {
     let found = std::fs::metadata(path).ok()?;
     let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     Some([
@@ -93,11 +97,15 @@ fn mark(path: &Path) -> Mark {
     ])
 }
 
-/// Reads a file whole. The memory is wiped when it is dropped, since it may be a key.
+/// Reads a file of bounded size whole. The memory is wiped when it is dropped, since it may be a key.
 ///
 /// # Errors
-/// As open(2) and read(2), and for what is no file, or more than 1 MiB.
-pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+/// The file, and why it can't be read, also for what is no file, or is larger.
+pub fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    try_read(path, bytes_max).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn try_read(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = OpenOptions::new()
         .read(true)
         // A pipe without a writer would hold us up.
@@ -107,8 +115,12 @@ pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     if !found.is_file() {
         return Err(io::Error::other("it is no file"));
     }
-    if found.len() > FILE_BYTES_MAX {
-        return Err(io::Error::other("it has more than 1 MiB"));
+    if found.len() > bytes_max {
+        let what = match bytes_max >> 20 {
+            0 => format!("it has more than {} KiB", bytes_max >> 10),
+            large => format!("it has more than {large} MiB"),
+        };
+        return Err(io::Error::other(what));
     }
     // Room for more than there is, so that no copy of a key stays behind when it grows.
     let room = usize::try_from(found.len()).unwrap_or_default() + 4096;
@@ -125,6 +137,7 @@ pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
 /// # Errors
 /// Why it can't be read, and what to do.
 pub fn facts(path: &Path) -> Result<Vec<Facts>, String> {
-    let content = read(path).map_err(|error| format!("can't be read: {error}"))?;
+    let content =
+        try_read(path, FILE_BYTES_MAX).map_err(|error| format!("can't be read: {error}"))?;
     facts_of(&content).map_err(|error| format!("{}; {}", error.message, error.help))
 }

@@ -9,6 +9,7 @@ pub mod files;
 pub mod local_ca;
 pub mod names;
 pub mod ocsp;
+pub mod pairs;
 mod pem;
 pub mod places;
 mod store;

@@ -1,100 +1,121 @@
-//! Watches the files of certificates, and gives what is to be used instead.
+//! Watches files that certificates and clients are known by, and gives what is to be used instead.
 //!
-//! [`watch`](super::watch) decides; here files are looked at and read. Whoever drives it has one thread
-//! and other work: a turn looks at some files only, and reads fewer.
+//! [`watch`](super::watch) decides; here files are looked at and read, and whoever drives it says what they are
+//! ([`Source`]). He has one thread and other work: a turn looks at some files only, and reads fewer.
 
 use std::time::{Duration, Instant};
 
-use super::files::{Content, Mark, Pair};
-use super::local_ca::day;
+use super::files::Mark;
 use super::watch::{Outcome, Step, Watch};
-use crate::util::x509::Facts;
 
-/// How often each pair is looked at, as long as there are not too many.
+/// How often each source is looked at, as long as there are not too many.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Most pairs that a turn looks at. With more of them each is looked at less often.
+/// Most sources that a turn looks at. With more of them each is looked at less often.
 const LOOKS_MAX: usize = 256;
 
-/// Most pairs that a turn reads and checks: 0.1 ms each with an elliptic curve, 1 ms with RSA.
+/// Most sources that a turn reads and checks: 0.1 ms for a certificate of an elliptic curve, 1 ms with RSA.
 const READS_MAX: usize = 16;
 
-/// What has come of a pair of files.
-pub enum Change {
+/// Files that belong together, and what is in use of them.
+pub trait Source {
+    /// What they are read as.
+    type Read;
+
+    /// Whether these are the same files.
+    fn is_at(&self, other: &Self) -> bool;
+
+    /// Whether the same of the same files is in use.
+    fn is_same(&self, other: &Self) -> bool;
+
+    /// What stat(2) says of them.
+    fn marks(&self) -> Vec<Mark>;
+
+    /// Reads them at a time in seconds since 1970; `None` where that is what is in use.
+    ///
+    /// # Errors
+    /// Why it is nothing to be used, and what to do.
+    fn read(&self, unix_s: i64) -> Result<Option<Self::Read>, String>;
+
+    /// From now on this is in use.
+    fn take(&mut self, read: &Self::Read);
+}
+
+/// What has come of a source, as it is from now on.
+pub struct Change<S: Source> {
+    /// Which one.
+    pub of: S,
+    /// What.
+    pub news: News<S::Read>,
+}
+
+/// What has come of some files.
+pub enum News<R> {
     /// From now on this is to be used.
-    Use {
-        /// The files.
-        pair: Pair,
-        /// What they hold.
-        content: Content,
-        /// What the certificate is.
-        facts: Box<Facts>,
-    },
-    /// They are wrong, and have been for 10 s; what was used before stays in use.
-    Warn {
-        /// The files.
-        pair: Pair,
-        /// What is wrong, and what to do.
-        why: String,
-    },
+    Use(R),
+    /// They are wrong, and have been for 10 s; what was used before stays in use. Says what is wrong, and
+    /// what to do.
+    Warn(String),
     /// What was warned of is over.
-    Well {
-        /// The files.
-        pair: Pair,
-    },
+    Well,
 }
 
-struct Watched {
-    pair: Pair,
-    watch: Watch<[Mark; 2]>,
-    /// Of what is in use.
-    digest: [u8; 32],
-    facts: Facts,
+struct Watched<S> {
+    source: S,
+    watch: Watch<Vec<Mark>>,
 }
 
-/// Watches pairs of files.
-#[derive(Default)]
-pub struct Watcher {
-    all: Vec<Watched>,
+/// Watches files.
+pub struct Watcher<S> {
+    all: Vec<Watched<S>>,
     /// Whose turn it is.
     next: usize,
     look_at: Option<Instant>,
 }
 
-impl Watcher {
-    /// Watches a pair of which that is in use whose digest ([`Content::digest`]) this is. `marks` are those
-    /// of before it was read. One that is watched already goes on where that is in use of it, and begins
-    /// anew where something else is.
-    pub fn watch(&mut self, pair: Pair, marks: [Mark; 2], digest: [u8; 32], facts: Facts) {
-        let is_known = |watched: &Watched| watched.digest == digest && watched.pair == pair;
-        if self.all.iter().any(is_known) {
+impl<S> Default for Watcher<S> {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            next: 0,
+            look_at: None,
+        }
+    }
+}
+
+impl<S: Source + Clone> Watcher<S> {
+    /// Watches files of which that is in use that the source says. `marks` are those of before it was read;
+    /// without them the first look reads them. Files that are watched already go on where that is in use of
+    /// them, and begin anew where something else is.
+    pub fn watch(&mut self, source: S, marks: Vec<Mark>) {
+        if self
+            .all
+            .iter()
+            .any(|watched| watched.source.is_same(&source))
+        {
             return;
         }
-        self.all.retain(|watched| watched.pair != pair);
+        self.all.retain(|watched| !watched.source.is_at(&source));
         self.all.push(Watched {
             watch: Watch::new(marks),
-            digest,
-            pair,
-            facts,
+            source,
         });
     }
 
-    /// Watches no other pairs than these any more.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Pair) -> bool) {
-        self.all.retain(|watched| keep(&watched.pair));
+    /// Watches no other files than these any more.
+    pub fn retain(&mut self, mut keep: impl FnMut(&S) -> bool) {
+        self.all.retain(|watched| keep(&watched.source));
     }
 
-    /// The pairs that are watched, and what is in use of each.
-    pub fn in_use(&self) -> impl Iterator<Item = (&Pair, &Facts)> {
-        self.all
-            .iter()
-            .map(|watched| (&watched.pair, &watched.facts))
+    /// What is watched.
+    pub fn all(&self) -> impl Iterator<Item = &S> {
+        self.all.iter().map(|watched| &watched.source)
     }
 
-    /// The pairs whose files are wrong, and what is, also if that may still be the middle of a change.
-    pub fn troubles(&self) -> impl Iterator<Item = (&Pair, &str)> {
+    /// The files that are wrong, and what is, also if that may still be the middle of a change.
+    pub fn troubles(&self) -> impl Iterator<Item = (&S, &str)> {
         let all = self.all.iter();
-        all.filter_map(|watched| Some((&watched.pair, watched.watch.trouble()?)))
+        all.filter_map(|watched| Some((&watched.source, watched.watch.trouble()?)))
     }
 
     /// When [`Watcher::turn`] has something to do; `None` also before the first one.
@@ -102,11 +123,10 @@ impl Watcher {
         self.look_at.filter(|_| !self.all.is_empty())
     }
 
-    /// Looks at files, if it is time, and says what has come of it. `unix_s` is the wall clock in seconds
-    /// since 1970.
-    pub fn turn(&mut self, now: Instant, unix_s: i64) -> Vec<Change> {
-        let is_due = self.look_at.is_none_or(|at| now >= at);
-        if !is_due {
+    /// Looks at files whose turn it is, if it is time, and reads those that have changed. `unix_s` is the
+    /// time in seconds since 1970.
+    pub fn turn(&mut self, now: Instant, unix_s: i64) -> Vec<Change<S>> {
+        if self.look_at.is_some_and(|at| now < at) || self.all.is_empty() {
             return Vec::new();
         }
         self.look_at = Some(now + LOOK_EVERY);
@@ -118,7 +138,7 @@ impl Watcher {
             }
             self.next = (self.next + 1) % self.all.len();
             let watched = &mut self.all[self.next];
-            let mut step = watched.watch.looked(watched.pair.marks(), now);
+            let mut step = watched.watch.looked(watched.source.marks(), now);
             let mut read = None;
             if step == Step::Read {
                 reads += 1;
@@ -126,72 +146,36 @@ impl Watcher {
                 step = watched.watch.found(outcome, now);
                 read = found;
             }
-            let pair = watched.pair.clone();
-            match (step, read) {
-                (Step::Use, Some((content, facts))) => {
-                    watched.digest = content.digest();
-                    watched.facts = (*facts).clone();
-                    changes.push(Change::Use {
-                        pair,
-                        content,
-                        facts,
-                    });
+            let news = match (step, read) {
+                (Step::Use, Some(read)) => {
+                    watched.source.take(&read);
+                    News::Use(read)
                 }
-                (Step::Warn(why), _) => changes.push(Change::Warn { pair, why }),
-                (Step::Well, _) => changes.push(Change::Well { pair }),
-                _ => {}
-            }
+                (Step::Warn(why), _) => News::Warn(why),
+                (Step::Well, _) => News::Well,
+                _ => continue,
+            };
+            let of = watched.source.clone();
+            changes.push(Change { of, news });
         }
         changes
     }
 }
 
-impl Watched {
-    fn read(&self, unix_s: i64) -> (Outcome, Option<(Content, Box<Facts>)>) {
-        let before = self.pair.marks();
-        let content = self.pair.read();
+impl<S: Source> Watched<S> {
+    fn read(&self, unix_s: i64) -> (Outcome, Option<S::Read>) {
+        let before = self.source.marks();
+        let read = self.source.read(unix_s);
         // Of what changed meanwhile nothing is known: one file may be of another day than the other.
-        if self.pair.marks() != before {
+        if self.source.marks() != before {
             return (Outcome::Torn, None);
         }
-        let content = match content {
-            Ok(content) => content,
-            Err(why) => return (Outcome::Wrong(why), None),
-        };
-        if content.digest() == self.digest {
-            return (Outcome::Same, None);
-        }
-        match self.pair.check(&content) {
+        match read {
             Err(why) => (Outcome::Wrong(why), None),
-            Ok(facts) => match worse(&facts, &self.facts, unix_s) {
-                Some(why) => {
-                    let path = self.pair.certificate.display();
-                    (Outcome::Wrong(format!("{path} {why}")), None)
-                }
-                None => (Outcome::Better, Some((content, Box::new(facts)))),
-            },
+            Ok(None) => (Outcome::Same, None),
+            Ok(Some(read)) => (Outcome::Better, Some(read)),
         }
     }
-}
-
-/// Why a certificate that is whole is worse than the one in use: clients would refuse it, and they take
-/// the other one.
-fn worse(new: &Facts, old: &Facts, unix_s: i64) -> Option<String> {
-    let is_valid = |facts: &Facts| (facts.not_before..=facts.not_after).contains(&unix_s);
-    if is_valid(new) || !is_valid(old) {
-        return None;
-    }
-    Some(if unix_s > new.not_after {
-        format!(
-            "has a certificate that ended on {}, and the one in use is valid; put the new one there",
-            day(new.not_after)
-        )
-    } else {
-        format!(
-            "has a certificate that isn't valid before {}, and the one in use is; it is taken then",
-            day(new.not_before)
-        )
-    })
 }
 
 #[cfg(test)]

@@ -27,12 +27,13 @@ pub use crate::runtime::tuning::ZeroCopy;
 pub use crate::util::network::{Network, NetworkError, Peers};
 pub use proxy::{Buffer, HostRule, PathRule, Proxy, ProxyProtocol, ProxyTimeouts, Retries, Spill};
 pub use tls::{
-    Certificate, CertificateId, ClientFact, ClientFields, ListenerTls, SelfSigned, SiteTls,
+    Certificate, CertificateId, ClientFact, ClientFields, ClientsId, ListenerTls, Ocsp, PemFile,
+    SelfSigned, SiteTls,
 };
 pub use upstream::{
     Balance, Breaker, Family, HashKey, HealthCheck, Keepalive, Passive, Probe, Queue, Resolve,
-    RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamServer,
-    UpstreamTls,
+    RetryBudget, Secret, ServerAddr, ServerState, Source, Spread, Sticky, Upstream, UpstreamFiles,
+    UpstreamServer, UpstreamTls,
 };
 
 /// One snapshot of the whole configuration.

@@ -18,8 +18,16 @@ pub struct References {
     pub variables: BTreeMap<String, String>,
     /// Texts of files without the line end at their end, by absolute path.
     pub files: BTreeMap<PathBuf, String>,
-    /// Certificates and private keys as they stand in their files, by absolute path.
+    /// Certificates, private keys, revocation lists and statements on certificates, these in hexadecimal, as
+    /// they stand in their files, by absolute path.
     pub pem: BTreeMap<PathBuf, Zeroizing<String>>,
+}
+
+impl References {
+    /// This file holds these bytes from now on, which may be no text.
+    pub fn put_bytes(&mut self, path: PathBuf, bytes: &[u8]) {
+        self.pem.insert(path, to_hexadecimal(bytes).into());
+    }
 }
 
 impl fmt::Debug for References {
@@ -74,6 +82,27 @@ pub(super) fn fill(
     Ok(out)
 }
 
+/// Bytes as they are kept beside the tree, where all is text.
+pub(super) fn to_hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What [`to_hexadecimal`] was given; `None` for what it didn't make.
+pub(super) fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |pair: &[u8]| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
+    let (pairs, rest) = digits.as_chunks::<2>();
+    match rest {
+        [] => pairs.iter().map(|pair| byte(pair)).collect(),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +119,15 @@ mod tests {
             ("${B}", Err(Unfilled::NotSet("B".into()))),
         ] {
             assert_eq!(fill(text, variable), filled.map(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_text_and_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hexadecimal(&to_hexadecimal(&bytes)), Some(bytes));
+        for wrong in ["0", "0g", "00 "] {
+            assert_eq!(from_hexadecimal(wrong), None);
         }
     }
 

@@ -47,7 +47,8 @@ pub struct AppEpoch {
     id: u64,
     model: Arc<Model>,
     settings: Settings,
-    /// Replaced when a certificate is: what is kept here is what the next handshake goes by.
+    /// Replaced when a certificate is, or a revocation list: what is kept here is what the next handshake
+    /// and the next request go by.
     secured: RefCell<Arc<SecuredSites>>,
     /// Numbers of listening sockets, in order, with their places in the model.
     listeners: Box<[(u32, usize)]>,
@@ -139,7 +140,8 @@ impl AppEpoch {
         match (peer.secured(), self.place(&peer.listener)) {
             (Some(secured), Some(place)) => {
                 let listener = &self.model.listeners[place];
-                secured::admits((&self.model, listener), (index, host), secured, now)
+                let sites = self.secured.borrow();
+                secured::admits((&sites, listener), (index, host), secured, now)
             }
             _ => Ok(()),
         }

@@ -4,17 +4,72 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::model::{CertificateId, ClientFact, ClientFields, Listener, Model, Site};
+use crate::config::model::{
+    Certificate, CertificateId, ClientFact, ClientFields, ClientsId, Listener, Model, Site, SiteTls,
+};
 use crate::http::router::Template;
 use crate::http::semantics::forwarding::FieldOp;
 use crate::http::types::{FieldName, FieldValue};
 use crate::net::secured::Secured;
 use crate::net::tls::tickets::Tickets;
 use crate::net::tls::{ClientCertificate, Clients, Failure, Identity, Settings};
+use crate::util::clock;
 
-/// Certificates that stand in place of those of a model, or that it doesn't have: made by the local
-/// authority, and replaced since the configuration was read.
-pub type Identities = BTreeMap<CertificateId, Arc<Identity>>;
+/// What stands in place of what a model says, or what it doesn't have: made by the local authority, told by
+/// others, and replaced since the configuration was read.
+#[derive(Clone, Debug, Default)]
+pub struct Replacements {
+    /// Certificates.
+    pub identities: BTreeMap<CertificateId, Arc<Identity>>,
+    /// Which clients are taken.
+    pub clients: BTreeMap<ClientsId, Arc<Clients>>,
+    /// What authorities say of certificates (OCSP, in DER); `None` where that is nothing good.
+    pub statements: BTreeMap<CertificateId, Option<Vec<u8>>>,
+}
+
+impl Replacements {
+    /// Takes these, too: they stand in place of those that are here.
+    pub fn extend(&mut self, new: Self) {
+        self.identities.extend(new.identities);
+        self.clients.extend(new.clients);
+        self.statements.extend(new.statements);
+    }
+
+    /// The certificate that is in use where the model has this one.
+    fn identity<'a>(&'a self, certificate: &'a Certificate) -> Option<&'a Arc<Identity>> {
+        let in_place = self.identities.get(&certificate.id);
+        in_place.or(certificate.identity.as_ref())
+    }
+
+    /// Whose certificates a site takes from clients, if it asks for any.
+    fn clients(&self, tls: &SiteTls) -> Option<Arc<Clients>> {
+        let in_place = tls.clients_id.as_ref().and_then(|id| self.clients.get(id));
+        in_place.or(tls.clients.as_ref()).map(Arc::clone)
+    }
+
+    /// Has clients told what the authorities say of the certificates of a model that `is_meant` names. What
+    /// isn't about the certificate in use, such as what was said of the one before it, is told to nobody.
+    fn staple(&self, model: &Model, is_meant: impl Fn(&CertificateId) -> bool) {
+        let sites = model.sites.iter().filter_map(|site| site.tls.as_ref());
+        let all = sites.flat_map(|tls| &tls.certificates);
+        let now = clock::unix_s();
+        for certificate in all.filter(|one| is_meant(&one.id)) {
+            let said = self.statements.get(&certificate.id);
+            let (Some(said), Some(identity)) = (said, self.identity(certificate)) else {
+                continue;
+            };
+            match said {
+                Some(response) => {
+                    if let Err(error) = identity.staple(response, now) {
+                        let why = error.message();
+                        tracing::debug!(?certificate.id, why, "a statement is not stapled");
+                    }
+                }
+                None => identity.unstaple(),
+            }
+        }
+    }
+}
 
 /// What is known of TLS beside a model.
 #[derive(Debug, Default)]
@@ -27,6 +82,8 @@ pub struct SecuredSites {
 struct OfSite {
     /// `None` where its certificates are not known, and so nothing is served.
     settings: Option<Arc<Settings>>,
+    /// Whose certificates clients show; `None` where they are not asked for any.
+    clients: Option<Arc<Clients>>,
     /// Where requests go that come without TLS.
     leads_to: Template,
 }
@@ -36,10 +93,11 @@ impl SecuredSites {
     /// port of a listener of the model, by its place, where the kernel chose it.
     pub fn new(
         model: &Model,
-        identities: &Identities,
+        replacements: &Replacements,
         tickets: &Tickets,
         port_of: impl Fn(usize) -> Option<u16>,
     ) -> Arc<Self> {
+        replacements.staple(model, |_| true);
         let of_site = |index: usize| {
             let site = &model.sites[index];
             let tls = site.tls.as_ref()?;
@@ -51,7 +109,8 @@ impl SecuredSites {
                 places.find_map(&port_of)
             };
             Some(OfSite {
-                settings: settings_of(site, identities, tickets),
+                settings: settings_of(site, replacements, tickets),
+                clients: replacements.clients(tls),
                 leads_to: Template::to_https(match tls.port {
                     0 => chosen().unwrap_or(443),
                     port => port,
@@ -63,18 +122,25 @@ impl SecuredSites {
         })
     }
 
-    /// The same for these certificates, of which those that `is_new` tells are others than before; `None`
-    /// where no site has one of them. Sessions are resumed as before, and connections that are open go on.
+    /// The same for these, of which those that `new` has are others than before; `None` where no site has
+    /// one of them. Sessions are resumed as before, and connections that are open go on, unless their
+    /// clients aren't taken any more. Statements need no other sites: they are told from now on.
     pub fn renewed(
         &self,
         model: &Model,
-        identities: &Identities,
+        replacements: &Replacements,
         tickets: &Tickets,
-        is_new: impl Fn(&CertificateId) -> bool,
+        new: &Replacements,
     ) -> Option<Arc<Self>> {
+        let is_told = |id: &_| new.statements.contains_key(id) || new.identities.contains_key(id);
+        replacements.staple(model, is_told);
         let has_new = |site: &Arc<Site>| {
-            let tls = site.tls.as_ref();
-            tls.is_some_and(|tls| tls.certificates.iter().any(|one| is_new(&one.id)))
+            site.tls.as_ref().is_some_and(|tls| {
+                let mut certificates = tls.certificates.iter();
+                let clients = tls.clients_id.as_ref();
+                certificates.any(|one| new.identities.contains_key(&one.id))
+                    || clients.is_some_and(|id| new.clients.contains_key(id))
+            })
         };
         if !model.sites.iter().any(has_new) {
             return None;
@@ -82,7 +148,8 @@ impl SecuredSites {
         let sites = model.sites.iter().zip(&self.sites).map(|(site, before)| {
             let mut of_site = before.clone()?;
             if has_new(site) {
-                of_site.settings = settings_of(site, identities, tickets);
+                of_site.settings = settings_of(site, replacements, tickets);
+                of_site.clients = replacements.clients(site.tls.as_ref()?);
             }
             Some(of_site)
         });
@@ -113,6 +180,11 @@ impl SecuredSites {
         }
     }
 
+    /// Whose certificates clients of a site show.
+    fn clients_of(&self, site: usize) -> Option<&Arc<Clients>> {
+        self.sites.get(site)?.as_ref()?.clients.as_ref()
+    }
+
     /// Where a request to this site goes that comes without TLS.
     pub(super) fn leads_to(&self, site: usize) -> Option<&Template> {
         let site = self.sites.get(site)?.as_ref();
@@ -121,18 +193,19 @@ impl SecuredSites {
 }
 
 /// What the connections of a site are made by, if all its certificates are known.
-fn settings_of(site: &Site, identities: &Identities, tickets: &Tickets) -> Option<Arc<Settings>> {
+fn settings_of(
+    site: &Site,
+    replacements: &Replacements,
+    tickets: &Tickets,
+) -> Option<Arc<Settings>> {
     let tls = site.tls.as_ref()?;
     let certificates = tls.certificates.iter();
     let certificates: Option<Vec<Arc<Identity>>> = certificates
-        .map(|one| {
-            let in_place = identities.get(&one.id);
-            in_place.or(one.identity.as_ref()).map(Arc::clone)
-        })
+        .map(|one| replacements.identity(one).map(Arc::clone))
         .collect();
     let certificates = certificates.filter(|certificates| !certificates.is_empty())?;
     let tickets = tickets.of_site(&site.name);
-    let clients = tls.clients.clone();
+    let clients = replacements.clients(tls);
     let settings = Settings::with_clients(certificates, tls.policy, Some(tickets), clients);
     Some(settings)
 }
@@ -161,14 +234,12 @@ fn led(listener: &Listener, name: Option<&str>) -> Led {
 /// # Errors
 /// Why it may not: the answer is 421.
 pub(super) fn admits(
-    (model, listener): (&Model, &Listener),
+    (sites, listener): (&SecuredSites, &Listener),
     (index, host): (usize, &str),
     secured: &Secured,
     now: u64,
 ) -> Result<(), Failure> {
-    let clients_of = |site: usize| -> Option<&Arc<Clients>> {
-        model.sites.get(site)?.tls.as_ref()?.clients.as_ref()
-    };
+    let clients_of = |site: usize| sites.clients_of(site);
     let clients = clients_of(index);
     let is_of_another = secured.with_name(|name| {
         if name == Some(host) {

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 /// The version of the messages. A worker of another one says so and ends, and the upgrade rolls back.
-pub(super) const VERSION: u16 = 5;
+pub(super) const VERSION: u16 = 6;
 
 /// First bytes of every packet.
 const MAGIC: [u8; 2] = *b"BW";

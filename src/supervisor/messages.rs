@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bind::Part;
-use super::certificates::Pem;
+use super::certificates::Replaced;
 use super::control::memory::MemoryStatus;
 use super::control::status::{CoreStatus, EpochStatus, ListenerStatus};
 use super::control::upstreams::UpstreamStatus;
@@ -51,8 +51,9 @@ pub(super) enum ToWorker {
         /// Comes back with the answer.
         id: u64,
     },
-    /// Certificates were replaced: these take the place of those of the same name.
-    Certificates(Vec<Pem>),
+    /// Certificates were replaced, or what is known of them and of clients: these take the place of those of
+    /// the same name.
+    Certificates(Replaced),
     /// The keys of session tickets were renewed: these are in force.
     TicketKeys(Vec<TicketKey>),
     /// The administrator has a word on a server of an upstream.
@@ -86,8 +87,8 @@ pub(super) struct Next {
     /// Which socket serves which of its listeners: the place in the model's list. A socket that isn't
     /// here any more is given up.
     pub(super) listeners: Vec<(SocketId, usize)>,
-    /// Certificates that it hasn't, or that were replaced since it was read.
-    pub(super) certificates: Vec<Pem>,
+    /// Certificates and more that it hasn't, or that were replaced since it was read.
+    pub(super) replaced: Replaced,
     /// Every word of the administrator that stands with it; the configuration itself speaks of all other
     /// servers.
     pub(super) words: Vec<Word>,

@@ -198,6 +198,7 @@ fn supervise(
         wait(
             signals,
             &worker.told,
+            secrets,
             give_up.map_or(until, |at| at.min(until)),
         );
         if next_look <= Instant::now() {
@@ -262,14 +263,15 @@ fn supervise(
     }
 }
 
-/// Sleeps until a signal or a report has come, or until then.
-fn wait(signals: &Signals, told: &Wake, until: Instant) {
+/// Sleeps until a signal, a report or an answer of an authority has come, or until then.
+fn wait(signals: &Signals, told: &Wake, secrets: &Secrets, until: Instant) {
     let left = until.saturating_duration_since(Instant::now());
     let timeout = Timespec::try_from(left).ok();
-    let mut fds = [
-        PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(told.as_fd(), PollFlags::IN),
-    ];
+    let awaited = [signals.as_fd(), told.as_fd()];
+    let awaited = awaited.into_iter().chain(secrets.fds());
+    let mut fds: Vec<_> = awaited
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         // Out of memory for a moment: the caller looks for what there is and comes back.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::bind::Part;
 use super::messages::SocketId;
 use crate::config::model::Model;
-use crate::handlers::secured::{Identities, SecuredSites};
+use crate::handlers::secured::{Replacements, SecuredSites};
 use crate::net::listener::Listening;
 use crate::net::tls::tickets::Tickets;
 use crate::upstream::roster::Rosters;
@@ -49,11 +49,11 @@ impl Swap {
 /// What is known of TLS beside a configuration with these sockets.
 pub(super) fn secured(
     model: &Model,
-    identities: &Identities,
+    replacements: &Replacements,
     tickets: &Tickets,
     sockets: &[Serving],
 ) -> Arc<SecuredSites> {
-    SecuredSites::new(model, identities, tickets, |listener| {
+    SecuredSites::new(model, replacements, tickets, |listener| {
         let serving = sockets.iter().find(|it| it.listener == listener)?;
         let address = rustix::net::getsockname(&*serving.socket).ok()?;
         SocketAddr::try_from(address).ok().map(|at| at.port())

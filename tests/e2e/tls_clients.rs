@@ -431,6 +431,66 @@ fn a_reload_with_another_list_ends_sessions_and_open_connections() {
 }
 
 #[test]
+fn a_list_that_is_replaced_on_the_disk_is_used_without_a_reload() {
+    on_both(|engine| {
+        let tree = Tree::new();
+        tree.write("a.txt", "content");
+        let pem = Pem::new(&tree, "a", &["a.example"]);
+        let authority = Authority::new(&tree, "Clients CA");
+        let list = tree.outside().join("clients.crl");
+        fs::write(&list, authority.list(&[7])).unwrap();
+        let lines = format!(
+            "{}client_certificates = {{ ca = {:?}, crl = {list:?} }}\n",
+            pem.line(""),
+            authority.pem
+        );
+        let server = Setup::run(engine, &site("a.example", &tree, &lines)).start();
+        let [anna, bert] =
+            [("Anna", 1), ("Bert", 2)].map(|(name, number)| authority.issue(name, number, 10));
+        let [of_anna, of_bert] = [&anna, &bert].map(|shown| showing(&pem, Some(shown), BOTH));
+        let [mut of_anna_open, mut of_bert_open] = [&of_anna, &of_bert].map(|config| {
+            let mut client = Client::connect(&server, config, "a.example");
+            assert_eq!(client.get("a.example", "/a.txt").1, b"content");
+            client
+        });
+        // What is broken, or would let somebody in again, changes nothing.
+        fs::write(&list, "").unwrap();
+        let trouble = |server: &crate::support::Server| {
+            server.status()["client_certificates"][0]["trouble"].to_string()
+        };
+        wait_until("the empty list", PATIENCE, || {
+            trouble(&server).contains("holds no revocation list in PEM")
+        });
+        assert_eq!(of_bert_open.get("a.example", "/a.txt").1, b"content");
+        fs::write(&list, authority.list(&[7, 2])).unwrap();
+        wait_until("the new list", PATIENCE, || {
+            is_refused(&server, &of_bert, "a.example")
+        });
+        assert_eq!(trouble(&server), "\"\"");
+        // Connections that are open as well, at their next request.
+        let (head, _) = of_bert_open.get("a.example", "/a.txt");
+        assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+        for _ in 0..2 {
+            assert_eq!(of_anna_open.get("a.example", "/a.txt").1, b"content");
+        }
+        let mut again = Client::connect(&server, &of_anna, "a.example");
+        assert_eq!(again.get("a.example", "/a.txt").1, b"content");
+        assert!(!again.is_resumed(), "verified by the new list");
+        // Workers that come later, and the next master, know it; a reload changes nothing.
+        let plan = server.must(&["plan"]).stdout;
+        assert!(!plan.contains("crl"), "{plan}");
+        server.ask_must("upgrade");
+        assert!(is_refused(&server, &of_bert, "a.example"));
+        assert!(!is_refused(&server, &of_anna, "a.example"));
+        let text = server.must(&["status"]).stdout;
+        assert!(
+            text.contains("revocation list of CN=Clients CA: until "),
+            "{text}"
+        );
+    });
+}
+
+#[test]
 fn a_wrong_configuration_never_starts_open() {
     let tree = Tree::new();
     let pem = Pem::new(&tree, "a", &["a.example"]);

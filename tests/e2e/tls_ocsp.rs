@@ -1,6 +1,8 @@
 //! Statements of an authority on a certificate, made and read by OpenSSL: what holds reaches clients, what doesn't
 //! is told.
 
+mod fetched;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -7,6 +7,8 @@ use std::path::Path;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tempfile::TempDir;
 
+use super::super::files::Pair;
+use super::super::pairs::PairInUse;
 use super::*;
 
 const DAY: i64 = 86_400;
@@ -37,7 +39,7 @@ fn put(directory: &Path, [certificate, key]: &[String; 2]) {
 /// A disk with one pair, and a watcher whose clock is ours.
 struct World {
     directory: TempDir,
-    watcher: Watcher,
+    watcher: Watcher<PairInUse>,
     now: Instant,
     unix_s: i64,
 }
@@ -55,7 +57,13 @@ impl World {
         let content = pair.read().unwrap();
         let facts = pair.check(&content).unwrap();
         let mut watcher = Watcher::default();
-        watcher.watch(pair, marks, content.digest(), facts);
+        let digest = content.digest();
+        let source = PairInUse {
+            pair,
+            digest,
+            facts,
+        };
+        watcher.watch(source, marks);
         Self {
             directory,
             watcher,
@@ -79,21 +87,17 @@ impl World {
             self.now += Duration::from_secs(1);
             self.unix_s += 1;
             for change in self.watcher.turn(self.now, self.unix_s) {
-                said.push(match change {
-                    Change::Use {
-                        content,
-                        facts,
-                        pair,
-                    } => {
+                said.push(match change.news {
+                    News::Use((content, facts)) => {
                         // What is given is what is on the disk, whole.
-                        assert_eq!(pair.check(&content).unwrap(), *facts);
+                        assert_eq!(change.of.pair.check(&content).unwrap(), *facts);
                         format!("use {}", facts.names[0])
                     }
-                    Change::Warn { why, .. } => {
+                    News::Warn(why) => {
                         let directory = self.directory.path().display().to_string();
                         format!("warn {}", why.replace(&directory, ""))
                     }
-                    Change::Well { .. } => "well".to_owned(),
+                    News::Well => "well".to_owned(),
                 });
             }
         }
@@ -101,8 +105,8 @@ impl World {
     }
 
     fn used(&self) -> String {
-        let (_, facts) = self.watcher.in_use().next().unwrap();
-        facts.names[0].clone()
+        let source = self.watcher.all().next().unwrap();
+        source.facts.names[0].clone()
     }
 }
 
@@ -263,14 +267,15 @@ fn many_pairs_take_turns() {
         certificate: format!("/nowhere/{number}.crt").into(),
         key: format!("/nowhere/{number}.key").into(),
     };
-    let (first, facts) = world.watcher.in_use().next().unwrap();
-    let (content, facts) = (first.read().unwrap(), facts.clone());
+    let first = world.watcher.all().next().unwrap().clone();
     for number in 0..1000 {
         // As if they were there a moment ago.
-        let marks = [Some([0; 5]); 2];
-        world
-            .watcher
-            .watch(pair(number), marks, content.digest(), facts.clone());
+        let marks = vec![Some([0; 5]); 2];
+        let source = PairInUse {
+            pair: pair(number),
+            ..first.clone()
+        };
+        world.watcher.watch(source, marks);
     }
     // Each is told once, whoever was first.
     let said = world.pass(200);
@@ -279,8 +284,8 @@ fn many_pairs_take_turns() {
     assert_eq!(world.pass(200), ["use second"]);
     world
         .watcher
-        .retain(|pair| !pair.key.starts_with("/nowhere"));
-    assert_eq!(world.watcher.in_use().count(), 1);
+        .retain(|source| !source.pair.key.starts_with("/nowhere"));
+    assert_eq!(world.watcher.all().count(), 1);
     assert_eq!(world.pass(5), [""; 0]);
     world.watcher.retain(|_| false);
     assert_eq!(world.watcher.deadline(), None);

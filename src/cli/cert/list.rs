@@ -13,6 +13,9 @@ use crate::config;
 use crate::config::model::{CertificateId, Model};
 use crate::http::semantics::date;
 use crate::supervisor::certificates::{Wanted, wanted};
+use crate::supervisor::control::certificates::CertificateStatus;
+use crate::supervisor::control::protocol::{self, Request};
+use crate::supervisor::control::status::StatusReport;
 use crate::util::clock;
 use crate::util::x509::{self, Facts};
 
@@ -23,7 +26,8 @@ Examples:
   beltway cert list /etc/ssl/example.com/fullchain.pem
   beltway cert list *.pem && echo all are valid
 
-It reads what is on the disk; what a server has in use tells `beltway status`.
+It reads what is on the disk. If a server runs with the configuration it is asked, too: which certificates it
+has made itself, and what authorities say of those that have `ocsp`. All that it has in use tells `beltway status`.
 Of a file with a chain it tells the first, the server's own. The exit code is 1 when one has ended, isn't
 valid yet or can't be read. Of files no key is read.";
 
@@ -44,6 +48,7 @@ pub(super) fn command() -> Command {
                 .help("Files with certificates in PEM, instead of those of a configuration"),
         )
         .arg(crate::cli::config_arg())
+        .arg(crate::cli::control::control_arg().conflicts_with("files"))
         .arg(crate::cli::json_arg())
 }
 
@@ -53,7 +58,7 @@ pub(super) fn main(matches: &ArgMatches) -> ExitCode {
         None => {
             let file = crate::cli::config_file(matches);
             match config::load(&crate::cli::input(Some(file), Vec::new(), true)) {
-                Ok(loaded) => of_model(&loaded.model),
+                Ok(loaded) => of_model(&loaded.model, &in_use(matches)),
                 Err(diagnostics) => return crate::cli::bad_config(&diagnostics),
             }
         }
@@ -81,6 +86,16 @@ struct Row {
     names: Vec<String>,
     /// Of the server's own certificate, or of the authority that signs it; or why it can't be read.
     facts: Result<Option<Facts>, String>,
+    /// What a server that runs says of it.
+    in_use: Option<CertificateStatus>,
+}
+
+/// What a server that runs with this configuration says; none where there is none that answers.
+fn in_use(matches: &ArgMatches) -> Vec<CertificateStatus> {
+    let status = Request::new(protocol::Command::Status);
+    let reply = crate::cli::control::ask(&status, matches).ok();
+    let report = reply.and_then(|reply| serde_json::from_value::<StatusReport>(reply.data).ok());
+    report.map_or_else(Vec::new, |report| report.certificates)
 }
 
 impl Row {
@@ -91,6 +106,7 @@ impl Row {
             sites: Vec::new(),
             names: Vec::new(),
             facts: files::facts(path).and_then(first).map(Some),
+            in_use: None,
         }
     }
 
@@ -103,6 +119,7 @@ impl Row {
             sites: wanted.sites,
             names: wanted.names,
             facts: facts.map_err(|problem| problem.to_string()),
+            in_use: None,
         }
     }
 
@@ -117,7 +134,7 @@ impl Row {
 }
 
 /// Those of a configuration.
-fn of_model(model: &Model) -> Vec<Row> {
+fn of_model(model: &Model, in_use: &[CertificateStatus]) -> Vec<Row> {
     let row = |wanted: Wanted| match &wanted.id {
         CertificateId::Made { .. } => Row::made(wanted),
         CertificateId::Files { certificate, .. } => Row {
@@ -125,7 +142,15 @@ fn of_model(model: &Model) -> Vec<Row> {
             ..Row::of(certificate)
         },
     };
-    wanted(model).into_iter().map(row).collect()
+    let with = |row: Row| {
+        let file = row.file.as_ref().map(|file| file.display().to_string());
+        let is_it = |one: &&CertificateStatus| {
+            one.sites == row.sites && one.file == *file.as_deref().unwrap_or_default()
+        };
+        let in_use = in_use.iter().find(is_it).cloned();
+        Row { in_use, ..row }
+    };
+    wanted(model).into_iter().map(row).map(with).collect()
 }
 
 fn time(unix_s: i64) -> String {
@@ -168,14 +193,23 @@ fn to_text(rows: &[Row], now_s: i64) -> String {
             }
         };
         let Some(file) = facts.filter(|_| row.file.is_some()) else {
-            line("names", &some(&row.names));
+            let names = row.in_use.as_ref().map_or(&row.names, |leaf| &leaf.names);
+            line("names", &some(names));
             let until = |facts: &Facts| {
                 let left = state(facts, now_s);
                 format!("{}, until {}, {left}", facts.subject, time(facts.not_after))
             };
             let none = || "the local authority, which the server makes at its start".to_owned();
             line("issuer", &facts.map_or_else(none, until));
-            line("until", "made at the start of the server, and anew in time");
+            match &row.in_use {
+                Some(leaf) => {
+                    let left = Left(leaf.days_left.saturating_mul(86_400));
+                    let until = format!("{}, {left} left, made anew in time", leaf.not_after);
+                    line("until", &until);
+                    line("key", &leaf.key);
+                }
+                None => line("until", "made at the start of the server, and anew in time"),
+            }
             continue;
         };
         line("names", &some(&file.all_names()));
@@ -183,6 +217,9 @@ fn to_text(rows: &[Row], now_s: i64) -> String {
         let until = format!("{}, {}", time(file.not_after), state(file, now_s));
         line("until", &until);
         line("key", &file.key.to_string());
+        if let Some(ocsp) = row.in_use.as_ref().and_then(|one| one.ocsp.as_ref()) {
+            line("ocsp", &ocsp.text());
+        }
     }
     text
 }
@@ -231,8 +268,21 @@ fn to_json(rows: &[Row], now_s: i64) -> Value {
                 "key": facts.key.to_string(),
             }),
         };
-        if let (Some(json), Value::Object(more)) = (json.as_object_mut(), more) {
-            json.extend(more);
+        let in_use = match (&row.in_use, &row.file) {
+            (None, _) => json!({}),
+            (Some(one), Some(_)) => json!({ "ocsp": one.ocsp }),
+            (Some(one), None) => json!({
+                "names": one.names,
+                "not_before": one.not_before,
+                "not_after": one.not_after,
+                "days_left": one.days_left,
+                "key": one.key,
+            }),
+        };
+        for more in [more, in_use] {
+            if let (Some(json), Value::Object(more)) = (json.as_object_mut(), more) {
+                json.extend(more);
+            }
         }
         json
     };
@@ -312,6 +362,7 @@ mod tests {
             sites: vec!["b.example".into()],
             names: vec!["b.example".into(), "*.b.example".into()],
             facts: Ok(facts),
+            in_use: None,
         };
         let rows = [made(of_file.facts.unwrap()), made(None)];
         insta::assert_snapshot!(to_text(&rows, 40 * DAY), @r"
@@ -331,6 +382,27 @@ mod tests {
         assert_eq!(one["issuer_not_after"], "1970-04-11T00:00:00Z");
         assert_eq!((&one["file"], &one["valid"]), (&Value::Null, &json!(true)));
         assert!(to_text(&[], 0).contains("no certificate"));
+        // Of a server that runs it is known which one.
+        let leaf = CertificateStatus {
+            names: vec!["b.example".into()],
+            not_after: "1971-01-01T00:00:00Z".into(),
+            days_left: 325,
+            key: "ECDSA P-256".into(),
+            self_signed: true,
+            ..CertificateStatus::default()
+        };
+        let [mut with, _] = rows;
+        with.in_use = Some(leaf);
+        insta::assert_snapshot!(to_text(std::slice::from_ref(&with), 40 * DAY), @r"
+        made by the server
+          sites    b.example
+          names    b.example
+          issuer   rcgen self signed cert, until 1970-04-11T00:00:00Z, 60 days left
+          until    1971-01-01T00:00:00Z, 325 days left, made anew in time
+          key      ECDSA P-256
+        ");
+        let json = to_json(&[with], 40 * DAY);
+        assert_eq!(json["certificates"][0]["days_left"], 325);
     }
 
     #[test]

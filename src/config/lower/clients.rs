@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::Outside;
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{ClientFact, ClientFields, SiteTls};
+use crate::config::model::{ClientFact, ClientFields, ClientsId, PemFile, SiteTls};
 use crate::config::raw::{Table, Value};
 use crate::config::schema::Section;
 use crate::http::semantics::forwarding::{FieldOp, FieldOpError, is_written_anew};
@@ -77,20 +77,26 @@ impl Reader<'_> {
         let (Some(authorities), Some(lists)) = (authorities, lists) else {
             return fields;
         };
-        let unread = |files: &[PemFile]| files.iter().any(|file| file.text.is_none());
+        let unread = |files: &[Found]| files.iter().any(|file| file.text.is_none());
         if let Some(tls) = tls
             && !unread(&authorities)
             && !unread(&lists)
         {
-            tls.clients = self.clients(&authorities, &lists, is_required.unwrap_or(true));
+            let is_required = is_required.unwrap_or(true);
+            tls.clients = self.clients(&authorities, &lists, is_required);
+            tls.clients_id = Some(ClientsId {
+                authorities: paths(&authorities),
+                lists: paths(&lists),
+                is_required,
+            });
         }
         fields
     }
 
     fn clients(
         &mut self,
-        authorities: &[PemFile],
-        lists: &[PemFile],
+        authorities: &[Found],
+        lists: &[Found],
         is_required: bool,
     ) -> Option<Arc<Clients>> {
         let clients = Clients::from_pem(&texts(authorities), &texts(lists), is_required);
@@ -113,7 +119,7 @@ impl Reader<'_> {
     }
 
     /// The files that a key names; none where it isn't there, `None` where one can't be read.
-    fn pem_files(&mut self, table: &Table, name: &str) -> Option<Vec<PemFile>> {
+    fn pem_files(&mut self, table: &Table, name: &str) -> Option<Vec<Found>> {
         if table.get(name).is_none() {
             return Some(Vec::new());
         }
@@ -123,7 +129,7 @@ impl Reader<'_> {
             .map(|(name, item)| {
                 let path = self.path(item.at, &name);
                 let text = self.pem(item.at, &path)?;
-                Some(PemFile {
+                Some(Found {
                     path,
                     at: item.at,
                     text,
@@ -180,7 +186,7 @@ impl Reader<'_> {
     }
 
     /// Warns of what would keep clients out.
-    fn warn_of_clients(&mut self, clients: &Clients, authorities: &[PemFile]) {
+    fn warn_of_clients(&mut self, clients: &Clients, authorities: &[Found]) {
         let (Outside::Machine { .. }, Some(first)) = (self.outside, authorities.first()) else {
             return;
         };
@@ -207,11 +213,11 @@ impl Reader<'_> {
             if now > end {
                 self.warnings.push(format!(
                     "{place}: a revocation list has ended: all clients of its authority are refused \
-                     until a reload brings a new one"
+                     until a new one is in its place"
                 ));
             } else if now > end - SOON {
                 self.warnings.push(format!(
-                    "{place}: a revocation list ends in {} hours: replace it, and reload",
+                    "{place}: a revocation list ends in {} hours: replace it",
                     (end - now) / 3600
                 ));
             }
@@ -219,15 +225,20 @@ impl Reader<'_> {
     }
 }
 
-/// A file in PEM.
-struct PemFile {
+/// A file in PEM, as it was found.
+struct Found {
     path: PathBuf,
     at: At,
     /// `None` where files aren't read.
     text: Option<Zeroizing<String>>,
 }
 
-fn texts(files: &[PemFile]) -> Vec<&str> {
+fn paths(files: &[Found]) -> Vec<PemFile> {
+    let paths = files.iter().map(|file| file.path.clone());
+    paths.map(PemFile).collect()
+}
+
+fn texts(files: &[Found]) -> Vec<&str> {
     let texts = files.iter().filter_map(|file| file.text.as_ref());
     texts.map(|text| text.as_str()).collect()
 }

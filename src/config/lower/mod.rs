@@ -29,7 +29,7 @@ use self::read::Reader;
 use self::tls::Wanted;
 use super::diagnostics::{At, Diagnostic, Diagnostics};
 use super::model::{
-    Action, Certificate, CertificateId, ListenAddr, Model, SelfSigned, Server, Site, SiteTls,
+    Action, Certificate, CertificateId, ListenAddr, Model, Ocsp, SelfSigned, Server, Site, SiteTls,
 };
 use super::raw::{Entry, Table, Value};
 use super::references::References;
@@ -309,6 +309,7 @@ impl Reader<'_> {
                     site: entry.key.clone(),
                 },
                 identity: None,
+                ocsp: Ocsp::None,
             });
             SelfSigned {
                 hosts: hosts.into_iter().map(|(host, _)| host).collect(),
@@ -321,6 +322,7 @@ impl Reader<'_> {
             policy: spoken.policy,
             hsts: spoken.hsts,
             clients: None,
+            clients_id: None,
             port: port.unwrap_or(443),
         })
     }

@@ -1,10 +1,12 @@
-//! `ocsp` of a site's `tls`: files with what an authority says of its certificates.
+//! `ocsp` of a site's `tls`: whether its authority is asked what it says of the certificates, or files that
+//! have it.
 
 use super::Outside;
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::Certificate;
-use crate::config::raw::Table;
+use crate::config::model::{Certificate, Ocsp};
+use crate::config::raw::{Table, Value};
+use crate::config::references::{from_hexadecimal, to_hexadecimal};
 use crate::config::schema::Section;
 use crate::config::sources::read_bytes;
 use crate::net::tls::ocsp::{OcspError, RESPONSE_MAX};
@@ -14,12 +16,20 @@ use crate::util::clock;
 const SOON: i64 = 86_400;
 
 impl Reader<'_> {
-    /// Staples what the files of `ocsp` say to the certificates of the same place.
-    pub(super) fn staples(&mut self, table: &Table, certificates: &[(Certificate, At)]) {
+    /// Staples what the files of `ocsp` say to the certificates of the same place, or notes whose authority
+    /// is to be asked.
+    pub(super) fn staples(&mut self, table: &Table, certificates: &mut [(Certificate, At)]) {
         const AT: Section = Section::Tls;
         let Some(entry) = table.get("ocsp") else {
             return;
         };
+        if let Value::Boolean(is_asked) = entry.item.value {
+            for (certificate, at) in certificates.iter_mut().filter(|_| is_asked) {
+                certificate.ocsp = Ocsp::Responder;
+                self.warn_of_unasked(certificate, *at);
+            }
+            return;
+        }
         let Some(names) = self.file_names(table, AT, "ocsp") else {
             return;
         };
@@ -47,7 +57,9 @@ impl Reader<'_> {
             return;
         }
         let now = clock::unix_s();
-        for ((path, at, response), (certificate, _)) in responses.into_iter().zip(certificates) {
+        let pairs = responses.into_iter().zip(certificates);
+        for ((path, at, response), (certificate, _)) in pairs {
+            certificate.ocsp = Ocsp::File(path.clone());
             let Some(identity) = &certificate.identity else {
                 continue;
             };
@@ -61,7 +73,7 @@ impl Reader<'_> {
             match stapled {
                 Ok(statement) if statement.next_update - now < SOON => {
                     self.warnings.push(format!(
-                        "{place}: the OCSP response ends in {} hours: replace it, and reload",
+                        "{place}: the OCSP response ends in {} hours: replace it",
                         (statement.next_update - now) / 3600
                     ));
                 }
@@ -83,6 +95,23 @@ impl Reader<'_> {
         }
     }
 
+    /// Warns where there is nobody to be asked: clients do without, so the server starts all the same.
+    fn warn_of_unasked(&mut self, certificate: &Certificate, at: At) {
+        let (Outside::Machine { .. }, Some(identity)) = (self.outside, &certificate.identity)
+        else {
+            return;
+        };
+        if let Err(unasked) = identity.responder() {
+            let place = self.diagnostics.sources.place(at);
+            self.warnings.push(format!(
+                "{}:{}: `ocsp = true` does nothing for this certificate: {}",
+                place.source,
+                place.line,
+                unasked.message()
+            ));
+        }
+    }
+
     /// The bytes of a file; `Some(None)` where files aren't read, `None` and a report where it can't be.
     fn response(&mut self, at: At, path: &std::path::Path) -> Option<Option<Vec<u8>>> {
         let text = self.text_of(at, path, |path| {
@@ -98,39 +127,5 @@ impl Reader<'_> {
             );
         }
         bytes.map(Some)
-    }
-}
-
-/// As it is kept beside the tree, where all is text.
-fn to_hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let byte = |pair: &[u8]| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
-    let (pairs, rest) = digits.as_chunks::<2>();
-    match rest {
-        [] => pairs.iter().map(|pair| byte(pair)).collect(),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_text_and_back() {
-        let bytes: Vec<u8> = (0..=255).collect();
-        assert_eq!(from_hexadecimal(&to_hexadecimal(&bytes)), Some(bytes));
-        for wrong in ["0", "0g", "00 "] {
-            assert_eq!(from_hexadecimal(wrong), None);
-        }
     }
 }

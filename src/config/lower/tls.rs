@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::Outside;
 use super::read::Reader;
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{Certificate, CertificateId};
+use crate::config::model::{Certificate, CertificateId, Ocsp};
 use crate::config::raw::{Entry, Item, Table, Value};
 use crate::config::schema::Section;
 use crate::config::sources::read_text;
@@ -112,14 +112,14 @@ impl Reader<'_> {
         self.unknown_keys(table, AT);
         let before = self.diagnostics.len();
         let is_self_signed = self.boolean(table, AT, "self_signed").unwrap_or(false);
-        let certificates = match is_self_signed {
+        let mut certificates = match is_self_signed {
             true => {
                 self.neither(table);
                 Vec::new()
             }
             false => self.certificates(entry, table),
         };
-        self.staples(table, &certificates);
+        self.staples(table, &mut certificates);
         self.warn_of(&certificates, hosts);
         let policy = self.word(
             table,
@@ -174,6 +174,7 @@ impl Reader<'_> {
         for entry in ["cert", "key", "ocsp"]
             .into_iter()
             .filter_map(|name| table.get(name))
+            .filter(|entry| !matches!(entry.item.value, Value::Boolean(false)))
         {
             let message = format!("`{}` beside `self_signed`", entry.key);
             self.diagnostics.push(
@@ -253,8 +254,7 @@ impl Reader<'_> {
             key: key_path.clone(),
         };
         let (Some(chain), Some(key)) = (chain?, key?) else {
-            let identity = None;
-            return Some((Certificate { id, identity }, chain_item.at));
+            return Some((certificate(id, None), chain_item.at));
         };
         if let Outside::Machine { .. } = self.outside {
             self.warn_of_readable(&key_path);
@@ -262,7 +262,7 @@ impl Reader<'_> {
         match Identity::from_pem(chain.as_bytes(), key.as_bytes()) {
             Ok(identity) => {
                 let identity = Some(Arc::new(identity));
-                Some((Certificate { id, identity }, chain_item.at))
+                Some((certificate(id, identity), chain_item.at))
             }
             Err(error) => {
                 let (path, at) = match error.part {
@@ -381,6 +381,15 @@ impl Reader<'_> {
     fn place(&self, at: At) -> String {
         let place = self.diagnostics.sources.place(at);
         format!("{}:{}", place.source, place.line)
+    }
+}
+
+/// A certificate of which nobody has said where its authority's statement comes from.
+fn certificate(id: CertificateId, identity: Option<Arc<Identity>>) -> Certificate {
+    Certificate {
+        id,
+        identity,
+        ocsp: Ocsp::None,
     }
 }
 

@@ -1,16 +1,17 @@
 //! TLS to the servers of an upstream: who is believed, who we are, and which servers it is for.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::Outside;
 use super::address::Written;
 use super::read::{Reader, Toggle};
 use crate::config::diagnostics::{At, Diagnostic};
-use crate::config::model::{ServerAddr, UpstreamServer, UpstreamTls};
+use crate::config::model::{
+    Certificate, CertificateId, ServerAddr, UpstreamFiles, UpstreamServer, UpstreamTls,
+};
 use crate::config::raw::{Entry, Item, Table};
 use crate::config::schema::Section;
-use crate::net::tls::{Identity, PeerName, Policy, Roots, Terms, Trust};
+use crate::net::tls::{PeerName, Policy, Roots, Terms, Trust};
 
 /// Where systems keep the certificates of the authorities that they believe: Debian and Alpine, Fedora,
 /// openSUSE, and others.
@@ -70,6 +71,7 @@ impl Reader<'_> {
                 policy: Policy::Intermediate,
                 tells_name: true,
             },
+            files: UpstreamFiles::default(),
         }
     }
 
@@ -89,6 +91,7 @@ impl Reader<'_> {
             name
         });
         let insecure = self.boolean(table, AT, "insecure").unwrap_or(false);
+        let mut files = UpstreamFiles::default();
         let trust = match (insecure, table.get("ca")) {
             (true, Some(ca)) => {
                 self.diagnostics.push(
@@ -101,19 +104,24 @@ impl Reader<'_> {
                 self.warn_of_insecure(entry);
                 Trust::Anybody
             }
-            (false, Some(ca)) => self.trust_of(AT, ca),
+            (false, Some(ca)) => self.trust_of(AT, ca, &mut files),
             (false, None) => self.system_trust(entry.item.at),
         };
         let policies = [Policy::Modern, Policy::Intermediate].map(|one| (one.name(), one));
         let policy = self.word(table, AT, "policy", &policies);
+        let own = self.identity(entry, table);
+        if let Some(CertificateId::Files { certificate, key }) = own.as_ref().map(|own| &own.id) {
+            files.identity = Some((certificate.clone(), key.clone()));
+        }
         UpstreamTls {
             name,
             terms: Terms {
                 trust,
-                identity: self.identity(entry, table),
+                identity: own.and_then(|own| own.identity),
                 policy: policy.unwrap_or(Policy::Intermediate),
                 tells_name: self.boolean(table, AT, "sni").unwrap_or(true),
             },
+            files,
         }
     }
 
@@ -127,7 +135,7 @@ impl Reader<'_> {
     }
 
     /// The client certificate, where there is one.
-    fn identity(&mut self, tls: &Entry, table: &Table) -> Option<Arc<Identity>> {
+    fn identity(&mut self, tls: &Entry, table: &Table) -> Option<Certificate> {
         const AT: Section = Section::UpstreamTls;
         let mut file = |name| {
             let entry = table.get(name)?;
@@ -138,7 +146,7 @@ impl Reader<'_> {
             (None, None) => None,
             (Some(chain), Some(key)) => {
                 let (certificate, _) = self.certificate(chain?, key?)?;
-                certificate.identity
+                Some(certificate)
             }
             (chain, _) => {
                 let name = if chain.is_some() { "key" } else { "cert" };
@@ -151,11 +159,13 @@ impl Reader<'_> {
         }
     }
 
-    fn trust_of(&mut self, section: Section, entry: &Entry) -> Trust {
+    fn trust_of(&mut self, section: Section, entry: &Entry, files: &mut UpstreamFiles) -> Trust {
         match self.string_of(section, entry, &entry.item) {
             Some(text) => {
                 let path = self.path(entry.item.at, &text);
-                self.trust_in(entry.item.at, &path)
+                let trust = self.trust_in(entry.item.at, &path);
+                files.trust = Some(path);
+                trust
             }
             None => Trust::Nobody,
         }

@@ -24,6 +24,8 @@ pub struct SiteTls {
     pub hsts: Option<FieldValue>,
     /// Whose certificates clients show; `None` where they are not asked for any.
     pub clients: Option<Arc<Clients>>,
+    /// Where that was read; `None` where there is none of it.
+    pub clients_id: Option<ClientsId>,
     /// The port of the first address where it is under TLS, for the redirect from plain ones; 0 where
     /// the kernel chooses it.
     pub port: u16,
@@ -37,7 +39,43 @@ pub struct Certificate {
     /// What its files held when they were read; `None` where they weren't (`check --no-files`), and where
     /// the master makes it.
     pub identity: Option<Arc<Identity>>,
+    /// Where its authority's statement on it comes from.
+    pub ocsp: Ocsp,
 }
+
+/// Where the statement of an authority on a certificate (OCSP) comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ocsp {
+    /// There is none.
+    #[default]
+    None,
+    /// A file, in DER; an absolute path.
+    File(#[serde(with = "crate::util::os_path")] PathBuf),
+    /// The authority is asked, where the certificate says.
+    Responder,
+}
+
+/// Which clients are taken, in whatever configuration: by which files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClientsId {
+    /// The authorities, in PEM.
+    pub authorities: Vec<PemFile>,
+    /// Their revocation lists, in PEM.
+    pub lists: Vec<PemFile>,
+    /// Whether a client without a certificate is refused.
+    pub is_required: bool,
+}
+
+impl ClientsId {
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = &PemFile> {
+        self.authorities.iter().chain(&self.lists)
+    }
+}
+
+/// The absolute path of a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PemFile(#[serde(with = "crate::util::os_path")] pub PathBuf);
 
 /// Which certificate it is, in whatever configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -55,6 +55,17 @@ pub struct UpstreamTls {
     pub name: Option<PeerName>,
     /// Who is believed, who we are, and what is spoken.
     pub terms: Terms,
+    /// The files that this was read from.
+    pub files: UpstreamFiles,
+}
+
+/// The files of TLS to servers that a configuration names; absolute paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamFiles {
+    /// Of the authorities, in PEM.
+    pub trust: Option<PathBuf>,
+    /// Of our own certificate and its key, in PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Local addresses to connect from, at most one of each family; where there is none, the kernel takes one

@@ -20,7 +20,7 @@ pub(super) const CLIENTS: &[Key] = &[
         "\"/etc/beltway/clients.crl\"",
         "",
         "Their revocation lists in PEM. With any, every authority needs one that has not ended: who is\n\
-         not known to be good is refused. They are read by a reload.",
+         not known to be good is refused. One that is replaced is used without a reload.",
     ),
     key(
         "required",

@@ -30,12 +30,12 @@ pub(super) const TLS: &[Key] = &[
     ),
     key(
         "ocsp",
-        "a file name or a list of file names",
-        "\"/etc/beltway/example.com.ocsp\"",
-        "",
-        "What the authority says of the certificate (OCSP), in DER: clients get it along with the\n\
-         certificate, as long as it holds. As many as `cert` has, in the same order. A reload reads\n\
-         them again.",
+        "true, false, a file name or a list of file names",
+        "true",
+        "false",
+        "Whether the authority is asked, by HTTP and in time, what it says of the certificate (OCSP):\n\
+         clients get it along with the certificate, as long as it holds. Or files that have it in DER,\n\
+         as many as `cert` has, in the same order; one that is replaced is used without a reload.",
     ),
     key(
         "policy",

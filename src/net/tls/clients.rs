@@ -177,6 +177,11 @@ impl Clients {
         &self.unlisted
     }
 
+    /// Whether the same clients are taken as by others.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.scope == other.scope
+    }
+
     /// What their sessions are told apart by: another one as soon as an authority or a list is another.
     pub(super) fn scope(&self) -> String {
         hexadecimal(&self.scope, false)

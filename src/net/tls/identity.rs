@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
 use sha2::{Digest as _, Sha256};
 
-use super::ocsp::{self, OcspError, Statement};
+use super::ocsp::{self, OcspError, Statement, Unasked};
 use super::settings::PROVIDER;
 use crate::util::x509::{self, Facts};
 
@@ -88,6 +88,12 @@ pub fn facts_of(certificates: &[u8]) -> Result<Vec<Facts>, IdentityError> {
         .iter()
         .map(|one| x509::read(one).ok_or_else(unreadable));
     facts.collect()
+}
+
+/// The certificates of a text in DER, the server's own first; none where it can't be read.
+pub fn chain_of(certificates: &[u8]) -> Vec<Vec<u8>> {
+    let chain = chain(certificates).unwrap_or_default();
+    chain.iter().map(|one| one.to_vec()).collect()
 }
 
 /// A digest of a certificate and its key as they are written, to tell whether they are others than before.
@@ -202,6 +208,30 @@ impl Identity {
             statement,
         })));
         Ok(statement)
+    }
+
+    /// From now on gives clients the certificate alone.
+    pub fn unstaple(&self) {
+        self.stapled.store(None);
+    }
+
+    /// The chain in DER, the server's own certificate first.
+    pub fn chain(&self) -> &[impl AsRef<[u8]>] {
+        &self.key.cert
+    }
+
+    /// Where the authority says what it thinks of the certificate: a URL.
+    ///
+    /// # Errors
+    /// Why there is nobody to be asked.
+    pub fn responder(&self) -> Result<String, Unasked> {
+        ocsp::responder(&self.key.cert)
+    }
+
+    /// The response that was last stapled, in DER.
+    pub fn stapled(&self) -> Option<Vec<u8>> {
+        let stapled = self.stapled.load();
+        stapled.as_ref().and_then(|it| it.key.ocsp.clone())
     }
 
     /// What was last stapled.

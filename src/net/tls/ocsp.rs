@@ -50,8 +50,8 @@ pub enum OcspError {
     Refused(&'static str),
     /// It is about other certificates.
     OfAnother,
-    /// The certificate is revoked.
-    Revoked,
+    /// The certificate is revoked: as of this time, in seconds since 1970.
+    Revoked(i64),
     /// The authority doesn't know the certificate.
     Unknown,
     /// It was not signed by the certificate's authority, or by whom that has allowed to.
@@ -73,7 +73,7 @@ impl OcspError {
             Self::Malformed => "holds no OCSP response in DER",
             Self::Refused(status) => status,
             Self::OfAnother => "is about another certificate",
-            Self::Revoked => "says that the certificate is revoked",
+            Self::Revoked(_) => "says that the certificate is revoked",
             Self::Unknown => "says that its authority doesn't know the certificate",
             Self::Signature => "isn't signed by the certificate's authority",
             Self::Early => "doesn't hold yet",
@@ -89,13 +89,55 @@ impl OcspError {
             Self::Malformed | Self::Refused(_) | Self::OfAnother | Self::Signature => {
                 "fetch it again: openssl ocsp -issuer ISSUER.pem -cert CERT.pem -url URL -respout FILE"
             }
-            Self::Revoked | Self::Unknown => "have the authority issue another certificate",
+            Self::Revoked(_) | Self::Unknown => "have the authority issue another certificate",
             Self::Early => "look at the clock of this machine",
             Self::Ended | Self::Endless => "have it fetched again, often enough",
             Self::NoIssuer => {
                 "put the certificate of its issuer behind the server's own in the file of `cert`"
             }
         }
+    }
+}
+
+/// Why an authority can't be asked about a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unasked {
+    /// The certificate's issuer is not in its file.
+    NoIssuer,
+    /// The certificate names no responder that answers by HTTP.
+    NoResponder,
+}
+
+impl Unasked {
+    /// Why, and what to do.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::NoIssuer => {
+                "the certificate of its issuer is not known: put it behind the server's own in the file"
+            }
+            Self::NoResponder => {
+                "it names no OCSP responder, as authorities that have given OCSP up leave it out: there is \
+                 nothing to be stapled"
+            }
+        }
+    }
+}
+
+/// Where the authority of a chain's first certificate says what it thinks of it: a URL.
+///
+/// # Errors
+/// Why there is nobody to be asked.
+pub fn responder(chain: &[impl AsRef<[u8]>]) -> Result<String, Unasked> {
+    let [own, _issuer, ..] = chain else {
+        return Err(Unasked::NoIssuer);
+    };
+    let url = x509::parts(own.as_ref())
+        .and_then(|parts| parts.ocsp_responder().map(str::to_owned))
+        .ok_or(Unasked::NoResponder)?;
+    let scheme = url.as_bytes().get(..7);
+    match scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http://")) {
+        true => Ok(url),
+        false => Err(Unasked::NoResponder),
     }
 }
 
@@ -151,18 +193,19 @@ pub fn verify(
     }
     let found = statement(basic.statements, &own, &issuer).ok_or(OcspError::Malformed)?;
     let (status, this_update, next_update) = found.ok_or(OcspError::OfAnother)?;
-    match status {
-        GOOD => {}
-        REVOKED => return Err(OcspError::Revoked),
-        _ => return Err(OcspError::Unknown),
-    }
-    let next_update = next_update.ok_or(OcspError::Endless)?;
+    // First of all whether it holds: what was said once may have been said again by anybody.
     if this_update > now + SKEW {
         return Err(OcspError::Early);
     }
-    if next_update <= now {
+    if next_update.is_some_and(|next| next <= now) {
         return Err(OcspError::Ended);
     }
+    match status {
+        GOOD => {}
+        REVOKED => return Err(OcspError::Revoked(this_update)),
+        _ => return Err(OcspError::Unknown),
+    }
+    let next_update = next_update.ok_or(OcspError::Endless)?;
     Ok(Statement {
         this_update,
         next_update,

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::certificates::{self, CertificateStatus};
+use super::certificates::{self, CertificateStatus, ClientsStatus};
 use super::direct::DirectStatus;
 use super::kernel_tls::KernelTlsStatus;
 use super::memory::MemoryStatus;
@@ -48,6 +48,8 @@ pub struct StatusReport {
     pub upstreams: Vec<UpstreamStatus>,
     /// The certificates that are in use.
     pub certificates: Vec<CertificateStatus>,
+    /// The clients with certificates that are taken.
+    pub client_certificates: Vec<ClientsStatus>,
 }
 
 /// A reload or an upgrade that has ended.
@@ -274,6 +276,7 @@ impl StatusReport {
             fact("limits reached", &limits.join(", "));
         }
         text.push_str(&certificates::text(&self.certificates));
+        text.push_str(&certificates::clients_text(&self.client_certificates));
         text.push_str(&upstreams::text(&self.upstreams));
         for generation in &self.generations {
             generation.text(&mut text);

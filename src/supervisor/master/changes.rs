@@ -18,7 +18,7 @@ use crate::supervisor::{banner, refusal, sandbox};
 use crate::util::clock;
 
 impl Master {
-    /// Gets a change ready: a reload at once, an upgrade by a check in a child.
+    /// Gets a change ready: a reload and a refresh at once, an upgrade by a check in a child.
     pub(super) fn prepare(&mut self, change: ChangeId, kind: Kind) {
         self.notify.reloading(kind.word());
         self.notify_ready = true;
@@ -32,7 +32,11 @@ impl Master {
             }
             return;
         }
-        let prepared = check(&self.input, false).map_err(|text| (text, 78));
+        let prepared = match kind {
+            Kind::Refresh => self.made_again(),
+            _ => check(&self.input, false),
+        };
+        let prepared = prepared.map_err(|text| (text, 78));
         self.prepared(change, prepared, None);
     }
 
@@ -152,7 +156,7 @@ impl Master {
                 None => open_log(target).map(|log| Some(Arc::new(log))),
             },
         };
-        let made = self.certificates.make(&facts.certificates, clock::unix_s());
+        let made = (self.certificates).begin(&facts.certificates, clock::unix_s());
         let made =
             made.map_err(|problem| refusal::message(&problem.message, None, &[problem.help]));
         let bound = self
@@ -168,7 +172,7 @@ impl Master {
         // can't be served is a bad configuration.
         let code = if self.in_force.is_some() { 78 } else { 1 };
         let failed = |text| (text, code);
-        let (log, sockets, certificates) = match (log, bound, made) {
+        let (log, sockets, replaced) = match (log, bound, made) {
             (Ok(log), Ok(sockets), Ok(made)) => (log, sockets, made),
             (log, bound, made) => {
                 let texts = [log.err(), bound.err(), made.err()].into_iter().flatten();
@@ -192,7 +196,7 @@ impl Master {
             facts,
             bundle: Arc::new(bundle),
             loaded,
-            certificates,
+            replaced,
             sockets,
             log,
         };

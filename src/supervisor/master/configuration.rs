@@ -16,7 +16,7 @@ use crate::config::model::{
 };
 use crate::config::sources::Input;
 use crate::config::{self, Loaded, bundle};
-use crate::supervisor::certificates::{self, Pem, Wanted};
+use crate::supervisor::certificates::{self, Replaced, Wanted, WantedClients};
 use crate::supervisor::messages::{SandboxMode, SocketId};
 use crate::supervisor::privileges::{self, Identity};
 use crate::supervisor::sandbox::{self, Grants};
@@ -57,6 +57,9 @@ pub(in crate::supervisor) struct Facts {
     /// elsewhere.
     #[serde(default)]
     pub(super) certificates: Vec<Wanted>,
+    /// Which clients with certificates it takes. A binary that doesn't tell is of another version.
+    #[serde(default)]
+    pub(super) clients: Vec<WantedClients>,
 }
 
 /// What the master needs to know of an upstream.
@@ -103,6 +106,7 @@ impl Facts {
                 .map(|log: &AccessLog| log.target.clone()),
             upstreams: model.upstreams.iter().map(|it| upstream(it)).collect(),
             certificates: certificates::wanted(model),
+            clients: certificates::wanted_clients(model),
         })
     }
 
@@ -139,8 +143,8 @@ pub(super) struct Configuration {
     pub(super) bundle: Arc<OwnedFd>,
     /// What was read, where it was read by this binary.
     pub(super) loaded: Option<Loaded>,
-    /// Certificates that stand in place of the bundle's, or that it doesn't have.
-    pub(super) certificates: Vec<Pem>,
+    /// Certificates and more that stand in place of the bundle's, or that it doesn't have.
+    pub(super) replaced: Replaced,
     /// Which socket serves which listener.
     pub(super) sockets: Vec<(SocketId, usize)>,
     /// The access log, open.

@@ -117,7 +117,7 @@ impl Master {
                 id: *id,
                 facts: configuration.facts.clone(),
                 bundle: keep(configuration.bundle.as_fd())?,
-                certificates: configuration.certificates.clone(),
+                replaced: configuration.replaced.clone(),
                 sockets: configuration.sockets.clone(),
                 log: logs.get(id).map(|log| keep(log.as_fd())).transpose()?,
             })
@@ -258,7 +258,7 @@ fn configuration(handed: upgrade::Configuration) -> Result<(u64, Configuration),
         facts: handed.facts,
         bundle: Arc::new(content),
         loaded,
-        certificates: handed.certificates,
+        replaced: handed.replaced,
         sockets: handed.sockets,
         log: log.map(Arc::new),
     };

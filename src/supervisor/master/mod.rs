@@ -357,6 +357,8 @@ impl Master {
                 ));
             }
         }
+        let answers = self.certificates.fds();
+        fds.extend(answers.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         if let Some(check) = &self.check {
             fds.push(PollFd::from_borrowed_fd(check.end(), PollFlags::IN));
         }

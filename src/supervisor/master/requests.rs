@@ -355,6 +355,7 @@ impl Master {
                 })
                 .collect(),
             certificates: self.certificates.status(clock::unix_s()),
+            client_certificates: self.certificates.clients_status(clock::unix_s()),
             ..StatusReport::default()
         };
         report.waiting_changes = view.waiting;

@@ -22,7 +22,7 @@ use crate::config::model::{ListenAddr, LogTarget};
 use crate::config::sources::Input;
 use crate::net::tls::tickets::TicketKey;
 use crate::supervisor::bind::{BoundAddr, Part};
-use crate::supervisor::certificates::Pem;
+use crate::supervisor::certificates::Replaced;
 use crate::supervisor::channel::{blob, read_blob};
 use crate::supervisor::control::protocol::{Request, RequestId};
 use crate::supervisor::control::server::Caller;
@@ -34,7 +34,7 @@ pub(super) const HANDOVER_VARIABLE: &str = "BELTWAY_HANDOVER";
 
 /// The version of [`Handover`]. The check of the configuration with the new binary comes first, so a
 /// binary that doesn't know this one is refused before anything is replaced.
-pub(super) const VERSION: u16 = 5;
+pub(super) const VERSION: u16 = 6;
 
 /// All that the next master has to know.
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ pub(super) struct Configuration {
     pub(super) id: u64,
     pub(super) facts: Facts,
     pub(super) bundle: RawFd,
-    pub(super) certificates: Vec<Pem>,
+    pub(super) replaced: Replaced,
     pub(super) sockets: Vec<(SocketId, usize)>,
     pub(super) log: Option<RawFd>,
 }

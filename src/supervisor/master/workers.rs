@@ -185,7 +185,7 @@ impl Master {
             next: Next {
                 config: config.0,
                 listeners: configuration.sockets.clone(),
-                certificates: configuration.certificates.clone(),
+                replaced: configuration.replaced.clone(),
                 words: self.words.of(&configuration.facts.upstreams),
             },
             identity: facts.identity.clone(),
@@ -218,7 +218,7 @@ impl Master {
         let next = Next {
             config: config.0,
             listeners: configuration.sockets.clone(),
-            certificates: configuration.certificates.clone(),
+            replaced: configuration.replaced.clone(),
             words: self.words.of(&configuration.facts.upstreams),
         };
         let told = give(sockets, child, &configuration.sockets).and_then(|()| {

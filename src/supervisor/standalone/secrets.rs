@@ -1,6 +1,7 @@
 //! What a master would hold of TLS, for a server without one: certificates, their keys, and the keys of
 //! session tickets.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use super::EPOCH;
 use crate::certificates::Places;
 use crate::config::model::Model;
 use crate::net::tls::tickets::{KeyMaker, Tickets};
-use crate::supervisor::certificates::{Keeper, identities, wanted};
+use crate::supervisor::certificates::{Keeper, wanted, wanted_clients};
 use crate::supervisor::swap::{self, Serving};
 use crate::supervisor::worker::{Secured, StartError, Worker};
 use crate::util::clock;
@@ -35,17 +36,21 @@ impl Secrets {
         tickets.install(ticket_keys.keys());
         let wanted = wanted(&model);
         let mut keeper = Keeper::new(Places::of_this_process());
-        let made = keeper
-            .make(&wanted, clock::unix_s())
+        let replaced = keeper
+            .begin(&wanted, clock::unix_s())
             .map_err(|problem| StartError::other(problem.message, problem.help))?;
-        let identities = identities(&made).map_err(|what| StartError::other(what, ""))?;
-        keeper.take(&wanted, &made, &model, now);
+        let replacements = replaced
+            .made()
+            .map_err(|what| StartError::other(what, ""))?;
+        let clients = wanted_clients(&model);
+        let now_s = clock::unix_s();
+        keeper.take((&wanted, &clients), (&replaced, &model), (now, now_s));
         Ok(Self {
             secured: Secured {
                 config: EPOCH,
-                sites: swap::secured(&model, &identities, &tickets, serving),
+                sites: swap::secured(&model, &replacements, &tickets, serving),
                 model,
-                identities,
+                replacements,
                 untold: Vec::new(),
             },
             keeper,
@@ -61,16 +66,23 @@ impl Secrets {
         certificates.map_or(tickets, |at| at.min(tickets))
     }
 
+    /// Readable when [`Secrets::renew`] has something to do.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.keeper.fds()
+    }
+
     /// Renews what it is time for, and tells the cores.
     pub(super) fn renew(&mut self, worker: &mut Worker, now: Instant) {
         if self.ticket_keys.renew(now) {
             self.tickets.install(self.ticket_keys.keys());
         }
-        match identities(&self.keeper.turn(now, clock::unix_s())) {
-            Ok(new) if new.is_empty() => {}
-            Ok(new) => self.secured.replace(new, &self.tickets, worker),
-            // They were checked.
-            Err(why) => tracing::error!(why, "a certificate is no good"),
+        let new = self.keeper.turn(now, clock::unix_s());
+        if !new.is_empty() {
+            match new.made() {
+                Ok(new) => self.secured.replace(new, &self.tickets, worker),
+                // They were checked.
+                Err(why) => tracing::error!(why, "a certificate is no good"),
+            }
         }
         self.secured.tell(worker);
     }

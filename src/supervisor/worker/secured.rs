@@ -1,11 +1,10 @@
 //! TLS of what the cores serve, while its certificates are replaced.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Worker;
 use crate::config::model::Model;
-use crate::handlers::secured::{Identities, SecuredSites};
+use crate::handlers::secured::{Replacements, SecuredSites};
 use crate::net::tls::tickets::Tickets;
 use crate::supervisor::core_thread::Message;
 
@@ -15,8 +14,8 @@ pub(in crate::supervisor) struct Secured {
     pub(in crate::supervisor) config: u64,
     /// What it says.
     pub(in crate::supervisor) model: Arc<Model>,
-    /// The certificates that stand in place of its own.
-    pub(in crate::supervisor) identities: Identities,
+    /// What stands in place of what it says.
+    pub(in crate::supervisor) replacements: Replacements,
     /// What connections are made by.
     pub(in crate::supervisor) sites: Arc<SecuredSites>,
     /// Cores that don't know yet.
@@ -24,18 +23,16 @@ pub(in crate::supervisor) struct Secured {
 }
 
 impl Secured {
-    /// Makes connections by these certificates from now on, on every core that is told.
+    /// Makes connections by these from now on, on every core that is told.
     pub(in crate::supervisor) fn replace(
         &mut self,
-        new: Identities,
+        new: Replacements,
         tickets: &Tickets,
         worker: &Worker,
     ) {
-        let ids: BTreeSet<_> = new.keys().cloned().collect();
-        self.identities.extend(new);
-        let is_new = |id: &_| ids.contains(id);
-        let (model, identities) = (&self.model, &self.identities);
-        if let Some(sites) = self.sites.renewed(model, identities, tickets, is_new) {
+        self.replacements.extend(new.clone());
+        let (model, replacements) = (&self.model, &self.replacements);
+        if let Some(sites) = self.sites.renewed(model, replacements, tickets, &new) {
             self.sites = sites;
             self.untold = worker.living();
         }

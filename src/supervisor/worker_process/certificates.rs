@@ -1,12 +1,12 @@
 //! Certificates that the master replaces while a worker serves.
 
 use super::Process;
-use crate::supervisor::certificates::{Pem, identities};
+use crate::supervisor::certificates::Replaced;
 
 impl Process {
     /// Makes connections by other certificates from now on, on every core.
-    pub(super) fn replace_certificates(&mut self, pems: &[Pem]) {
-        match identities(pems) {
+    pub(super) fn replace_certificates(&mut self, replaced: &Replaced) {
+        match replaced.made() {
             Ok(new) => {
                 self.secured.replace(new, &self.tickets, &self.worker);
                 self.tell_certificates();

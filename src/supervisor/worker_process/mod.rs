@@ -23,7 +23,6 @@ use self::begin::{
 };
 use self::questions::{Asked, Question};
 use self::servers::Tidying;
-use super::certificates::identities;
 use super::channel::{Channel, ChannelError, read_blob};
 use super::core_thread::Message;
 use super::hook;
@@ -39,7 +38,7 @@ use super::worker::{
 };
 use crate::config::bundle;
 use crate::config::model::{Engine, Model};
-use crate::handlers::secured::Identities;
+use crate::handlers::secured::Replacements;
 use crate::net::tls::tickets::Tickets;
 use crate::observability::control_log::{self, Colour, ControlLog};
 use crate::observability::sink::Sink;
@@ -120,8 +119,8 @@ struct Started {
     worker: Worker,
     resolver: Resolver,
     tickets: Tickets,
-    /// Certificates that stand in place of the configuration's own.
-    identities: Identities,
+    /// What stands in place of what the configuration says.
+    replacements: Replacements,
     /// What it is to serve now.
     first: Swap,
     report: Report,
@@ -158,7 +157,7 @@ impl Process {
                 worker,
                 resolver,
                 tickets,
-                identities,
+                replacements,
                 first,
                 report,
                 tuning,
@@ -182,7 +181,7 @@ impl Process {
                     secured: Secured {
                         config: first.epoch,
                         model: Arc::clone(&first.model),
-                        identities,
+                        replacements,
                         sites: Arc::clone(&first.secured),
                         untold: Vec::new(),
                     },
@@ -197,7 +196,7 @@ impl Process {
                 };
                 let next = process.start.next.clone();
                 // Keys are kept in one form alone.
-                process.start.next.certificates.clear();
+                process.start.next.replaced.certificates.clear();
                 process.swap(&next, first, true);
                 Ok(process)
             }
@@ -275,8 +274,8 @@ impl Process {
             Resolver::start(&rosters).map_err(|error| failed(false, &no_resolver(&error), ""))?;
         let tickets = Tickets::default();
         tickets.install(&start.ticket_keys);
-        let identities = identities(&start.next.certificates).map_err(|what| broken(&what))?;
-        let secured = swap::secured(&model, &identities, &tickets, &serving);
+        let replacements = (start.next.replaced.made()).map_err(|what| broken(&what))?;
+        let secured = swap::secured(&model, &replacements, &tickets, &serving);
         let swap = |listeners| Swap {
             epoch: start.next.config,
             model: Arc::clone(&model),
@@ -315,7 +314,7 @@ impl Process {
             worker,
             resolver,
             tickets,
-            identities,
+            replacements,
             first: swap(serving),
             report,
             tuning: plan.tuning_origin(),
@@ -418,7 +417,7 @@ impl Process {
                 }
             }
             ToWorker::TicketKeys(keys) => self.tickets.install(&keys),
-            ToWorker::Certificates(pems) => self.replace_certificates(&pems),
+            ToWorker::Certificates(replaced) => self.replace_certificates(&replaced),
             ToWorker::Drain {
                 within_ms,
                 handover,
@@ -476,7 +475,7 @@ impl Process {
         let model = unpacked?.model;
         usable(&self.start.identity_name(), &model)?;
         let listeners = listening(&next, &self.sockets).ok_or("a listening socket is missing")?;
-        let identities = identities(&next.certificates)?;
+        let replacements = next.replaced.made()?;
         warn_of_foreign(&model.upstreams);
         let rosters = Rosters::succeeding(&model.upstreams, &self.rosters, Instant::now());
         servers::heed(&rosters, &next.words);
@@ -484,11 +483,11 @@ impl Process {
         updated.map_err(|error| no_resolver(&error))?;
         wait_for_answers(&self.resolver);
         self.rosters = Arc::clone(&rosters);
-        let secured = swap::secured(&model, &identities, &self.tickets, &listeners);
+        let secured = swap::secured(&model, &replacements, &self.tickets, &listeners);
         self.secured = Secured {
             config: next.config,
             model: Arc::clone(&model),
-            identities,
+            replacements,
             sites: Arc::clone(&secured),
             untold: Vec::new(),
         };

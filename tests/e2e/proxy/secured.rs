@@ -1,5 +1,7 @@
 //! Backends under TLS: who is believed, what is carried, and what the log says where it isn't.
 
+mod renewed;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -61,10 +61,10 @@ impl Turn<'_> {
         };
         match (kind, placement) {
             (Kind::Upgrade, _) => self.start_change(force, "a new binary".to_owned()),
-            (Kind::Reload, Placement::NewGeneration(reasons)) => {
+            (Kind::Reload | Kind::Refresh, Placement::NewGeneration(reasons)) => {
                 self.start_change(force, super::joined(&reasons));
             }
-            (Kind::Reload, Placement::InPlace) => self.apply_change(force),
+            (Kind::Reload | Kind::Refresh, Placement::InPlace) => self.apply_change(force),
         }
     }
 
@@ -174,7 +174,7 @@ impl Turn<'_> {
             return self.change_failed(text, 1);
         }
         let image = match kind {
-            Kind::Reload => Image::Own,
+            Kind::Reload | Kind::Refresh => Image::Own,
             Kind::Upgrade => Image::New,
         };
         let generation = self.start_generation(force, image, Purpose::Change);
@@ -216,7 +216,7 @@ impl Turn<'_> {
             _ => String::new(),
         };
         match change.kind {
-            Kind::Reload => {
+            Kind::Reload | Kind::Refresh => {
                 self.commit(force);
                 self.serve(generation);
                 let text =
@@ -275,7 +275,7 @@ impl Turn<'_> {
             return;
         };
         let code = match change.kind {
-            Kind::Reload => BAD_CONFIG,
+            Kind::Reload | Kind::Refresh => BAD_CONFIG,
             Kind::Upgrade => 1,
         };
         let text = format!("{generation} could not start, the old one goes on: {why}");

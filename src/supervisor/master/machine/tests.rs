@@ -506,6 +506,23 @@ fn a_reload_in_place_is_committed_when_every_worker_has_it() {
 }
 
 #[test]
+fn files_that_were_replaced_are_a_change_like_others_and_asked_for_once() {
+    let mut master = Master::serving(1);
+    master.ask(1, Kind::Reload);
+    master.did(&[prepare(1, Kind::Reload)]);
+    master.signal(Kind::Refresh);
+    master.signal(Kind::Refresh);
+    master.prepared(1, 2, Placement::InPlace);
+    master.applied(1, 2);
+    master.is_done(1, "in place");
+    master.did(&[apply(1, 2), commit(2), prepare(2, Kind::Refresh)]);
+    master.prepared(2, 3, Placement::InPlace);
+    master.applied(1, 3);
+    master.did(&[apply(1, 3), commit(3)]);
+    assert_eq!(master.states(), ["serving"]);
+}
+
+#[test]
 fn a_configuration_that_can_not_be_prepared_changes_nothing() {
     let mut master = Master::serving(1);
     master.ask(1, Kind::Reload);

@@ -53,6 +53,8 @@ pub enum Kind {
     Reload,
     /// Replace the binary, and take the newest configuration with it.
     Upgrade,
+    /// Take the configuration in force with what its files hold by now, as the master has noticed.
+    Refresh,
 }
 
 impl Kind {
@@ -61,6 +63,7 @@ impl Kind {
         match self {
             Self::Reload => "reload",
             Self::Upgrade => "upgrade",
+            Self::Refresh => "refresh",
         }
     }
 }
