@@ -1,7 +1,9 @@
 //! TLS from the outside: versions, names, certificates, sessions, and everything that HTTP does over it.
 
 mod certificates;
+mod keys;
 mod ktls;
+mod records;
 
 use std::fs;
 use std::io::{self, Read, Write};
