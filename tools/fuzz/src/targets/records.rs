@@ -255,11 +255,15 @@ fn make(session: &mut Session, mut input: &[u8]) -> Made {
             false => (renewed, empty) = (0, 0),
         }
         made.is_good &= is_right && empty <= 32;
+        let mut is_changed = false;
         if what & 0x80 != 0 && !record.is_empty() {
             made.is_good = false;
             let at = usize::from(length).wrapping_mul(37) % record.len();
             record[at] ^= 1 << (what >> 4 & 7);
-        } else {
+            // The minor version is ignored, and stands for no other in what is authenticated.
+            is_changed = at != 2;
+        }
+        if !is_changed {
             made.content.extend(content);
         }
         made.bytes.extend(&record);
