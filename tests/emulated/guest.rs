@@ -303,7 +303,9 @@ pub(crate) fn the_kernel_encrypts() {
         drop(client);
         wait_until("connections end", PATIENCE, || told(&server)[0] == 0);
         let [_, total, refused] = told(&server);
-        assert_eq!((total, refused), (2 * 6 + 1 + 2 * 3 + 1 + 2 + 5 + 1, 0));
+        // The kernel takes no connection whose client has ended already: those go on without it.
+        assert_eq!(total + refused, 2 * 6 + 1 + 2 * 3 + 1 + 2 + 5 + 1);
+        assert!(refused <= 3, "{refused}");
         wait_until("the kernel's, too", PATIENCE, || {
             kernels("TlsCurrTxSw") == 0
         });
