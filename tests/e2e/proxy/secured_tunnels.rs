@@ -281,7 +281,8 @@ fn a_cut_is_told_as_a_cut() {
                     // Somebody between says that it ends.
                     ("in the clear", true) => {
                         let end = [ALERT, 3, 3, 0, 2, 1, CLOSE_NOTIFY];
-                        (&*first.socket()).write_all(&end).unwrap();
+                        let mut socket = first.socket();
+                        socket.write_all(&end).unwrap();
                         // It may have been refused already.
                         let _ = first.socket().shutdown(Shutdown::Write);
                     }
@@ -354,7 +355,8 @@ fn keys_are_renewed_between_any_two_words() {
                             sealed = records.seal_key_update(asks);
                         }
                         sealed.extend(from.seal(word.as_bytes(), false));
-                        (&*from.socket()).write_all(&sealed).unwrap();
+                        let mut socket = from.socket();
+                        socket.write_all(&sealed).unwrap();
                         assert_eq!(to.exactly(word.len()), word.as_bytes());
                     }
                 }
