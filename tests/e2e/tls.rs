@@ -1,7 +1,9 @@
 //! TLS from the outside: versions, names, certificates, sessions, and everything that HTTP does over it.
 
 mod certificates;
+mod keys;
 mod ktls;
+mod records;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -515,27 +517,32 @@ fn who_breaks_off_or_sends_garbage_harms_nobody() {
         tree.write("a.txt", "content");
         let pem = Pem::new(&tree, "a", &["a.example"]);
         let timeouts = "[server]\ntimeouts = { handshake = \"500ms\" }\n";
-        let config = format!("{timeouts}{}", site("a.example", &tree, &pem.line("")));
+        let line = pem.line(", policy = \"intermediate\"");
+        let config = format!("{timeouts}{}", site("a.example", &tree, &line));
         let server = Setup::run(engine, &config).start();
         let config = trusting(&[&pem], BOTH);
-        let mut hello = Vec::new();
-        let name = ServerName::try_from("a.example").unwrap();
-        let mut tls = ClientConnection::new(Arc::clone(&config), name).unwrap();
-        tls.write_tls(&mut hello).unwrap();
         let address = tcp(server.address());
-        for end in (1..hello.len()).step_by(101) {
-            TcpStream::connect(address)
-                .unwrap()
-                .write_all(&hello[..end])
-                .unwrap();
-        }
-        for changed in (0..hello.len()).step_by(53) {
-            let mut bytes = hello.clone();
-            bytes[changed] ^= 0x55;
-            TcpStream::connect(address)
-                .unwrap()
-                .write_all(&bytes)
-                .unwrap();
+        let mut hello = Vec::new();
+        for version in [&TLS12, &TLS13] {
+            let name = ServerName::try_from("a.example").unwrap();
+            let config = trusting(&[&pem], &[version]);
+            let mut tls = ClientConnection::new(config, name).unwrap();
+            hello.clear();
+            tls.write_tls(&mut hello).unwrap();
+            for end in (1..hello.len()).step_by(hello.len() / 15) {
+                TcpStream::connect(address)
+                    .unwrap()
+                    .write_all(&hello[..end])
+                    .unwrap();
+            }
+            for changed in (0..hello.len()).step_by(hello.len() / 30) {
+                let mut bytes = hello.clone();
+                bytes[changed] ^= 0x55;
+                TcpStream::connect(address)
+                    .unwrap()
+                    .write_all(&bytes)
+                    .unwrap();
+            }
         }
         let mut garbage = TcpStream::connect(address).unwrap();
         let _ = garbage.write_all(&noise(100_000));

@@ -1,6 +1,8 @@
 //! Certificates of clients from the outside: who comes in, what backends are told of them, and requests that
 //! try to come in beside them.
 
+mod programs;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +43,7 @@ macro_rules! in_days {
         date_time_ymd(1970, 1, 1) + from
     }};
 }
+use in_days;
 
 impl Authority {
     fn new(tree: &Tree, name: &str) -> Self {

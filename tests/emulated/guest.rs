@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use rustls::{
     CipherSuite, ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     SupportedProtocolVersion,
 };
+use socket2::{Socket, Type};
 
 use crate::support::server::Address;
 use crate::support::{
@@ -98,6 +99,19 @@ impl Client {
             Address::Unix(_) => panic!("a TCP socket"),
         };
         let socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let name = ServerName::try_from(NAME).unwrap();
+        let tls = ClientConnection::new(Arc::clone(config), name).unwrap();
+        Self(StreamOwned::new(tls, socket))
+    }
+
+    /// One that takes little at a time.
+    fn slow(server: &Server, config: &Arc<ClientConfig>) -> Self {
+        let (domain, address) = server.address().socket();
+        let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address).unwrap();
+        let socket = TcpStream::from(socket);
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let name = ServerName::try_from(NAME).unwrap();
         let tls = ClientConnection::new(Arc::clone(config), name).unwrap();
@@ -238,6 +252,27 @@ pub(crate) fn the_kernel_encrypts() {
         assert!(head.contains("Connection: close"), "{head}");
         assert!(content == huge);
         client.ends();
+        // Nor where the client reads slowly: what is to be told finds no room, or stands in the socket with
+        // much before it when that is closed. The client may have ended before that.
+        for (target, length) in [
+            ("/large.bin", LARGE),
+            ("/proxied", LARGE),
+            ("/huge.bin", HUGE),
+        ] {
+            for ends_first in [false, true] {
+                let mut client = Client::slow(&server, &config);
+                client.ask(target, "Connection: close\r\n");
+                if ends_first {
+                    client.0.conn.send_close_notify();
+                    client.0.flush().unwrap();
+                    client.0.sock.shutdown(Shutdown::Write).unwrap();
+                }
+                let (_, content) = client.response();
+                let expected = if length == HUGE { &huge } else { &*large };
+                assert!(content == *expected, "{target} {ends_first}");
+                client.ends();
+            }
+        }
         // A client that goes on with other keys, and wants others: it is answered, and the connection ends.
         let mut client = Client::connect(&server, &config);
         assert!(client.get("/large.bin") == *large);
@@ -268,7 +303,9 @@ pub(crate) fn the_kernel_encrypts() {
         drop(client);
         wait_until("connections end", PATIENCE, || told(&server)[0] == 0);
         let [_, total, refused] = told(&server);
-        assert_eq!((total, refused), (2 * 6 + 1 + 1 + 2 + 5 + 1, 0));
+        // The kernel takes no connection whose client has ended already: those go on without it.
+        assert_eq!(total + refused, 2 * 6 + 1 + 2 * 3 + 1 + 2 + 5 + 1);
+        assert!(refused <= 3, "{refused}");
         wait_until("the kernel's, too", PATIENCE, || {
             kernels("TlsCurrTxSw") == 0
         });

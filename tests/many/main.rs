@@ -17,6 +17,7 @@
 )]
 mod support;
 
+mod handshakes;
 mod hundred;
 
 use std::fs;

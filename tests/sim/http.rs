@@ -1,24 +1,31 @@
 //! The same for the HTTP session: pipelined requests of every kind from clients of every manner.
-//! Every request is answered once and whole, or not at all with a cause.
+//! Every request is answered once and whole, or not at all with a cause; and the same under TLS, where
+//! answers also come from backends that are slow, cut or reset.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beltway::http::h1::HeadLimits;
 use beltway::http::h1::encode::{DateBlock, DateCache};
 use beltway::http::session::{
-    self, Body, Epoch, Exchange, Peer, Piece, Registry, Response, Service, Settings, Upload,
+    self, Body, Epoch, Exchange, Peer, Piece, Registry, RelayPart, Response, Service, Settings,
+    Upload,
 };
 use beltway::http::types::{Request, ResponseHead};
+use beltway::net::connect::connect;
 use beltway::net::listener::{Listening, accept_loop, limits};
 use beltway::net::send::{FilePart, ProgressRule};
+use beltway::net::tls::{self, Failure};
+use beltway::runtime::address::Address;
 use beltway::runtime::direct::DirectCounts;
 use beltway::runtime::direct::admission::DirectMode;
 use beltway::runtime::engine::sim::{
-    self, ClientId, Config, End, Faults, ListenerId, Random, World,
+    self, Act, Answer as Backend, ClientId, Config, End, Faults, ListenerId, Random, World,
 };
 use beltway::runtime::executor::Core;
 use beltway::runtime::fd::Fd;
@@ -28,11 +35,16 @@ use beltway::runtime::tuning::{Tuning, ZeroCopy};
 use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::client::{FILES, Manner, pause, script};
+use crate::secured;
 use crate::server::body;
 use crate::{SEEDS, TURNS_MAX, number, told};
 
 /// Most bytes of a request's body that the server throws away to keep the connection.
 const BODY_DRAIN: u64 = 2000;
+
+/// Number of the content that comes from a backend, and how much it has of it.
+const RELAYED: u32 = 5;
+const RELAYED_MAX: usize = 100_000;
 
 /// Handlers of every kind of body.
 struct Handlers {
@@ -45,6 +57,7 @@ struct Handlers {
     logged: Cell<u64>,
     /// How files are read that aren't in memory.
     direct: DirectMode,
+    is_secured: bool,
 }
 
 /// A configuration: nothing but limits.
@@ -103,6 +116,19 @@ impl Handlers {
                 let begin = Piece::Bytes(b"begin".to_vec());
                 Body::Pieces(vec![begin, Piece::File(first), Piece::File(part), last])
             }
+            "relay" => {
+                let patience = Duration::from_secs(5);
+                let from = connect(&self.core, &backend(), patience).await.ok()?;
+                Body::Pieces(vec![
+                    Piece::Bytes(b"begin".to_vec()),
+                    Piece::Relay(RelayPart {
+                        from,
+                        length: len as u64,
+                        silence: Some(patience),
+                        outcome: Rc::default(),
+                    }),
+                ])
+            }
             _ => panic!("no such kind: {kind}"),
         })
     }
@@ -113,6 +139,14 @@ impl Service for Handlers {
 
     fn epoch(&self, _: &Peer) -> Rc<Rules> {
         Rc::clone(&self.epoch)
+    }
+
+    fn is_secured(&self, _: &Peer) -> bool {
+        self.is_secured
+    }
+
+    fn tls(&self, _: &Peer, _: Option<&str>) -> Result<Arc<tls::Settings>, Failure> {
+        Ok(Arc::clone(&secured::SERVER))
     }
 
     async fn call(
@@ -158,6 +192,35 @@ impl Service for Handlers {
     }
 }
 
+/// Where relayed content comes from.
+fn backend() -> Address {
+    Address::Tcp(SocketAddr::from(([192, 0, 2, 80], 80)))
+}
+
+/// What the peer of a connection to it does: sends all of its content, unless it fails in the middle.
+fn serve(seed: u64, n: usize, fails: bool) -> Vec<(Duration, Act)> {
+    let mut random = Random::new(seed ^ (n as u64 + 1) << 20);
+    let content = body(RELAYED, RELAYED_MAX);
+    let (upto, last) = match random.below(6) {
+        0 if fails => (
+            random.below(RELAYED_MAX as u64) as usize,
+            Some(Act::HalfClose),
+        ),
+        1 if fails => (random.below(RELAYED_MAX as u64) as usize, Some(Act::Abort)),
+        2 if fails => (random.below(RELAYED_MAX as u64) as usize, None),
+        _ => (RELAYED_MAX, Some(Act::HalfClose)),
+    };
+    let slow = random.below(4) == 0;
+    let size = random.between(500, 30_000) as usize;
+    let mut script = Vec::new();
+    for part in content[..upto].chunks(size) {
+        let pause = if slow { random.below(200) } else { 0 };
+        script.push((Duration::from_millis(pause), Act::Send(part.to_vec())));
+    }
+    script.extend(last.map(|last| (Duration::from_millis(1), last)));
+    script
+}
+
 /// A request and the content of its right answer.
 struct Asked {
     target: String,
@@ -166,13 +229,15 @@ struct Asked {
     content: Vec<u8>,
     /// The answer comes from a file, which may fail to be read.
     file: bool,
+    /// It comes from a backend, which may fail, too.
+    relayed: bool,
 }
 
-fn ask(random: &mut Random, client: usize, id: u32, most: usize) -> Asked {
-    let kinds = [
-        "bytes", "shared", "constant", "chunks", "wait", "file", "pieces",
+fn ask(random: &mut Random, client: usize, id: u32, (most, kinds): (usize, u64)) -> Asked {
+    let all = [
+        "bytes", "shared", "constant", "chunks", "wait", "file", "pieces", "relay",
     ];
-    let kind = kinds[random.below(7) as usize];
+    let kind = all[random.below(kinds) as usize];
     let (subject, content) = match kind {
         "file" | "pieces" => {
             let (name, size) = FILES[random.below(4) as usize];
@@ -181,6 +246,16 @@ fn ask(random: &mut Random, client: usize, id: u32, most: usize) -> Asked {
                 content = [b"begin", &content[..], &content[..], b"end"].concat();
             }
             (name.replace('/', "+"), content)
+        }
+        "relay" => {
+            let len = random.between(1, RELAYED_MAX as u64) as usize;
+            let len = if random.below(2) == 0 {
+                len
+            } else {
+                len / 50 + 1
+            };
+            let content = [b"begin", &body(RELAYED, len)[..]].concat();
+            (len.to_string(), content)
         }
         _ => {
             let most = if random.below(4) == 0 { most } else { 300 };
@@ -212,6 +287,7 @@ fn ask(random: &mut Random, client: usize, id: u32, most: usize) -> Asked {
         bytes,
         head,
         file: matches!(kind, "file" | "pieces"),
+        relayed: kind == "relay",
         content,
     }
 }
@@ -277,15 +353,24 @@ struct Plan {
     id: ClientId,
     manner: Manner,
     asked: Vec<Asked>,
+    /// What its connection is encrypted by.
+    tls: Option<secured::Peer>,
 }
 
 impl Plan {
-    fn new(world: &World, listener: ListenerId, client: usize, most: usize) -> Self {
+    fn new(world: &World, listener: ListenerId, client: usize, is_secured: bool) -> Self {
         let mut random = world.random(1 + client as u64);
         let manner = Manner::pick(&mut random);
         let many = random.between(1, 12) as u32;
         let asked: Vec<Asked> = (0..many)
-            .map(|id| ask(&mut random, client, id, most))
+            .map(|id| {
+                ask(
+                    &mut random,
+                    client,
+                    id,
+                    (40 << 10, 7 + u64::from(is_secured)),
+                )
+            })
             .collect();
         let all: Vec<u8> = asked.iter().flat_map(|asked| asked.bytes.clone()).collect();
         let heads: Vec<bool> = asked.iter().map(|asked| asked.head).collect();
@@ -302,17 +387,36 @@ impl Plan {
                 true
             })
         };
-        let script = script(&mut random, manner, &all, Box::new(enough), b"GET / HT");
+        let mut script = script(&mut random, manner, &all, Box::new(enough), b"GET / HT");
+        let tls = is_secured.then(|| secured::Peer::client(world.random(100 + client as u64)));
+        if let Some(tls) = &tls {
+            script = tls.script(script);
+        }
         let id = world.connect(listener, pause(&mut random), script);
         if random.below(2) == 0 {
             world.set_window(id, random.between(500, 8000) as usize);
         }
-        Self { id, manner, asked }
+        Self {
+            id,
+            manner,
+            asked,
+            tls,
+        }
     }
 
     /// Checks all answers; gives the number of whole ones.
-    fn check(&self, world: &World, handlers: &Handlers, faults: &Faults) -> usize {
-        let seen = world.seen(self.id);
+    fn check(&self, world: &World, handlers: &Handlers, (faults, fails): (&Faults, bool)) -> usize {
+        let mut seen = world.seen(self.id);
+        let mut is_told = true;
+        if let Some(tls) = &self.tls {
+            let plain = tls.plain(world, &seen);
+            seen.received = plain.received;
+            is_told = plain.is_told;
+            if seen.end == Some(End::Fin) && !is_told {
+                // An end without a word is a cut.
+                seen.end = Some(End::Reset);
+            }
+        }
         let mut answered = 0;
         let fail = |why: String| -> ! {
             world.fail(format_args!(
@@ -323,6 +427,9 @@ impl Plan {
         let left = matches!(self.manner, Manner::Aborts | Manner::Leaves | Manner::Stuck);
         // The reset that tells of a cut response may destroy those before it on their way, too.
         let unreadable = faults.io_error > 0.0 && self.asked.iter().any(|asked| asked.file);
+        let unreadable = unreadable
+            || ((fails || faults.reset > 0.0)
+                && self.asked.iter().any(|asked| asked.relayed && !asked.head));
         let excused = left || seen.broken || unreadable;
         let mut rest = &seen.received[..];
         for asked in &self.asked {
@@ -335,7 +442,8 @@ impl Plan {
                     let text = String::from_utf8_lossy(&rest[..rest.len().min(300)]);
                     fail(format!("{} has no whole answer: {text}", asked.target));
                 }
-                if !rest.is_empty() && seen.end == Some(End::Fin) {
+                // What a backend has cut is shorter than was announced.
+                if !rest.is_empty() && seen.end == Some(End::Fin) && !asked.relayed {
                     fail(format!(
                         "half an answer to {} ends like a whole one",
                         asked.target
@@ -343,7 +451,8 @@ impl Plan {
                 }
                 return answered;
             };
-            let failed = asked.file && answer.status == 503 && faults.no_descriptors > 0.0;
+            let fails = asked.file && faults.no_descriptors > 0.0 || asked.relayed;
+            let failed = answer.status == 503 && fails;
             let right = answer.status == 200 && (asked.head || answer.content == asked.content);
             if answer.target != asked.target || called != Some(1) || !(right || failed) {
                 let (status, len) = (answer.status, answer.content.len());
@@ -357,6 +466,9 @@ impl Plan {
             if answer.closes {
                 if !rest.is_empty() {
                     fail("bytes after the last answer".to_owned());
+                }
+                if !is_told && !excused && self.manner != Manner::Content {
+                    fail("nobody tells that it ends".to_owned());
                 }
                 return answered;
             }
@@ -373,11 +485,14 @@ impl Plan {
         if !rest.is_empty() {
             fail("bytes after the last answer".to_owned());
         }
+        if !is_told && !excused && self.manner != Manner::Content {
+            fail("nobody tells that it ends".to_owned());
+        }
         answered
     }
 }
 
-fn run(seed: u64) -> (u64, usize, DirectCounts) {
+fn run(seed: u64, is_secured: bool) -> (u64, usize, DirectCounts) {
     let faults = Faults::seeded(seed);
     let mut config = Config::seeded(seed);
     // A client must be able to take what is under way within the time that the server lingers.
@@ -409,7 +524,10 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
             0 => DirectMode::Off,
             _ => DirectMode::On,
         },
+        is_secured,
     });
+    let fails = random.below(2) == 0;
+    world.backend(&backend(), Backend::Accepts, move |n| serve(seed, n, fails));
     core.allow_fixed(random.between(1, 6) as u16, 4096 << random.below(2));
     core.keep_fixed_plain(random.below(4) == 0);
     let tuning = Tuning {
@@ -420,7 +538,7 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
     core.tune(tuning, ZeroCopy::Auto);
     let (listener, id) = world.listen();
     let plans: Vec<Plan> = (0..random.between(1, 6) as usize)
-        .map(|client| Plan::new(&world, id, client, 40 << 10))
+        .map(|client| Plan::new(&world, id, client, is_secured))
         .collect();
     let population = Rc::clone(handlers.registry.population());
     let (inner, service) = (core.clone(), Rc::clone(&handlers));
@@ -448,7 +566,7 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
     });
     let answered = plans
         .iter()
-        .map(|plan| plan.check(&world, &handlers, &faults))
+        .map(|plan| plan.check(&world, &handlers, (&faults, fails)))
         .sum();
     // A drain ends everything by itself.
     population.expire();
@@ -463,13 +581,13 @@ fn run(seed: u64) -> (u64, usize, DirectCounts) {
 #[test]
 fn every_http_request_is_answered_once() {
     if let Some(seed) = number("BELTWAY_SIM_SEED") {
-        told(seed, || run(seed).0);
+        told(seed, || run(seed, false).0);
         return;
     }
     let (mut answered, mut cold) = (0, [0; 8]);
     for seed in 0..number("BELTWAY_SIM_SEEDS").unwrap_or(SEEDS) / 2 {
         told(seed, || {
-            let (hash, whole, direct) = run(seed);
+            let (hash, whole, direct) = run(seed, false);
             answered += whole;
             let came = [
                 direct.transfers,
@@ -489,4 +607,22 @@ fn every_http_request_is_answered_once() {
     assert!(answered > 0);
     // Each way that a cold file can go was gone.
     assert!(cold.iter().all(|times| *times > 0), "{cold:?}");
+}
+
+#[test]
+fn every_request_under_tls_is_answered_once() {
+    if let Some(seed) = number("BELTWAY_SIM_SEED") {
+        told(seed, || run(seed, true).0);
+        return;
+    }
+    let mut answered = 0;
+    for seed in 0..number("BELTWAY_SIM_SEEDS").unwrap_or(SEEDS) / 4 {
+        told(seed, || {
+            let (hash, whole, _) = run(seed, true);
+            answered += whole;
+            hash
+        });
+    }
+    println!("{answered} whole HTTP responses under TLS");
+    assert!(answered > 1000, "{answered}");
 }

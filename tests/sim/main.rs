@@ -10,6 +10,7 @@
 mod client;
 mod epochs;
 mod http;
+mod secured;
 mod server;
 mod upstream;
 

@@ -169,6 +169,28 @@ fn keys_may_be_updated() {
 }
 
 #[test]
+fn keys_that_are_asked_for_early_are_announced_before_they_are_used() {
+    // With the end of the handshake, and while a part of a record is held: cut so far from the end.
+    for cut in [0, 1, 10, 30] {
+        let (settings, roots) = settings(&["a.example"], Policy::Modern);
+        let mut pair = Pair::new(&settings, &client_config(roots, &[&TLS13]), "a.example");
+        let hello = sent(&mut pair.client);
+        assert_eq!(pair.receive(&hello), b"");
+        let out = std::mem::take(&mut pair.out);
+        feed(&mut pair.client, &out);
+        pair.client.refresh_traffic_keys().unwrap();
+        let bytes = pair.client_sends(b"request");
+        let (first, rest) = bytes.split_at(bytes.len() - cut);
+        let mut got = pair.receive(first);
+        got.append(&mut pair.receive(rest));
+        assert_eq!(got, b"request");
+        pair.server.send(b"answer", &mut pair.out).unwrap();
+        let out = std::mem::take(&mut pair.out);
+        assert_eq!(feed(&mut pair.client, &out), b"answer", "{cut}");
+    }
+}
+
+#[test]
 fn every_failure_says_what_it_is() {
     let [rsa, key] = pem(&["a.example"], &rcgen::PKCS_RSA_SHA256);
     let rsa = Identity::from_pem(rsa.as_bytes(), key.as_bytes()).unwrap();

@@ -20,6 +20,8 @@ mod queues;
 mod real;
 mod retries;
 mod secured;
+mod secured_backends;
+mod secured_tunnels;
 mod servers;
 mod smuggling;
 mod source;

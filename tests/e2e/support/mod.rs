@@ -6,6 +6,7 @@
 
 pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod records;
 pub(crate) mod server;
 pub(crate) mod tree;
 

@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     targets::forward::TARGET,
     targets::proxy_protocol::TARGET,
     targets::range::TARGET,
+    targets::records::TARGET,
     targets::request::TARGET,
     targets::response::TARGET,
     targets::tls::TARGET,
@@ -157,6 +158,12 @@ mod tests {
     #[test]
     fn range() {
         smoke("range");
+    }
+
+    #[test]
+    fn records() {
+        // Each input takes two handshakes.
+        run_bounded(find("records").expect("a target of that name"), 0, 4000);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use rustix::io::Errno;
 
 pub use backend::{Answer, Script};
 pub use faults::{Faults, Random};
-pub use world::{Act, ClientId, End, Enough, ListenerId, Pace, Seen, World};
+pub use world::{Act, ClientId, End, Enough, ListenerId, Pace, Seen, Talk, World};
 
 use self::kernel::{Hands, Kernel, Object};
 use super::syscall::FileStat;

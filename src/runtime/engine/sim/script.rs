@@ -15,6 +15,10 @@ pub(super) struct Client {
     pub(super) script: VecDeque<(Duration, Act)>,
     /// When the next act may begin; `None` while its pause hasn't begun.
     due_ns: Option<u64>,
+    /// What a talk has said that found no room yet.
+    unsent: Vec<u8>,
+    /// It is over but for that.
+    is_said: bool,
     pub(super) pace: Pace,
     /// Bytes of its receive buffer.
     pub(super) window: usize,
@@ -34,6 +38,8 @@ impl Client {
             connected: false,
             script: VecDeque::new(),
             due_ns: None,
+            unsent: Vec::new(),
+            is_said: false,
             pace: Pace::Eager,
             window,
             received: Vec::new(),
@@ -107,6 +113,25 @@ impl Kernel {
                 pipe.outgoing.extend(bytes.drain(..len));
                 let done = bytes.is_empty();
                 self.note("client sends", client as u64, len as i64);
+                self.pump(connection, Way::Up);
+                done
+            }
+            Act::Talk(talk) => {
+                if !of.is_said {
+                    let (bytes, is_over) = talk(&of.received);
+                    of.unsent.extend(bytes);
+                    of.is_said = is_over || over;
+                }
+                let pipe = &mut self.connections[connection].up;
+                if pipe.fin_sent {
+                    of.unsent.clear();
+                }
+                let room = (self.config.socket_bytes).saturating_sub(pipe.outgoing.len());
+                let len = of.unsent.len().min(room);
+                pipe.outgoing.extend(of.unsent.drain(..len));
+                let done = of.is_said && of.unsent.is_empty();
+                of.is_said &= !done;
+                self.note("client talks", client as u64, len as i64);
                 self.pump(connection, Way::Up);
                 done
             }

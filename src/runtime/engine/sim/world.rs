@@ -24,12 +24,18 @@ pub struct ClientId(usize);
 /// Says of what was received whether it is enough.
 pub type Enough = Box<dyn Fn(&[u8]) -> bool>;
 
+/// Says, of what was received until now, what is sent in answer, and whether the talk is over.
+pub type Talk = Box<dyn FnMut(&[u8]) -> (Vec<u8>, bool)>;
+
 /// One step of a client's script.
 pub enum Act {
     /// Sends all of this, waiting for room where it has to.
     Send(Vec<u8>),
     /// Waits until what was received satisfies this, or the connection has ended.
     Await(Enough),
+    /// Sends what this says, and asks it again whenever more was received, until it says that it is over, or
+    /// the connection has ended: a protocol whose bytes depend on what the other side says.
+    Talk(Talk),
     /// Reads at this pace from now on.
     Read(Pace),
     /// Ends its sending direction, and goes on receiving.
@@ -45,6 +51,7 @@ impl fmt::Debug for Act {
         match self {
             Self::Send(bytes) => write!(f, "Send({} bytes)", bytes.len()),
             Self::Await(_) => f.write_str("Await"),
+            Self::Talk(_) => f.write_str("Talk"),
             Self::Read(pace) => write!(f, "Read({pace:?})"),
             Self::HalfClose => f.write_str("HalfClose"),
             Self::Close => f.write_str("Close"),

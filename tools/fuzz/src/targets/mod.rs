@@ -8,6 +8,7 @@ pub mod dns;
 pub mod forward;
 pub mod proxy_protocol;
 pub mod range;
+pub mod records;
 pub mod request;
 pub mod response;
 pub mod tls;

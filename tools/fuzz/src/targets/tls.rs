@@ -13,7 +13,7 @@ use beltway::util::x509;
 use crate::Target;
 use crate::targets::cuts_of;
 
-const CERTIFICATE: &[u8] = include_bytes!("tls/certificate.pem");
+pub(super) const CERTIFICATE: &[u8] = include_bytes!("tls/certificate.pem");
 const AUTHORITY: &str = include_str!("tls/authority.pem");
 const KEY: &[u8] = include_bytes!("tls/key.pem");
 
@@ -58,7 +58,7 @@ pub const TARGET: Target = Target {
     ],
 };
 
-static SETTINGS: LazyLock<std::sync::Arc<Settings>> = LazyLock::new(|| {
+pub(super) static SETTINGS: LazyLock<std::sync::Arc<Settings>> = LazyLock::new(|| {
     let identity = Identity::from_pem(CERTIFICATE, KEY).expect("the files are right");
     Settings::new(vec![identity.into()], Policy::Intermediate, None)
 });
