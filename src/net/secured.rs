@@ -31,8 +31,8 @@ use rustix::io::Errno;
 use super::send::FilePart;
 use super::tls::records::{RECORD_MAX, RecordSizer};
 use super::tls::{
-    ClientCertificate, ClientSettings, Clients, Failure, Handshake, PeerName, Plain, Record,
-    Settings, TlsClient, TlsServer,
+    ClientCertificate, ClientSettings, Clients, Failure, Handshake, PeerName, Plain, Settings,
+    TlsClient, TlsServer,
 };
 use crate::runtime::buf::RecvBuf;
 use crate::runtime::executor::Core;
@@ -86,8 +86,6 @@ pub(super) enum Ended {
     Missing,
     /// The file is shorter than it was.
     FileShrank,
-    /// Content can't be put where its record will be.
-    Apart,
 }
 
 /// Whose side of the connection this is.
@@ -300,10 +298,6 @@ impl Secured {
         while most > 0 && !(head.is_empty() && part.length == 0) {
             let begun = on_either!(&mut *tls, one => one.begin(&mut queue));
             let begun = begun.inspect_err(|failure| self.failure.set(Some(*failure)))?;
-            let Record::InPlace(begun) = begun else {
-                sealed.ended = Ended::Apart;
-                break;
-            };
             let left = head.len().saturating_add(part.length as usize);
             let size = sizer.next(left, now).min(most);
             let (first, rest) = head.split_at(head.len().min(size));

@@ -130,12 +130,6 @@ impl Sender {
                         self.sealed_read(timer, &mut progress, &mut part, more)
                             .await?
                     }
-                    Ended::Apart => {
-                        self.sealed(timer, &mut progress, left, true).await?;
-                        left = &[];
-                        self.sealed_read(timer, &mut progress, &mut part, more)
-                            .await?;
-                    }
                 }
             }
             self.core.recycle(head);

@@ -24,10 +24,11 @@ use super::side::{Advanced, Side};
 /// 256; what is decrypted is checked by rustls.
 const ENCRYPTED_MAX: usize = (1 << 14) + 2048;
 
-/// Alerts of level warning, and updates of keys in a row, that a peer may send, and how often it may ask for
-/// another handshake: as rustls has it.
+/// Alerts of level warning, and updates of keys and records without content in a row, that a peer may send, and
+/// how often it may ask for another handshake: as rustls has it.
 const WARNINGS_MAX: u8 = 4;
 pub(super) const KEY_UPDATES_MAX: u8 = 32;
+pub(super) const EMPTY_MAX: u8 = 32;
 const RENEGOTIATIONS_MAX: u8 = 1;
 
 /// Messages of a handshake (RFC 8446 §4), of which the first byte is the type and three are the length.
@@ -60,6 +61,7 @@ pub(super) struct Layer<C: Side> {
     message: Vec<u8>,
     warnings: u8,
     key_updates: u8,
+    empty: u8,
     renegotiations: u8,
     /// The peer wants new keys of us.
     is_asked_for_keys: bool,
@@ -99,6 +101,7 @@ impl<C: Side> Layer<C> {
             message: Vec::new(),
             warnings: 0,
             key_updates: 0,
+            empty: 0,
             renegotiations: 0,
             is_asked_for_keys: false,
         })
@@ -244,8 +247,14 @@ impl<C: Side> Layer<C> {
                 return Err(unexpected(opened.typ));
             }
             match opened.typ {
+                ContentType::ApplicationData if content.is_empty() => {
+                    if self.empty == EMPTY_MAX {
+                        return Err(PeerMisbehaved::TooManyEmptyFragments.into());
+                    }
+                    self.empty += 1;
+                }
                 ContentType::ApplicationData => {
-                    self.key_updates = 0;
+                    (self.key_updates, self.empty) = (0, 0);
                     bytes.copy_within(content.clone(), done.plain);
                     done.plain += content.len();
                 }
@@ -283,8 +292,8 @@ impl<C: Side> Layer<C> {
     /// record.
     fn read(&mut self, part: &[u8]) -> Result<(), Error> {
         if part.is_empty() {
-            // RFC 8446 §5.1.
-            return Err(InvalidMessage::InvalidEmptyPayload.into());
+            // RFC 8446 §5.4.
+            return Err(unexpected(ContentType::Handshake));
         }
         self.message.extend_from_slice(part);
         while let Some((&[kind, high, middle, low], rest)) =

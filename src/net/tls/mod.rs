@@ -33,7 +33,7 @@ pub use client::{ClientSettings, PeerName, Roots, ServerFailure, Terms, TlsClien
 pub use clients::{ClientCertificate, Clients, ClientsError, ClientsPart};
 pub use failure::Failure;
 pub use identity::{Identity, IdentityError};
-pub use server::{Handshake, Plain, Protocol, Record, TlsServer};
+pub use server::{Handshake, Plain, Protocol, TlsServer};
 pub use settings::{Policy, Settings};
 
 /// Readies the calling thread for handshakes: its first random number seeds a generator of its own, for

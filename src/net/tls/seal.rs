@@ -20,9 +20,6 @@ const EXPLICIT: usize = 8;
 /// Bytes behind the content.
 const TAG: usize = 16;
 
-/// Bytes that a record adds to its content at most; in TLS 1.3 the type is one of them, and stands behind it.
-pub(super) const OVERHEAD: usize = HEADER + EXPLICIT + 1 + TAG;
-
 /// Type of a record of the protocol: an alert (RFC 8446 §5.1).
 pub(super) const ALERT: u8 = 21;
 /// Of a handshake.

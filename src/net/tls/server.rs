@@ -3,17 +3,16 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus, WriteTraffic};
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{Error, HandshakeKind, ProtocolVersion};
 
 use super::clients::{Client, ClientCertificate, Clients};
 use super::kernel::{Keys, Kind};
 use super::layer::{CLOSE_NOTIFY, Layer, alert_of};
 use super::records::RECORD_MAX;
-use super::seal::{Begun, OVERHEAD};
-use super::side::{Advanced, Side, advance, encode_into};
+use super::seal::Begun;
+use super::side::{Advanced, Side, encode_into, shake};
 use super::{Failure, Settings};
 
 /// Most bytes that are held of a message that isn't whole: a record (RFC 8446 §5.2), what may have come
@@ -71,6 +70,8 @@ pub struct Tls<C: Side> {
     /// Ciphertext that makes no whole message yet, at most [`HELD_MAX`] bytes. What rustls knows of a
     /// message in parts refers to it, so each call is given all of it.
     held: Vec<u8>,
+    /// How many of them are whole records that rustls has had.
+    known: usize,
     /// The name that is asked for; a server has found its settings by it.
     name: Option<Box<str>>,
     /// Who the client is, where it is asked for a certificate.
@@ -89,7 +90,7 @@ pub struct Tls<C: Side> {
 
 /// Who makes and opens records.
 pub(super) enum Connection<C: Side> {
-    /// rustls, up to the end of the handshake; after it as long as a part of a record is held.
+    /// rustls, up to the end of the handshake.
     Rustls(Box<C>),
     /// We do.
     Ours(Box<Layer<C>>),
@@ -97,33 +98,7 @@ pub(super) enum Connection<C: Side> {
     Lost,
 }
 
-impl<C: Side> Connection<C> {
-    fn advance(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Advanced, Error> {
-        match self {
-            Self::Rustls(connection) => advance(&mut **connection, bytes, out),
-            Self::Ours(layer) => layer.advance(bytes, out),
-            Self::Lost => Err(Error::General("the connection is lost".to_owned())),
-        }
-    }
-
-    fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
-        match self {
-            Self::Rustls(connection) => connection.peer_certificates(),
-            Self::Ours(layer) => Some(layer.chain()),
-            Self::Lost => None,
-        }
-    }
-}
-
 /// Where a record of content begins that isn't one yet.
-pub enum Record {
-    /// What is appended will be encrypted where it stands.
-    InPlace(Begin),
-    /// It has to be brought by [`Tls::send`].
-    Apart,
-}
-
-/// See [`Record::InPlace`].
 pub struct Begin(Begun);
 
 impl TlsServer {
@@ -174,6 +149,7 @@ impl<C: Side> Tls<C> {
         Self {
             connection: Connection::Rustls(Box::new(connection)),
             held: Vec::new(),
+            known: 0,
             name,
             client: None,
             open: false,
@@ -198,59 +174,70 @@ impl<C: Side> Tls<C> {
             // Nothing that follows is of this connection (RFC 8446 §6.1).
             return Ok(Plain::InPlace(0));
         }
-        let in_place = self.held.is_empty();
-        let advanced = if in_place {
-            self.connection.advance(bytes, out)
-        } else {
-            if self.held.len() + bytes.len() > HELD_MAX {
-                return Err(self.fail(Failure::TooMuch));
-            }
-            self.held.extend_from_slice(bytes);
-            self.connection.advance(&mut self.held, out)
-        };
-        let advanced = match advanced {
-            Ok(advanced) => advanced,
-            Err(error) => {
-                self.tell(&error, out);
-                self.detail = C::detail(&error);
-                return Err(self.fail(C::failure(&error)));
-            }
-        };
-        self.peer_closed = advanced.peer_closed;
-        self.note_end_of_handshake()?;
-        let Advanced { used, plain, .. } = advanced;
-        if self.open
-            && used
-                == if in_place {
-                    bytes.len()
-                } else {
-                    self.held.len()
-                }
-        {
-            self.take_over()?;
-        }
-        if in_place {
+        if self.held.is_empty() {
+            let Advanced { used, plain, .. } = self.advance(bytes, out)?;
             if !self.peer_closed {
                 self.held.extend_from_slice(&bytes[used..]);
             }
             return Ok(Plain::InPlace(plain));
         }
-        let rest = match self.peer_closed {
-            true => Vec::new(),
-            false => self.held[used..].to_vec(),
-        };
-        let mut gathered = std::mem::replace(&mut self.held, rest);
-        gathered.truncate(plain);
-        Ok(match plain {
-            0 => {
-                // Room that was there is used again.
-                if self.held.is_empty() && !self.open {
-                    self.held = gathered;
-                }
-                Plain::InPlace(0)
+        if self.held.len() + bytes.len() > HELD_MAX {
+            return Err(self.fail(Failure::TooMuch));
+        }
+        let mut held = std::mem::take(&mut self.held);
+        held.extend_from_slice(bytes);
+        let Advanced { used, plain, .. } = self.advance(&mut held, out)?;
+        if plain > 0 {
+            if !self.peer_closed {
+                self.held.extend_from_slice(&held[used..]);
             }
-            _ => Plain::Gathered(gathered),
-        })
+            held.truncate(plain);
+            return Ok(Plain::Gathered(held));
+        }
+        // Room that was there is used again, but not kept by an idle connection.
+        held.drain(..used);
+        if !(self.peer_closed || held.is_empty() && self.is_open()) {
+            self.held = held;
+        }
+        Ok(Plain::InPlace(0))
+    }
+
+    /// Uses all records that are whole; what ends the connection is told to the peer.
+    fn advance(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<Advanced, Failure> {
+        let mut shaken = 0;
+        if let Connection::Rustls(connection) = &mut self.connection {
+            let done = match shake(&mut **connection, bytes, &mut self.known, out) {
+                Ok(done) => done,
+                Err(error) => {
+                    self.alert(out);
+                    return Err(self.end(&error));
+                }
+            };
+            self.peer_closed = done.peer_closed;
+            let Connection::Rustls(connection) = &self.connection else {
+                return Ok(done);
+            };
+            if connection.is_handshaking() || done.peer_closed {
+                return Ok(done);
+            }
+            self.take_over()?;
+            shaken = done.used;
+        }
+        let Connection::Ours(layer) = &mut self.connection else {
+            return Err(self.fail(Failure::Ours));
+        };
+        match layer.advance(&mut bytes[shaken..], out) {
+            Ok(mut done) => {
+                self.peer_closed = done.peer_closed;
+                bytes.copy_within(shaken..shaken + done.plain, 0);
+                done.used += shaken;
+                Ok(done)
+            }
+            Err(error) => {
+                self.alert = alert_of(&error).and_then(|alert| layer.alert(alert, out));
+                Err(self.end(&error))
+            }
+        }
     }
 
     /// Adds one record with this content to `out`; several where it is more than [`RECORD_MAX`].
@@ -262,38 +249,12 @@ impl<C: Side> Tls<C> {
         if let Some(failure) = self.failed {
             return Err(failure);
         }
-        if plain.is_empty() {
-            return Ok(());
+        for part in plain.chunks(RECORD_MAX) {
+            let begun = self.begin(out)?;
+            out.extend_from_slice(part);
+            self.finish(out, begun)?;
         }
-        if let Connection::Ours(layer) = &mut self.connection {
-            for part in plain.chunks(RECORD_MAX) {
-                let begun = layer.begin(out).map_err(|error| of_sealing(&error))?;
-                out.extend_from_slice(part);
-                layer
-                    .finish(out, begun)
-                    .map_err(|error| of_sealing(&error))?;
-            }
-            return Ok(());
-        }
-        let records = plain.len().div_ceil(RECORD_MAX);
-        let mut room = plain.len() + records * OVERHEAD;
-        self.write(out, |traffic, out| {
-            loop {
-                let start = out.len();
-                out.resize(start + room, 0);
-                let encrypted = traffic.encrypt(plain, &mut out[start..]);
-                out.truncate(start + *encrypted.as_ref().unwrap_or(&0));
-                match encrypted {
-                    Ok(_) => return Ok(()),
-                    // A message about keys goes before it.
-                    Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
-                        room = size.required_size;
-                    }
-                    Err(EncryptError::EncryptExhausted) => return Err(Failure::Exhausted),
-                    Err(EncryptError::InsufficientSize(_)) => return Err(Failure::Ours),
-                }
-            }
-        })
+        Ok(())
     }
 
     /// Begins a record whose content is what is appended to `out` from now on, at most [`RECORD_MAX`] bytes;
@@ -301,16 +262,16 @@ impl<C: Side> Tls<C> {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn begin(&mut self, out: &mut Vec<u8>) -> Result<Record, Failure> {
+    pub fn begin(&mut self, out: &mut Vec<u8>) -> Result<Begin, Failure> {
         if let Some(failure) = self.failed {
             return Err(failure);
         }
         match &mut self.connection {
             Connection::Ours(layer) if !self.closed => match layer.begin(out) {
-                Ok(begun) => Ok(Record::InPlace(Begin(begun))),
+                Ok(begun) => Ok(Begin(begun)),
                 Err(error) => Err(of_sealing(&error)),
             },
-            _ => Ok(Record::Apart),
+            _ => Err(Failure::Ours),
         }
     }
 
@@ -338,22 +299,9 @@ impl<C: Side> Tls<C> {
         if !self.open || self.failed.is_some() || std::mem::replace(&mut self.closed, true) {
             return;
         }
-        match &mut self.connection {
-            Connection::Rustls(_) => {}
-            Connection::Ours(layer) => {
-                self.alert = layer.alert(CLOSE_NOTIFY, out);
-                return;
-            }
-            Connection::Lost => return,
+        if let Connection::Ours(layer) = &mut self.connection {
+            self.alert = layer.alert(CLOSE_NOTIFY, out);
         }
-        let closed = self.write(out, |traffic, out| {
-            let start = out.len();
-            out.resize(start + 64, 0);
-            let written = traffic.queue_close_notify(&mut out[start..]);
-            out.truncate(start + *written.as_ref().unwrap_or(&0));
-            Ok(())
-        });
-        debug_assert!(closed.is_ok(), "{closed:?}");
     }
 
     /// Whether the peer has said that nothing follows. Without it, an end of the stream may be somebody
@@ -388,38 +336,22 @@ impl<C: Side> Tls<C> {
     /// # Errors
     /// Why it isn't; [`Failure::NoClientCertificate`] also where it was never asked for a certificate.
     pub fn admits(&mut self, clients: &Arc<Clients>, now: i64) -> Result<(), Failure> {
+        let chain = match &self.connection {
+            Connection::Ours(layer) => layer.chain(),
+            Connection::Rustls(_) | Connection::Lost => &[],
+        };
         match &mut self.client {
-            Some(client) => client.admits(clients, self.connection.peer_certificates(), now),
+            Some(client) => client.admits(clients, Some(chain), now),
             None => Err(Failure::NoClientCertificate),
         }
     }
 
     /// What the handshake came to; `None` before its end.
     pub fn handshake(&self) -> Option<Handshake> {
-        if !self.open {
-            return None;
+        match &self.connection {
+            Connection::Ours(layer) => Some(layer.handshake()),
+            Connection::Rustls(_) | Connection::Lost => None,
         }
-        let connection = match &self.connection {
-            Connection::Rustls(connection) => connection,
-            Connection::Ours(layer) => return Some(layer.handshake()),
-            Connection::Lost => return None,
-        };
-        let suite = connection.negotiated_cipher_suite()?;
-        Some(Handshake {
-            version: match connection.protocol_version()? {
-                ProtocolVersion::TLSv1_2 => "TLSv1.2",
-                _ => "TLSv1.3",
-            },
-            suite: suite.suite().as_str().unwrap_or("unknown"),
-            group: connection
-                .negotiated_key_exchange_group()
-                .and_then(|group| group.name().as_str()),
-            protocol: connection
-                .alpn_protocol()
-                .filter(|name| *name == Protocol::Http11.name().as_bytes())
-                .map(|_| Protocol::Http11),
-            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
-        })
     }
 
     #[cfg(test)]
@@ -437,79 +369,34 @@ impl<C: Side> Tls<C> {
         self.held.len()
     }
 
-    /// What the handshake held is not for an idle connection to keep.
-    fn note_end_of_handshake(&mut self) -> Result<(), Failure> {
-        match &self.connection {
-            Connection::Rustls(connection) if !self.open && !connection.is_handshaking() => {}
-            _ => return Ok(()),
-        }
+    /// Has the records made and opened here, now that the handshake is over.
+    fn take_over(&mut self) -> Result<(), Failure> {
+        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
+        let Connection::Rustls(connection) = connection else {
+            return Err(self.fail(Failure::Ours));
+        };
         if let Some(client) = &mut self.client
-            && let Err(failure) = client.came(self.connection.peer_certificates())
+            && let Err(failure) = client.came(connection.peer_certificates())
         {
             return Err(self.fail(failure));
         }
-        self.open = true;
-        if self.held.is_empty() {
-            self.held = Vec::new();
-        }
-        Ok(())
-    }
-
-    /// Has the records made and opened here, once the handshake is over. Nothing may be held.
-    fn take_over(&mut self) -> Result<(), Failure> {
-        if !matches!(self.connection, Connection::Rustls(_)) || self.closed {
-            return Ok(());
-        }
-        let handshake = self.handshake();
-        let connection = std::mem::replace(&mut self.connection, Connection::Lost);
-        let (Connection::Rustls(connection), Some(handshake)) = (connection, handshake) else {
+        let Some(handshake) = handshake_of(&*connection) else {
             return Err(self.fail(Failure::Ours));
         };
         match Layer::take_apart(*connection, handshake, self.client.is_some()) {
             Ok(layer) => {
                 self.connection = Connection::Ours(Box::new(layer));
+                self.open = true;
                 Ok(())
             }
-            Err(error) => Err(self.fail(C::failure(&error))),
+            Err(error) => Err(self.end(&error)),
         }
     }
 
-    /// Brings the connection to where it takes content, and lets `write` give it some.
-    fn write(
-        &mut self,
-        out: &mut Vec<u8>,
-        mut write: impl FnMut(&mut WriteTraffic<'_, C::Data>, &mut Vec<u8>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        loop {
-            let Connection::Rustls(connection) = &mut self.connection else {
-                return Err(Failure::Ours);
-            };
-            let status = connection.process(&mut self.held);
-            let UnbufferedStatus { discard, state, .. } = status;
-            let written = match state {
-                Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(write(&mut traffic, out)),
-                Ok(ConnectionState::EncodeTlsData(encode)) => {
-                    encode_into(encode, out).map_err(|error| C::failure(&error))?;
-                    None
-                }
-                Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    transmit.done();
-                    None
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.peer_closed = true;
-                    None
-                }
-                Ok(_) => Some(Err(Failure::Ours)),
-                Err(error) => Some(Err(C::failure(&error))),
-            };
-            // All that was whole was processed when it came.
-            debug_assert_eq!(discard, 0);
-            self.held.drain(..discard.min(self.held.len()));
-            if let Some(written) = written {
-                return written;
-            }
-        }
+    /// It ends by this error.
+    fn end(&mut self, error: &Error) -> Failure {
+        self.detail = C::detail(error);
+        self.fail(C::failure(error))
     }
 
     fn fail(&mut self, failure: Failure) -> Failure {
@@ -528,21 +415,8 @@ impl<C: Side> Tls<C> {
 
     /// Whether the client wants new keys from us, which the kernel can't be given.
     pub fn is_asked_for_keys(&self) -> bool {
-        match &self.connection {
-            Connection::Ours(layer) => layer.is_kernels() && layer.is_asked_for_keys(),
-            _ => false,
-        }
-    }
-
-    /// Has the client told of an error.
-    fn tell(&mut self, error: &Error, out: &mut Vec<u8>) {
-        match &mut self.connection {
-            Connection::Rustls(_) => self.alert(out),
-            Connection::Ours(layer) => {
-                self.alert = alert_of(error).and_then(|alert| layer.alert(alert, out));
-            }
-            Connection::Lost => {}
-        }
+        matches!(&self.connection, Connection::Ours(layer)
+            if layer.is_kernels() && layer.is_asked_for_keys())
     }
 
     /// Adds the alert that an error has made. What was received is not looked at any more: rustls may
@@ -559,14 +433,30 @@ impl<C: Side> Tls<C> {
                         return;
                     }
                 }
-                // What came before the error is lost with it.
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while traffic.next_record().is_some() {}
-                }
                 _ => return,
             }
         }
     }
+}
+
+/// What the handshake of a connection has come to; `None` before its end.
+fn handshake_of<C: Side>(connection: &C) -> Option<Handshake> {
+    let suite = connection.negotiated_cipher_suite()?;
+    Some(Handshake {
+        version: match connection.protocol_version()? {
+            ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            _ => "TLSv1.3",
+        },
+        suite: suite.suite().as_str().unwrap_or("unknown"),
+        group: connection
+            .negotiated_key_exchange_group()
+            .and_then(|group| group.name().as_str()),
+        protocol: connection
+            .alpn_protocol()
+            .filter(|name| *name == Protocol::Http11.name().as_bytes())
+            .map(|_| Protocol::Http11),
+        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+    })
 }
 
 /// What it is when no record can be made.

@@ -10,6 +10,7 @@ use rustls::unbuffered::{
 use rustls::{Error, ExtractedSecrets};
 
 use super::Failure;
+use super::seal::HEADER;
 
 /// One side of a connection, as rustls has it.
 pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> + Sized {
@@ -72,7 +73,7 @@ impl Side for UnbufferedServerConnection {
     }
 }
 
-/// How far [`advance`] has come.
+/// How far records were used.
 pub(super) struct Advanced {
     /// Bytes of ciphertext that are used up.
     pub(super) used: usize,
@@ -81,11 +82,16 @@ pub(super) struct Advanced {
     pub(super) peer_closed: bool,
 }
 
-/// Processes all messages that are whole. Plaintext goes to the front of `bytes`, over records that
-/// are used up: it is shorter than they were.
-pub(super) fn advance<C: Side>(
+/// Goes on with the handshake by records that are whole, up to its end, and no further: what follows is none
+/// of rustls' business. It would change keys for a client that asks for it, and announce them with the
+/// next content, which it never gets.
+///
+/// What it knows of a message in parts refers to the records of it, so it is given them again, each time with one
+/// more. `known` of the bytes it has had: whole records, which it may have changed.
+pub(super) fn shake<C: Side>(
     connection: &mut C,
     bytes: &mut [u8],
+    known: &mut usize,
     out: &mut Vec<u8>,
 ) -> Result<Advanced, Error> {
     let mut done = Advanced {
@@ -94,39 +100,41 @@ pub(super) fn advance<C: Side>(
         peer_closed: false,
     };
     loop {
-        let (free, rest) = bytes.split_at_mut(done.used);
-        let UnbufferedStatus { discard, state, .. } = connection.process(rest);
-        let mut moved = discard > 0;
-        match state? {
-            ConnectionState::ReadTraffic(mut traffic) => {
-                // The first time its record is still in `rest`; the next time there is room.
-                while let Some(length) = traffic.peek_len()
-                    && let Some(room) = free.get_mut(done.plain..done.plain + length.get())
-                {
-                    let Some(record) = traffic.next_record() else {
-                        break;
-                    };
-                    room.copy_from_slice(record?.payload);
-                    done.plain += length.get();
-                    moved = true;
+        let whole = end_of_record(bytes, *known);
+        // A part of a record is shown, too: whether it can become one is told by its begin.
+        let end = whole.unwrap_or(bytes.len());
+        *known = whole.unwrap_or(*known);
+        let mut blocked = false;
+        while !blocked {
+            let status = connection.process(&mut bytes[done.used..end]);
+            let UnbufferedStatus { discard, state, .. } = status;
+            match state? {
+                ConnectionState::EncodeTlsData(encode) => encode_into(encode, out)?,
+                ConnectionState::TransmitTlsData(transmit) => transmit.done(),
+                ConnectionState::PeerClosed => done.peer_closed = true,
+                ConnectionState::WriteTraffic(_)
+                | ConnectionState::BlockedHandshake
+                | ConnectionState::Closed => blocked = true,
+                // There is no early data.
+                ConnectionState::ReadTraffic(_) => {
+                    return Err(Error::General("content before its time".to_owned()));
                 }
-                if !moved {
-                    return Err(Error::General("plaintext without a record".to_owned()));
-                }
+                _ => return Err(Error::General("a state that is switched off".to_owned())),
             }
-            ConnectionState::EncodeTlsData(encode) => encode_into(encode, out)?,
-            ConnectionState::TransmitTlsData(transmit) => transmit.done(),
-            ConnectionState::PeerClosed => done.peer_closed = true,
-            ConnectionState::WriteTraffic(_)
-            | ConnectionState::BlockedHandshake
-            | ConnectionState::Closed => {
-                done.used += discard;
-                return Ok(done);
-            }
-            _ => return Err(Error::General("a state that is switched off".to_owned())),
+            done.used += discard;
         }
-        done.used += discard;
+        if end == bytes.len() || done.peer_closed || !connection.is_handshaking() {
+            *known = known.saturating_sub(done.used);
+            return Ok(done);
+        }
     }
+}
+
+/// Where the record ends that begins here, if it is whole.
+fn end_of_record(bytes: &[u8], begin: usize) -> Option<usize> {
+    let header = bytes.get(begin..)?.first_chunk::<HEADER>()?;
+    let end = begin + HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    (end <= bytes.len()).then_some(end)
 }
 
 /// Adds a message of the handshake to `out`.

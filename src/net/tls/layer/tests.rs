@@ -3,14 +3,14 @@
 use super::super::server::Connection;
 use super::super::settings::PROVIDER;
 use super::super::testing::{SUITES, Suite, feed, open_pair, sent};
-use super::super::{Failure, Plain, Record, TlsServer};
+use super::super::{Failure, Plain, TlsServer};
 use super::*;
 
 /// The records of a server.
 fn layer(server: &mut TlsServer) -> &mut Layer<rustls::server::UnbufferedServerConnection> {
     match server.connection() {
         Connection::Ours(layer) => layer,
-        _ => panic!("rustls is still there"),
+        Connection::Rustls(_) | Connection::Lost => panic!("rustls is still there"),
     }
 }
 
@@ -60,16 +60,12 @@ fn content_may_be_put_where_its_record_will_be() {
         let mut pair = open_pair(suite);
         pair.out.extend_from_slice(b"");
         for content in [&b"x"[..], &[7; 1 << 14]] {
-            let Record::InPlace(begun) = pair.server.begin(&mut pair.out).unwrap() else {
-                panic!("not in place");
-            };
+            let begun = pair.server.begin(&mut pair.out).unwrap();
             pair.out.extend_from_slice(content);
             pair.server.finish(&mut pair.out, begun).unwrap();
             // One that is taken back leaves nothing behind, and takes no number.
             let before = pair.out.clone();
-            let Record::InPlace(begun) = pair.server.begin(&mut pair.out).unwrap() else {
-                panic!("not in place");
-            };
+            let begun = pair.server.begin(&mut pair.out).unwrap();
             pair.out.extend_from_slice(b"never");
             pair.server.abandon(&mut pair.out, begun);
             assert!(pair.out == before);
@@ -77,10 +73,7 @@ fn content_may_be_put_where_its_record_will_be() {
         }
         // After the end nothing is begun.
         pair.server.close(&mut pair.out);
-        assert!(!matches!(
-            pair.server.begin(&mut pair.out),
-            Ok(Record::InPlace(_))
-        ));
+        assert!(pair.server.begin(&mut pair.out).is_err());
         pair.exchange();
         assert!(pair.client.process_new_packets().unwrap().peer_has_closed());
     }
@@ -280,6 +273,13 @@ fn records_without_content_and_of_other_types() {
             (CONTENT, b"b"),
         ]);
         assert_eq!(told, (Ok(b"ab".to_vec()), 0), "{suite:?}");
+        // As many in a row as nobody needs.
+        let mut forger = Forger::new(suite);
+        for _ in 0..EMPTY_MAX {
+            assert_eq!(forger.sends(&[(CONTENT, b"")]), (Ok(Vec::new()), 0));
+        }
+        let (told, _) = forger.sends(&[(CONTENT, b"")]);
+        assert_eq!(told, Err(Failure::Protocol), "{suite:?}");
         for kind in [0, 20, 24, 255] {
             let mut forger = Forger::new(suite);
             let (told, _) = forger.sends(&[(kind, b"\x01")]);
