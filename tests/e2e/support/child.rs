@@ -6,6 +6,7 @@
 )]
 
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -17,10 +18,14 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub(crate) struct Before {
     /// Soft and hard limit of open descriptors.
     pub(crate) descriptors: Option<u64>,
+    /// Memory that may be locked, and so registered with a ring, as far as this user may raise it.
+    pub(crate) locked: Option<u64>,
     /// The number of a system call that fails with EPERM, as container runtimes have it.
     pub(crate) forbid: Option<libc::c_long>,
     /// The only CPU that it may run on.
     pub(crate) cpu: Option<usize>,
+    /// An open `cgroup.procs` of a control group that it joins.
+    pub(crate) group: Option<RawFd>,
 }
 
 /// Makes the children of `command` die with this thread and start with these restrictions.
@@ -34,10 +39,24 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
             };
             setrlimit(Resource::Nofile, limit)?;
         }
+        if let Some(limit) = before.locked {
+            let limit = Rlimit {
+                current: Some(limit),
+                maximum: Some(limit),
+            };
+            // Who may not gets what there is.
+            let _ = setrlimit(Resource::Memlock, limit);
+        }
         if let Some(cpu) = before.cpu {
             let mut set = CpuSet::new();
             set.set(cpu);
             sched_setaffinity(None, &set)?;
+        }
+        if let Some(group) = before.group {
+            // SAFETY: whoever names it keeps it open until the child has started.
+            let group = unsafe { BorrowedFd::borrow_raw(group) };
+            // The child itself.
+            rustix::io::write(group, b"0")?;
         }
         if let Some(number) = before.forbid {
             forbid(number)?;
@@ -45,7 +64,7 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
         Ok(())
     };
     // SAFETY: the hook runs in the forked child, where only async-signal-safe calls are allowed: it
-    // makes the system calls prctl, setrlimit, sched_setaffinity and seccomp, and allocates nothing.
+    // makes the system calls prctl, setrlimit, sched_setaffinity, write and seccomp, and allocates nothing.
     unsafe { command.pre_exec(hook) };
 }
 
