@@ -239,3 +239,57 @@ fn readers_that_do_not_read_are_cut_before_the_room_is_used_up() {
         bench.end();
     });
 }
+
+#[test]
+fn idle_connections_close_while_memory_is_short_those_first_that_idled_longest() {
+    const IDLERS: u64 = 48;
+    on_each_seed(|seed| {
+        let bench = Bench::new(seed, faults(seed));
+        let idler = |index| {
+            let wait = (Duration::from_secs(60), Act::Abort);
+            bench.client(index * 20, vec![get("/small"), wait])
+        };
+        let idlers: Vec<ClientId> = (0..IDLERS).map(idler).collect();
+        let ended = |client: &ClientId| bench.world.is_over(*client);
+        let answered = |client: &ClientId| !bench.world.seen(*client).received.is_empty();
+        bench.run_until(|| idlers.iter().all(|it| answered(it) || ended(it)));
+        // One that is busy: it takes its answer by and by.
+        let script = vec![
+            (Duration::ZERO, Act::Read(Pace::Paused)),
+            get("/big"),
+            (Duration::from_secs(5), Act::Read(Pace::Eager)),
+            (MS, Act::HalfClose),
+        ];
+        let busy = bench.client(0, script);
+        bench.run_until(|| bench.registry.population().open() > 0 || ended(&busy));
+        // Something else takes the memory: neither caches nor these connections could make room.
+        let used = bench.ledger.reading(0).used;
+        let wanted = Level::Idle.begins(ROOM) + ROOM / 100;
+        let ballast = vec![1_u8; usize::try_from(wanted.saturating_sub(used)).unwrap()];
+        bench.run_until(|| bench.count(IDLE) > 0);
+        let closed = |client: &ClientId| ended(client) && !bench.world.seen(*client).broken;
+        bench.run_until(|| idlers.iter().any(closed));
+        if seed == 0 {
+            let (first, last) = (&idlers[0], &idlers[IDLERS as usize - 1]);
+            assert!(ended(first) && !ended(last), "seed {seed}");
+        }
+        bench.run_until(|| idlers.iter().all(ended));
+        assert!(bench.count(CUT) == 0, "seed {seed}");
+        assert!(std::hint::black_box(&ballast).len() < ROOM as usize);
+        drop(ballast);
+        bench.run_until(|| ended(&busy));
+        let seen = bench.world.seen(busy);
+        assert!(
+            seen.broken || seen.received.len() > BODY,
+            "seed {seed}: it was served"
+        );
+        for idler in &idlers {
+            let seen = bench.world.seen(*idler);
+            let answered = seen.received.starts_with(b"HTTP/1.1 200 ");
+            assert!(seen.broken || answered, "seed {seed}");
+            assert!(!seen.aborted, "seed {seed}: it was closed before its time");
+        }
+        bench.is_well_again();
+        bench.end();
+    });
+}
