@@ -13,12 +13,13 @@ use crate::support::{Engine, PATIENCE, Setup, noise, on_both, resident, wait_unt
 const MIB: usize = 1 << 20;
 
 /// What the server and the page cache of its files have together.
-const LIMIT: usize = 128 * MIB;
+const LIMIT: usize = 160 * MIB;
 
-const HOT: usize = 16 * MIB;
+/// More than half of it. As much of what was asked for twice the kernel keeps through a sweep by itself.
+const HOT: usize = 96 * MIB;
 
-/// An archive of twice the limit.
-const FILES: usize = 32;
+/// An archive of more than the limit.
+const FILES: usize = 24;
 const FILE: usize = 8 * MIB;
 
 /// A control group with a limit of memory. Gone at the end of the test.
@@ -131,6 +132,6 @@ fn a_sweep_over_more_than_there_is_memory_leaves_what_everybody_wants() {
         let (kept, transfers) = after_a_sweep(engine, "false").expect("as before");
         let seen = format!("{engine:?}, off: {kept} of {HOT} kept");
         eprintln!("{seen}");
-        assert!(kept < HOT / 2 && transfers == 0, "{seen}");
+        assert!(kept < HOT / 5 * 4 && transfers == 0, "{seen}");
     });
 }

@@ -18,8 +18,6 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub(crate) struct Before {
     /// Soft and hard limit of open descriptors.
     pub(crate) descriptors: Option<u64>,
-    /// Memory that may be locked, and so registered with a ring, as far as this user may raise it.
-    pub(crate) locked: Option<u64>,
     /// The number of a system call that fails with EPERM, as container runtimes have it.
     pub(crate) forbid: Option<libc::c_long>,
     /// The only CPU that it may run on.
@@ -38,14 +36,6 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
                 maximum: Some(limit),
             };
             setrlimit(Resource::Nofile, limit)?;
-        }
-        if let Some(limit) = before.locked {
-            let limit = Rlimit {
-                current: Some(limit),
-                maximum: Some(limit),
-            };
-            // Who may not gets what there is.
-            let _ = setrlimit(Resource::Memlock, limit);
         }
         if let Some(cpu) = before.cpu {
             let mut set = CpuSet::new();
