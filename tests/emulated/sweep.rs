@@ -11,13 +11,13 @@ use crate::support::server::Address;
 use crate::support::{Engine, Server, Setup, noise, on_both, resident, uring_missing};
 
 /// Memory of the machine.
-pub(crate) const MEMORY_MIB: u32 = 256;
+pub(crate) const MEMORY_MIB: u32 = 192;
 
 const MIB: usize = 1 << 20;
 /// What is in memory before.
 const HOT: usize = 16 * MIB;
 /// The archive, which is larger than memory.
-const FILES: usize = 36;
+const FILES: usize = 26;
 const FILE: usize = 8 * MIB;
 
 /// Emulation is slow.
