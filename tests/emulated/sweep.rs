@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::support::server::Address;
 use crate::support::{Engine, Server, Setup, noise, on_both, resident, uring_missing};
 
-/// Memory of the machine.
-pub(crate) const MEMORY_MIB: u32 = 192;
+/// Memory of the machine. Of less the buffers for direct reads (32 MiB) would take too large a part.
+pub(crate) const MEMORY_MIB: u32 = 256;
 
 const MIB: usize = 1 << 20;
 /// What is in memory before.
 const HOT: usize = 16 * MIB;
 /// The archive, which is larger than memory.
-const FILES: usize = 26;
+const FILES: usize = 34;
 const FILE: usize = 8 * MIB;
 
 /// Emulation is slow.

@@ -363,7 +363,8 @@ fn verdicts(
     }
     if let Some(stalls) = summary.stalls {
         let outcome = Outcome::of(stalls.per_gib <= stalls.most && stalls.all.long == 0);
-        verdicts.push(Verdict::new("stalls", Some(stalls.most), Some(outcome)));
+        let outcome = summary.clean().then_some(outcome);
+        verdicts.push(Verdict::new("stalls", Some(stalls.most), outcome));
     }
     if let Some(bystander) = workload.bystander {
         let outcome = summary

@@ -204,11 +204,13 @@ fn beltway_toml(site: Site<'_>, port: u16, ours: Ours) -> String {
     }
     format!(
         "{server}
-[site.\"{NAME}\"]
+[site.\"{name}\"]
 listen = [\"127.0.0.1:{port}\"]
 root = {root:?}
 direct = {direct}
 {tls}",
+        // Only under TLS does the load call it by its name.
+        name = site.certificate.map_or("*", |_| NAME),
         root = site.root,
         direct = ours.direct,
         tls = super::beltway_tls(site),
