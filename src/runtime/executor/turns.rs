@@ -72,8 +72,10 @@ impl Turns {
 pub(super) struct TurnWatch {
     /// Virtual time takes no processor.
     is_virtual: bool,
-    /// `None` until the first turn, which is as long as the start took, has ended.
-    turns: Cell<Option<Turns>>,
+    turns: Cell<Turns>,
+    /// No turn up to this length changes anything. At first none does: the first turn is as long as the
+    /// start took.
+    notable_from: Cell<Duration>,
     /// Until when turns are watched closely.
     until: Cell<Instant>,
     /// What the thread had used when the turn began, if it is watched.
@@ -84,7 +86,8 @@ impl TurnWatch {
     pub(super) fn new(engine: &Engine) -> Self {
         Self {
             is_virtual: matches!(engine, Engine::Sim(_)),
-            turns: Cell::new(None),
+            turns: Cell::default(),
+            notable_from: Cell::new(Duration::MAX),
             until: Cell::new(engine.now()),
             before: Cell::new(None),
         }
@@ -94,7 +97,7 @@ impl TurnWatch {
 impl Core {
     /// How long the turns have taken so far.
     pub fn turns(&self) -> Turns {
-        self.0.turns.turns.get().unwrap_or_default()
+        self.0.turns.turns.get()
     }
 
     /// Turns are likely to be long from now on, for example because a disk is asked: the reasons are
@@ -116,7 +119,7 @@ impl Core {
         let mut slots = self.0.slots.borrow_mut();
         let buffers = &self.0.buffers;
         let mut began = engine.now();
-        self.turn_ends(began);
+        self.count(began.saturating_duration_since(self.now()));
         let at_once = Some(Duration::ZERO);
         let (mut woken, mut done) = (false, false);
         // In one call can't be told apart how long it took to submit, and for how long there was nothing.
@@ -151,6 +154,9 @@ impl Core {
     fn turn_begins(&self, now: Instant) {
         self.0.now.set(now);
         let watch = &self.0.turns;
+        if watch.notable_from.get() == Duration::MAX {
+            watch.notable_from.set(Duration::ZERO);
+        }
         if now < watch.until.get() {
             watch.before.set(sys::thread_use());
         } else if watch.before.get().is_some() {
@@ -158,20 +164,17 @@ impl Core {
         }
     }
 
-    /// A turn is over. The first one is as long as the start took, and doesn't count.
-    fn turn_ends(&self, now: Instant) {
-        match self.0.turns.turns.get() {
-            Some(_) => self.count(now.saturating_duration_since(self.now())),
-            None => self.0.turns.turns.set(Some(Turns::default())),
+    /// A turn, or the part of one that the engine had, has taken so long.
+    fn count(&self, length: Duration) {
+        if length > self.0.turns.notable_from.get() {
+            self.count_notable(length);
         }
     }
 
-    fn count(&self, length: Duration) {
+    #[cold]
+    fn count_notable(&self, length: Duration) {
         let watch = &self.0.turns;
         let mut turns = self.turns();
-        if length <= turns.longest.min(STALL) {
-            return;
-        }
         turns.count(length, || {
             let before = watch.before.get()?;
             let now = sys::thread_use()?;
@@ -180,7 +183,8 @@ impl Core {
                 waits: now.waits.saturating_sub(before.waits),
             })
         });
-        watch.turns.set(Some(turns));
+        watch.turns.set(turns);
+        watch.notable_from.set(turns.longest.min(STALL));
         if length > STALL {
             self.watch_turns();
         }
