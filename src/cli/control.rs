@@ -88,7 +88,12 @@ Examples:
   beltway status --json | jq '.upstreams[].servers[] | {name, state, reason}'
 
 Of upstreams it tells what all workers see together; `beltway server list` tells that alone. What was
-counted begins anew with each worker.",
+counted begins anew with each worker.
+
+A stall is a turn of a core that took longer than 2 ms: all of its connections have waited. Near
+others, and while files come from a disk, the reason is looked for: a call waited (for a disk, a
+lock, memory), the core worked, or others had the processor. A hypervisor that runs another machine
+meanwhile looks like work, unless it tells (`steal` in /proc/stat).",
     },
     Remote {
         name: "plan",

@@ -44,8 +44,9 @@ use super::tuning::Tuning;
 use crate::util::clock::Since;
 
 pub use memory::Parts;
-
-pub use turns::{STALL, Turns};
+pub(crate) use turns::ThreadUse;
+use turns::TurnWatch;
+pub use turns::{LONG_STALL, STALL, Turns};
 
 /// Most tasks run in one turn before the engine is asked again.
 const TASKS_PER_TURN: usize = 1024;
@@ -117,8 +118,7 @@ pub(crate) struct Inner {
     panics: Cell<u64>,
     heartbeat: OnceCell<Arc<Heartbeat>>,
     pub(crate) gauge: Gauge,
-    /// `None` until the first turn, which is as long as the start took, has ended.
-    turns: Cell<Option<Turns>>,
+    turns: TurnWatch,
     scratch: RefCell<Scratch>,
 }
 
@@ -164,7 +164,7 @@ impl Core {
         wake: Arc<Wake>,
         helpers: Option<HelperPort>,
     ) -> Self {
-        let epoch = engine.now();
+        let (epoch, turns) = (engine.now(), TurnWatch::new(&engine));
         Self(Rc::new(Inner {
             engine: RefCell::new(engine),
             slots: RefCell::default(),
@@ -196,7 +196,7 @@ impl Core {
             panics: Cell::new(0),
             heartbeat: OnceCell::new(),
             gauge: Gauge::default(),
-            turns: Cell::new(None),
+            turns,
             scratch: RefCell::default(),
         }))
     }
@@ -496,27 +496,9 @@ impl Core {
         self.close_unused(&mut scratch.closing);
         self.submit_jobs();
         let wait = self.wait_time(wait_max);
-        let mut woken = false;
-        {
-            let mut engine = self.0.engine.borrow_mut();
-            let mut slots = self.0.slots.borrow_mut();
-            self.turn_ends(engine.now());
-            let heartbeat = self.0.heartbeat.get();
-            if let Some(heartbeat) = heartbeat {
-                heartbeat.waits();
-            }
-            engine.turn(wait, &mut slots, &self.0.buffers, &mut scratch.events)?;
-            self.0.now.set(engine.now());
-            if let Some(heartbeat) = heartbeat {
-                heartbeat.runs(self.now());
-            }
-            if engine.take_woken() {
-                self.0.wake.drain();
-                self.0.wakes.set(self.0.wakes.get() + 1);
-                woken = true;
-            }
-        }
-        if woken {
+        if self.ask_engine(wait, &mut scratch.events)? {
+            self.0.wake.drain();
+            self.0.wakes.set(self.0.wakes.get() + 1);
             for task in self.0.woken.borrow_mut().drain(..) {
                 self.wake_task(task);
             }

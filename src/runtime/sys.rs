@@ -10,6 +10,9 @@ use socket2::{SockAddr, SockRef};
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::executor::ThreadUse;
 
 /// Takes ownership of a descriptor that the kernel has just made for us: the result of an accept or
 /// an open that nobody else has seen.
@@ -56,6 +59,25 @@ pub(crate) fn bind_without_port(socket: BorrowedFd<'_>) {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
+}
+
+/// What this thread has used of its processor (getrusage(2)).
+pub(crate) fn thread_use() -> Option<ThreadUse> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: the call fills in the structure, which outlives it, or fails.
+    if unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: it did not fail.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| {
+        let seconds = Duration::from_secs(time.tv_sec.unsigned_abs());
+        seconds + Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    Some(ThreadUse {
+        time: time(usage.ru_utime) + time(usage.ru_stime),
+        waits: usage.ru_nvcsw.unsigned_abs(),
+    })
 }
 
 /// Longest reach of [`read_reaching`].

@@ -1,10 +1,14 @@
 //! `beltway tune`: what it measures is written where a start reads it, and what is stale is refused.
 
 use std::fs;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
+use std::thread;
 
-use crate::support::server::{output, program};
-use crate::support::{Engine, Setup, Tree, noise, on_both};
+use crate::support::elsewhere::Elsewhere;
+use crate::support::server::{output, output_within, program};
+use crate::support::{Engine, PATIENCE, Setup, Tree, noise, on_both, uring_missing};
 
 /// Measures, and gives the directory that a start is told to look in.
 fn tuned() -> (tempfile::TempDir, serde_json::Value) {
@@ -62,6 +66,78 @@ fn numbers_are_measured_written_and_in_force_at_the_next_start() {
             assert!(client.get(&format!("/{size}.bin")).body == noise(size));
         }
     });
+}
+
+/// A peer in another network, which takes all that comes, of each connection at most so much.
+fn peer(elsewhere: &Elsewhere, most: u64) -> SocketAddr {
+    let theirs = elsewhere.theirs;
+    let listener = elsewhere.run(|| TcpListener::bind((theirs, 0)).expect("a free port"));
+    let address = listener.local_addr().expect("it is bound");
+    // It ends with this process.
+    thread::spawn(move || {
+        let mut connections = Vec::new();
+        while let Ok((socket, _)) = listener.accept() {
+            connections.push(socket.try_clone());
+            thread::spawn(move || io::copy(&mut socket.take(most), &mut io::sink()));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_route_to_another_machine_is_measured_and_one_on_which_the_kernel_copies_is_told() {
+    let Some(elsewhere) = Elsewhere::new() else {
+        return;
+    };
+    let state = tempfile::tempdir().unwrap();
+    let to = peer(&elsewhere, u64::MAX);
+    let mut command = program();
+    command
+        .args(["tune", "--quick", "--json", &format!("--route={to}")])
+        .arg(state.path())
+        .env("XDG_STATE_HOME", state.path());
+    let output = output(&mut command);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).expect("it is JSON");
+    assert_eq!(report["route"], to.to_string());
+    let written = fs::read_to_string(state.path().join("beltway/tune.toml")).unwrap();
+    assert!(written.contains(&to.to_string()), "{written}");
+    assert!(report["use"]["sendfile_from"].is_u64(), "{report}");
+    let notes = report["notes"].to_string();
+    if uring_missing().is_some() {
+        assert!(notes.contains("zerocopy_from wasn't measured"), "{notes}");
+        return;
+    }
+    // A pair of devices within one machine: the bytes are copied where they leave the first one.
+    assert!(notes.contains("the kernel copies all the same"), "{notes}");
+    assert!(report["use"].get("zerocopy_from").is_none(), "{report}");
+    assert!(report["cpu_ns"].get("zerocopy").is_none(), "{report}");
+}
+
+#[test]
+fn a_peer_that_takes_no_more_ends_the_measurement_of_its_route_alone() {
+    let Some(elsewhere) = Elsewhere::new() else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    // Neither way has come to its end by then: it sends at least so much for each size.
+    for most in [0, 24 << 20] {
+        let to = peer(&elsewhere, most);
+        let mut command = program();
+        command.args([
+            "tune",
+            "--quick",
+            "--dry-run",
+            "--json",
+            &format!("--route={to}"),
+        ]);
+        let output = output_within(3 * PATIENCE, command.arg(directory.path()));
+        assert_eq!(output.code, Some(0), "{}", output.stderr);
+        let report: serde_json::Value = serde_json::from_str(&output.stdout).expect("it is JSON");
+        let notes = report["notes"].to_string();
+        assert!(notes.contains(&format!("measured: {to}")), "{notes}");
+        assert!(report["use"]["sendfile_from"].is_u64(), "{report}");
+    }
 }
 
 #[test]

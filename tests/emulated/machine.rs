@@ -18,6 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The variable that says to a test that it is in the machine.
 pub(crate) const INSIDE: &str = "EMULATED";
 
+/// What a machine has.
+pub(crate) struct Equipment<'a> {
+    pub(crate) memory_mib: u32,
+    /// Modules of its kernel.
+    pub(crate) modules: &'a [&'a str],
+    /// A file system that is mounted at /srv.
+    pub(crate) disk: Option<&'a Path>,
+}
+
 /// What an emulated machine takes.
 pub(crate) struct Machine {
     qemu: PathBuf,
@@ -52,15 +61,26 @@ impl Machine {
         })
     }
 
-    /// Boots it with these modules, runs a test of this program in it, and gives all that it said.
-    pub(crate) fn run(&self, modules: &[&str], test: &str) -> String {
+    /// Boots it, runs a test of this program in it, and gives all that it said.
+    pub(crate) fn run(&self, equipment: &Equipment<'_>, test: &str) -> String {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let files = directory.path().join("files.cpio");
-        fs::write(&files, self.files(modules, test, directory.path())).unwrap();
-        let mut qemu = Command::new(&self.qemu)
+        fs::write(
+            &files,
+            self.files(equipment.modules, test, directory.path()),
+        )
+        .unwrap();
+        let mut command = Command::new(&self.qemu);
+        if let Some(disk) = equipment.disk {
+            let disk = disk.display();
+            let drive = format!("file={disk},if=virtio,format=raw,readonly=on,cache=none");
+            command.args(["-drive", &drive]);
+        }
+        let mut qemu = command
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
-            .args(["-m", "1024", "-serial", "stdio"])
+            .args(["-m", &equipment.memory_mib.to_string()])
+            .args(["-serial", "stdio"])
             .arg("-kernel")
             .arg(&self.kernel)
             .arg("-initrd")
@@ -113,7 +133,7 @@ impl Machine {
             b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
         );
         archive.file("/etc/group", b"root:x:0:\nnogroup:x:65534:\n");
-        for directory in ["/proc", "/sys", "/dev", "/tmp"] {
+        for directory in ["/proc", "/sys", "/dev", "/tmp", "/srv"] {
             archive.directory(directory);
         }
         let init = format!(
@@ -123,6 +143,7 @@ impl Machine {
              /bin/busybox chmod 1777 /tmp\n\
              /bin/busybox ip link set lo up\n\
              for module in {}; do /bin/busybox insmod /modules/$module.ko; done\n\
+             [ -b /dev/vda ] && /bin/busybox mount -t ext4 -o ro /dev/vda /srv\n\
              export RUST_BACKTRACE=1 {INSIDE}=1\n\
              cd /tmp; /test --exact {test} --nocapture --test-threads=1 2>&1\n\
              echo THE TEST ENDED WITH $?\n\

@@ -1,7 +1,8 @@
-//! What the running kernel may lack: TLS of the kernel (kTLS), tried in an emulated machine.
+//! What the running machine may lack: TLS of the kernel (kTLS), and memory that is short, tried in an
+//! emulated one.
 //!
 //! The machine is `qemu-system-x86_64` with a kernel of Debian and a file system in memory that holds
-//! the program, this very test (its part [`guest`]) and what both need. `.ci/emulated` gets what it takes;
+//! the program, this very test (its parts [`guest`] and [`sweep`]) and what both need. `.ci/emulated` gets what it takes;
 //! without it the test is skipped and says so.
 #![allow(
     clippy::unwrap_used,
@@ -19,10 +20,11 @@ mod support;
 
 mod guest;
 mod machine;
+mod sweep;
 
 use std::env;
 
-use machine::Machine;
+use machine::{Equipment, Machine};
 
 /// Modules of the kernel that the ciphers take, besides `tls` itself.
 const MODULES: [&str; 10] = [
@@ -44,14 +46,51 @@ fn the_kernel_encrypts_in_an_emulated_machine() {
         guest::the_kernel_encrypts();
         return;
     }
+    let equipment = Equipment {
+        memory_mib: 1024,
+        modules: &MODULES,
+        disk: None,
+    };
+    run(
+        "kTLS",
+        &equipment,
+        "the_kernel_encrypts_in_an_emulated_machine",
+    );
+}
+
+#[test]
+fn a_sweep_over_more_than_there_is_memory_in_an_emulated_machine() {
+    if env::var_os(machine::INSIDE).is_some() {
+        sweep::leaves_what_everybody_wants();
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let Some(disk) = sweep::disk(directory.path()) else {
+        eprintln!("SKIPPED: mke2fs isn't installed, so there is no disk for it");
+        return;
+    };
+    let equipment = Equipment {
+        memory_mib: sweep::MEMORY_MIB,
+        modules: &["virtio_pci", "virtio_blk"],
+        disk: Some(&disk),
+    };
+    run(
+        "a sweep while memory is short",
+        &equipment,
+        "a_sweep_over_more_than_there_is_memory_in_an_emulated_machine",
+    );
+}
+
+/// Runs a test in a machine, where there is one.
+fn run(what: &str, equipment: &Equipment<'_>, test: &str) {
     let machine = match Machine::find() {
         Ok(machine) => machine,
         Err(why) => {
-            eprintln!("SKIPPED, kTLS is untested here: {why}; .ci/emulated gets what it takes");
+            eprintln!("SKIPPED, {what} is untested here: {why}; .ci/emulated gets what it takes");
             return;
         }
     };
-    let said = machine.run(&MODULES, "the_kernel_encrypts_in_an_emulated_machine");
+    let said = machine.run(equipment, test);
     eprintln!("{said}");
     assert!(
         said.contains("1 passed") && said.contains("THE TEST ENDED WITH 0"),

@@ -167,6 +167,10 @@ impl Rig {
                 // A peer that takes nothing ends the measurement.
                 sink.set_write_timeout(Some(patience))
                     .map_err(failed("SO_SNDTIMEO"))?;
+                // The ring doesn't look at that one, and a notification waits for the peer.
+                rustix::net::sockopt::set_tcp_user_timeout(&sink, patience.as_millis() as u32)
+                    .map_err(io::Error::from)
+                    .map_err(failed("TCP_USER_TIMEOUT"))?;
                 sink
             }
         };

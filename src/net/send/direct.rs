@@ -141,9 +141,8 @@ impl Sender {
         let file = core.stat(&sending.file).ok()?;
         let (seconds, nanoseconds) = file.changed;
         let changed = Duration::new(u64::try_from(seconds).ok()?, nanoseconds);
-        if !core.wants_direct(sending.direct, file.identity, file.size)
-            || changed.abs_diff(since_epoch()) < TICK
-        {
+        let rested = changed.abs_diff(since_epoch()) >= TICK;
+        if !(core.wants_direct(sending.direct, file.identity, file.size)).await || !rested {
             return None;
         }
         let path = CString::new(format!("/proc/self/fd/{}", sending.file.raw())).ok()?;

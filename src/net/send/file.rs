@@ -74,6 +74,7 @@ impl Sender {
                 }
                 Step::WaitForClient => self.wait_for_client(timer, &mut sending).await?,
                 Step::WaitForDisk { missing } => {
+                    self.core.watch_turns();
                     // In a box, so that what is seldom needed is no part of every connection.
                     if sending.direct != DirectMode::Off
                         && Box::pin(self.direct(timer, &mut sending)).await?

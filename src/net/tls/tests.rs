@@ -1,5 +1,6 @@
 //! Connections without sockets: every version, every split, every way to end.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -45,6 +46,34 @@ fn both_versions_carry_bytes_both_ways() {
             pair.server.send(&message, &mut pair.out).unwrap();
             let out = std::mem::take(&mut pair.out);
             assert!(feed(&mut pair.client, &out) == message, "{size}");
+        }
+    }
+}
+
+#[test]
+fn a_handshake_may_be_in_small_records_that_come_in_parts() {
+    for version in [&TLS12, &TLS13] {
+        for part in [1, 3, 40, 90, usize::MAX] {
+            let (settings, roots) = settings(&["a.example"], Policy::Intermediate);
+            let mut config = client_config(roots, &[version]);
+            Arc::get_mut(&mut config).unwrap().max_fragment_size = Some(64);
+            let mut pair = Pair::new(&settings, &config, "a.example");
+            // What a client has to say behind its handshake may come with it.
+            pair.client.writer().write_all(&[7; 500]).unwrap();
+            let mut got = Vec::new();
+            loop {
+                let bytes = sent(&mut pair.client);
+                if bytes.is_empty() && pair.out.is_empty() {
+                    break;
+                }
+                for bytes in bytes.chunks(part) {
+                    got.append(&mut pair.receive(bytes));
+                }
+                feed(&mut pair.client, &std::mem::take(&mut pair.out));
+            }
+            assert_eq!(got, [7; 500], "{part}");
+            pair.server.send(b"answer", &mut pair.out).unwrap();
+            assert_eq!(feed(&mut pair.client, &pair.out), b"answer", "{part}");
         }
     }
 }

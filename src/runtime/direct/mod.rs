@@ -35,6 +35,9 @@ const AWAITED_MAX: u32 = 16;
 /// How long a sample of memory is believed.
 const SAMPLE_AGE_MAX: Duration = Duration::from_secs(2);
 
+/// How long it is believed at least: while memory is short, each cold file asks.
+const SAMPLE_AGE_MIN: Duration = Duration::from_millis(100);
+
 /// What was done, since the core's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirectCounts {
@@ -73,8 +76,8 @@ pub(crate) struct Direct {
     /// Clients to whom the kernel has copied after all.
     copied: RefCell<VecDeque<IpAddr>>,
     memory: RefCell<Option<Arc<MemoryFiles>>>,
-    /// Memory was short when it was sampled last.
-    pressed: Cell<bool>,
+    /// What could be read through the page cache when it was sampled last, less what was asked for since.
+    room: Cell<u64>,
     sampled: Cell<Option<Instant>>,
 }
 
@@ -88,7 +91,7 @@ impl Default for Direct {
             zero_copy_refused: Cell::new(false),
             copied: RefCell::default(),
             memory: RefCell::default(),
-            pressed: Cell::new(false),
+            room: Cell::new(u64::MAX),
             sampled: Cell::new(None),
         }
     }
@@ -102,32 +105,38 @@ impl Core {
         direct.zero_copy.set(zero_copy);
     }
 
-    /// Looks here from now on whether memory is short; before that it never is.
+    /// Looks here from now on how much memory is free; before that there is always enough.
     pub fn watch_page_cache(&self, files: Arc<MemoryFiles>) {
         *self.inner().direct.memory.borrow_mut() = Some(files);
     }
 
-    /// Whether memory was short a moment ago. Has it sampled anew when that was long ago, and doesn't
-    /// wait for it.
-    fn is_pressed(&self) -> bool {
+    /// Whether a file of so many bytes, read through the page cache, would push others out of it. Has memory
+    /// sampled where the last sample doesn't tell, and waits for that: it is nothing beside a disk.
+    async fn is_pressed(&self, bytes: u64) -> bool {
         let direct = &self.inner().direct;
         let (now, last) = (self.now(), direct.sampled.get());
-        let old = last.is_none_or(|at| now.saturating_duration_since(at) >= SAMPLE_AGE_MAX);
-        if old && let Some(files) = direct.memory.borrow().clone() {
+        let age = last.map(|at| now.saturating_duration_since(at));
+        let used_up = bytes > direct.room.get();
+        let old = age.is_none_or(|age| age >= SAMPLE_AGE_MAX || used_up && age >= SAMPLE_AGE_MIN);
+        let files = direct.memory.borrow().clone();
+        if old && let Some(files) = files {
             direct.sampled.set(Some(now));
-            let core = self.clone();
-            self.spawn(async move {
-                let job = Box::new(move || Box::new(files.sample()) as Box<_>);
-                let done = core.once(Op::Offload(job)).await;
-                let Output::Answer(answer) = done.output else {
-                    return;
-                };
-                let sample = answer.downcast::<Option<MemorySample>>().ok();
-                let pressed = sample.and_then(|it| *it).is_some_and(|it| it.is_high());
-                core.inner().direct.pressed.set(pressed);
-            });
+            let job = Box::new(move || Box::new(files.sample()) as Box<_>);
+            let done = self.once(Op::Offload(job)).await;
+            let sample = match done.output {
+                Output::Answer(answer) => answer.downcast::<Option<MemorySample>>().ok(),
+                _ => None,
+            };
+            let sample = sample.and_then(|sample| *sample);
+            direct.room.set(sample.map_or(u64::MAX, |it| it.room()));
         }
-        direct.pressed.get()
+        match direct.room.get().checked_sub(bytes) {
+            Some(left) => {
+                direct.room.set(left);
+                false
+            }
+            None => true,
+        }
     }
 
     /// What was done so far.
@@ -144,14 +153,14 @@ impl Core {
     }
 
     /// Whether a file whose pages aren't in memory is to be read by O_DIRECT. Asked once a transfer.
-    pub fn wants_direct(&self, mode: DirectMode, file: (u64, u64), bytes: u64) -> bool {
+    pub async fn wants_direct(&self, mode: DirectMode, file: (u64, u64), bytes: u64) -> bool {
         let block = self.fixed_bytes() as u64;
         if mode == DirectMode::Off || block == 0 || bytes < block {
             return false;
         }
         let direct = &self.inner().direct;
         let asked = direct.ghosts.borrow_mut().ask(file, self.now());
-        let pressed = mode == DirectMode::Auto && self.is_pressed();
+        let pressed = mode == DirectMode::Auto && self.is_pressed(bytes).await;
         admission::admits(mode, pressed, asked)
     }
 

@@ -1,7 +1,7 @@
 //! Whether a file that is read through the page cache would push another one out of it.
 //!
-//! Sampled by a helper thread while cold files are asked for, every few seconds; a core knows the last
-//! answer.
+//! Sampled by a helper thread while cold files are asked for: every few seconds, and when as much was
+//! asked for as there was room for.
 
 use std::os::fd::OwnedFd;
 
@@ -45,17 +45,16 @@ impl MemorySample {
         }
     }
 
-    /// Whether what is read next makes the kernel evict: less is free than it keeps free anyway, with a
-    /// margin for what is read until the next sample.
-    pub fn is_high(&self) -> bool {
-        let machine = self.free
-            < (self.total / 32)
-                .clamp(64 << 20, 1 << 30)
-                .min(self.total / 4);
-        let group = self.group.is_some_and(|(current, limit)| {
-            limit.saturating_sub(current) < (limit / 16).clamp(4 << 20, 256 << 20)
+    /// How many bytes can be read through the page cache until the kernel evicts others for them: what is
+    /// free beyond that which it keeps free anyway, less a margin for what others do until the next sample.
+    pub fn room(&self) -> u64 {
+        let kept = (self.total / 32).clamp(64 << 20, 1 << 30);
+        let machine = self.free.saturating_sub(kept.min(self.total / 4));
+        let group = self.group.map_or(u64::MAX, |(current, limit)| {
+            let kept = (limit / 16).clamp(4 << 20, 256 << 20);
+            limit.saturating_sub(current).saturating_sub(kept)
         });
-        machine || group
+        machine.min(group)
     }
 }
 
@@ -64,9 +63,20 @@ impl MemorySample {
 #[derive(Debug, Default)]
 pub struct MemoryFiles {
     machine: Option<OwnedFd>,
-    /// `memory.current`, `memory.high` and `memory.max`.
+    /// What is used, and the limits: `memory.current`, `memory.high` and `memory.max`, or what version 1 has
+    /// for them.
     group: [Option<OwnedFd>; 3],
 }
+
+/// The files of a control group, version 2 and version 1, which has one limit.
+const FILES: [[&str; 3]; 2] = [
+    ["memory.current", "memory.high", "memory.max"],
+    [
+        "memory.usage_in_bytes",
+        "memory.limit_in_bytes",
+        "memory.limit_in_bytes",
+    ],
+];
 
 impl MemoryFiles {
     /// Opens them: /proc/meminfo, and those of the control group of this process (cgroup v2).
@@ -76,11 +86,13 @@ impl MemoryFiles {
             rustix::fs::open(path, flags, Mode::empty()).ok()
         };
         let of_group = open("/proc/self/cgroup").map(|file| read(&file));
-        let group = of_group.as_deref().and_then(group_path);
-        let files = ["memory.current", "memory.high", "memory.max"];
+        let group = of_group.as_deref().and_then(group_directory);
+        let files = |(directory, version): (String, usize)| {
+            FILES[version].map(|name| open(&format!("{directory}/{name}")))
+        };
         Self {
             machine: open("/proc/meminfo"),
-            group: files.map(|name| open(&format!("/sys/fs/cgroup{}/{name}", group?))),
+            group: group.map(files).unwrap_or_default(),
         }
     }
 
@@ -95,11 +107,19 @@ impl MemoryFiles {
     }
 }
 
-/// The path of the control group in what /proc/self/cgroup says (cgroups(7)); none for the root, which
-/// has no limits.
-fn group_path(text: &str) -> Option<&str> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    (path.len() > 1).then_some(path)
+/// The directory that counts the memory of the control group in what /proc/self/cgroup says (cgroups(7)),
+/// and which of [`FILES`] it has; none for a root, which has no limits.
+fn group_directory(text: &str) -> Option<(String, usize)> {
+    let path = |of: &str| {
+        let mut fields = text.lines().map(|line| line.splitn(3, ':').skip(1));
+        fields.find_map(|mut line| {
+            let names_it = line.next()?.split(',').any(|name| name == of);
+            line.next().filter(|path| names_it && path.len() > 1)
+        })
+    };
+    // Where version 1 counts memory, version 2 doesn't.
+    let first = path("memory").map(|path| (format!("/sys/fs/cgroup/memory{path}"), 1));
+    first.or_else(|| path("").map(|path| (format!("/sys/fs/cgroup{path}"), 0)))
 }
 
 /// The beginning of a file that the kernel makes.
@@ -129,20 +149,20 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_with_memory_that_nobody_uses_isnt_short_of_it() {
+    fn what_nobody_uses_is_room_but_for_what_the_kernel_keeps() {
         let machine = |free| MemorySample {
             total: 24 * GIB,
             free,
             group: None,
         };
-        assert!(!machine(15 * GIB).is_high() && !machine(GIB).is_high());
-        assert!(machine(GIB / 2).is_high());
+        assert_eq!(machine(15 * GIB).room(), 15 * GIB - 24 * GIB / 32);
+        assert_eq!(machine(GIB / 2).room(), 0);
         let small = MemorySample {
             total: 128 << 20,
             free: 100 << 20,
             group: None,
         };
-        assert!(!small.is_high());
+        assert_eq!(small.room(), 68 << 20);
     }
 
     #[test]
@@ -152,11 +172,24 @@ mod tests {
     }
 
     #[test]
-    fn the_group_is_found_and_the_root_is_none() {
-        let text = "12:cpu:/x\n0::/system.slice/web.service\n";
-        assert_eq!(group_path(text), Some("/system.slice/web.service"));
-        assert_eq!(group_path("0::/\n"), None);
-        assert_eq!(group_path("1:memory:/x\n"), None);
+    fn the_group_is_found_and_a_root_is_none() {
+        for (text, found) in [
+            (
+                "12:cpu:/x\n0::/system.slice/web.service\n",
+                Some(("/sys/fs/cgroup/system.slice/web.service", 0)),
+            ),
+            (
+                "5:cpu,memory:/web:1\n0::/x\n",
+                Some(("/sys/fs/cgroup/memory/web:1", 1)),
+            ),
+            ("4:memory:/\n0::/x\n", Some(("/sys/fs/cgroup/x", 0))),
+            ("0::/\n", None),
+            ("1:cpu:/x\n", None),
+            ("nonsense", None),
+        ] {
+            let found = found.map(|(path, version)| (path.to_owned(), version));
+            assert_eq!(group_directory(text), found, "{text:?}");
+        }
     }
 
     #[test]
@@ -166,14 +199,27 @@ mod tests {
             free: 15 * GIB,
             group: None,
         };
-        for (current, high, max, short) in [
-            ("1000000000\n", "max\n", "max\n", false),
-            ("1000000000\n", "max\n", "4294967296\n", false),
-            ("4290000000\n", "max\n", "4294967296\n", true),
-            ("1000000000\n", "1001000000\n", "4294967296\n", true),
-            ("", "1\n", "1\n", false),
+        let kept = 256 << 20;
+        for (current, high, max, room) in [
+            ("1000000000\n", "max\n", "max\n", free.room()),
+            (
+                "1000000000\n",
+                "max\n",
+                "4294967296\n",
+                4 * GIB - 1_000_000_000 - kept,
+            ),
+            ("4290000000\n", "max\n", "4294967296\n", 0),
+            ("1000000000\n", "1001000000\n", "4294967296\n", 0),
+            // Version 1 writes no limit as a large one.
+            (
+                "1000\n",
+                "9223372036854771712",
+                "9223372036854771712",
+                free.room(),
+            ),
+            ("", "1\n", "1\n", free.room()),
         ] {
-            assert_eq!(free.with_group(current, high, max).is_high(), short);
+            assert_eq!(free.with_group(current, high, max).room(), room);
         }
     }
 }

@@ -192,6 +192,15 @@ pub struct CoreStatus {
     pub slots: u64,
     /// Turns that took longer than 2 ms, since the worker's start: all of its connections waited for each.
     pub stalls: u64,
+    /// Those of them that took longer than 15 ms.
+    pub stalls_long: u64,
+    /// Those of which is known that the core used its processor for most of the time, as far as a
+    /// hypervisor tells that it didn't.
+    pub stalls_worked: u64,
+    /// Those of which is known that a system call waited: for a disk, a lock or memory.
+    pub stalls_waited: u64,
+    /// Those of which is known that others had the processor.
+    pub stalls_preempted: u64,
     /// Its longest turn in microseconds.
     pub longest_turn_us: u64,
     /// Whether it answered this question in time.
@@ -433,12 +442,20 @@ impl WorkerStatus {
             text.push_str(if silent { "  DOES NOT RESPOND\n" } else { "\n" });
         }
         for core in self.cores.iter().filter(|core| core.stalls > 0) {
+            let of = |number: u64, what: &str| match number {
+                0 => String::new(),
+                number => format!("{what}{number}"),
+            };
             let _ = writeln!(
                 text,
-                "    stalls    core {}: {} above 2 ms, the longest {:.1} ms",
+                "    stalls    core {}: {} above 2 ms{}, the longest {:.1} ms{}{}{}",
                 core.core,
                 count(core.stalls, "turn"),
+                of(core.stalls_long, ", above 15 ms "),
                 core.longest_turn_us as f64 / 1000.0,
+                of(core.stalls_waited, ", waiting calls ×"),
+                of(core.stalls_worked, ", work ×"),
+                of(core.stalls_preempted, ", no processor ×"),
             );
         }
     }
@@ -663,6 +680,11 @@ mod tests {
         (core.stalls, core.longest_turn_us) = (2, 15_250);
         let text = report.text();
         let told = "stalls    core 0: 2 turns above 2 ms, the longest 15.2 ms\n";
+        assert!(text.contains(told), "{text}");
+        let core = &mut report.generations[0].workers[0].cores[0];
+        (core.stalls_long, core.stalls_waited, core.stalls_preempted) = (1, 1, 1);
+        let text = report.text();
+        let told = "2 turns above 2 ms, above 15 ms 1, the longest 15.2 ms, waiting calls ×1, no processor ×1\n";
         assert!(text.contains(told), "{text}");
     }
 

@@ -113,6 +113,10 @@ fn add(report: &mut WorkerReport, core: usize, worker: &Worker, account: &Accoun
         direct: DirectStatus::of(&account.direct),
         kernel_tls: KernelTlsStatus::of(&account.kernel_tls),
         stalls: account.turns.stalls,
+        stalls_long: account.turns.long,
+        stalls_worked: account.turns.worked,
+        stalls_waited: account.turns.waited,
+        stalls_preempted: account.turns.preempted,
         longest_turn_us: u64::try_from(account.turns.longest.as_micros()).unwrap_or(u64::MAX),
         responding: true,
         ..silent(core, worker)

@@ -1,19 +1,15 @@
 //! Cold files that are read past the page cache: they arrive whole, and push nothing out of it.
 
 use std::fs::File;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd as _;
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise, statfs};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::client::{Client, End};
+use crate::support::elsewhere::Elsewhere;
 use crate::support::server::Server;
-use crate::support::{Engine, Setup, Tree, noise, on_both, wait_until};
+use crate::support::{self, Engine, Setup, Tree, noise, on_both, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -23,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TMPFS: u64 = 0x0102_1994;
 
 /// A tree on a disk; `None`, with a word, where temporary files are in memory.
-fn tree_on_disk() -> Option<Tree> {
+pub(super) fn tree_on_disk() -> Option<Tree> {
     let tree = Tree::new();
     let kind = statfs(tree.root()).expect("it is there").f_type;
     if kind as u64 == TMPFS {
@@ -34,12 +30,12 @@ fn tree_on_disk() -> Option<Tree> {
 }
 
 /// Writes a file that isn't in memory afterwards, and that its times tell from another one.
-fn cold(tree: &Tree, name: &str, content: &[u8]) {
+pub(super) fn cold(tree: &Tree, name: &str, content: &[u8]) {
     tree.write(name, content);
     evict(tree, name);
 }
 
-fn evict(tree: &Tree, name: &str) {
+pub(super) fn evict(tree: &Tree, name: &str) {
     let file = File::open(tree.path(name)).expect("it was written");
     file.sync_all().expect("a disk");
     fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
@@ -53,24 +49,8 @@ fn evict(tree: &Tree, name: &str) {
 }
 
 /// Bytes of a file that are in memory.
-#[allow(
-    unsafe_code,
-    reason = "nothing else tells it of a file that others own"
-)]
 fn resident(tree: &Tree, name: &str) -> usize {
-    let file = File::open(tree.path(name)).expect("it was written");
-    let length = file.metadata().expect("an open file").len() as usize;
-    let mut pages = vec![0_u8; length.div_ceil(4096)];
-    // SAFETY: a new mapping that nobody reads; the vector has a byte for each page of it.
-    let counted = unsafe {
-        let none = std::ptr::null_mut();
-        let at = mmap(none, length, ProtFlags::READ, MapFlags::SHARED, &file, 0).expect("mmap");
-        let counted = libc::mincore(at, length, pages.as_mut_ptr());
-        munmap(at, length).expect("it is mapped");
-        counted
-    };
-    assert_eq!(counted, 0, "{}", io::Error::last_os_error());
-    pages.iter().filter(|page| **page & 1 == 1).count() * 4096
+    support::resident(&tree.path(name))
 }
 
 fn start(engine: Engine, tree: &Tree, server: &str, site: &str) -> Server {
@@ -85,67 +65,8 @@ fn start_at(at: Ipv4Addr, engine: Engine, tree: &Tree, server: &str, site: &str)
     Setup::run(engine, &config).start()
 }
 
-/// Another machine, as far as sockets can tell: a network namespace, and a pair of devices between it
-/// and ours. It is gone at the end of the test.
-struct Elsewhere {
-    name: String,
-    /// Our address on the way there.
-    ours: Ipv4Addr,
-}
-
-impl Elsewhere {
-    /// `None`, with a word, where that isn't permitted.
-    fn new() -> Option<Self> {
-        let id = std::process::id();
-        // For tests of networks (RFC 2544 §C.2.2).
-        let net = |host| Ipv4Addr::new(198, 18, (id >> 6) as u8, ((id & 0x3f) << 2) as u8 | host);
-        let (name, ours, theirs) = (format!("bw{id}"), net(1), net(2));
-        let elsewhere = Self { name, ours };
-        let (name, device) = (&elsewhere.name, format!("{}v", elsewhere.name));
-        let done = [
-            format!("netns add {name}"),
-            format!("link add {device} type veth peer name eth0 netns {name}"),
-            format!("addr add {ours}/30 dev {device}"),
-            format!("link set {device} up"),
-            format!("-n {name} addr add {theirs}/30 dev eth0"),
-            format!("-n {name} link set eth0 up"),
-        ]
-        .iter()
-        .all(|line| ip(line));
-        if !done {
-            eprintln!("SKIPPED: no network namespace can be made (root and ip(8) are needed)");
-            return None;
-        }
-        Some(elsewhere)
-    }
-
-    /// Does something in a thread that is there.
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let space = File::open(format!("/run/netns/{}", self.name)).expect("it was made");
-        std::thread::scope(|scope| {
-            let there = scope.spawn(move || {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(space.as_fd(), kind).expect("we are root");
-                work()
-            });
-            there.join().expect("the work is done")
-        })
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        ip(&format!("netns del {}", self.name));
-    }
-}
-
-fn ip(line: &str) -> bool {
-    let output = Command::new("ip").args(line.split(' ')).output();
-    output.is_ok_and(|output| output.status.success())
-}
-
 /// What the worker has counted.
-fn counted(server: &Server, what: &str) -> u64 {
+pub(super) fn counted(server: &Server, what: &str) -> u64 {
     let status = server.status();
     let cores = status["generations"][0]["workers"][0]["cores"].as_array();
     let cores = cores.expect("a list").iter();
@@ -324,7 +245,9 @@ fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
     let content = noise(6 * MIB);
     cold(&tree, "file", &content);
     let ours = elsewhere.ours;
-    let server = start_at(ours, Engine::Uring, &tree, "workers = 1", "direct = true");
+    // So few buffers that they can be registered even where nobody may lock more memory than usual (8 MiB).
+    let keys = "workers = 1\nmemory_limit = \"40MiB\"";
+    let server = start_at(ours, Engine::Uring, &tree, keys, "direct = true");
     let get = || {
         evict(&tree, "file");
         let body = elsewhere.run(|| server.connect().get("/file").body);
@@ -333,7 +256,7 @@ fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
     };
     let first = get();
     if first == 0 {
-        eprintln!("SKIPPED: sends without a copy need kernel 6.2 and a larger RLIMIT_MEMLOCK");
+        eprintln!("SKIPPED: sends without a copy need kernel 6.2 and an RLIMIT_MEMLOCK of 8 MiB");
         return;
     }
     // What goes through a pair of devices in one machine is copied at its other end.

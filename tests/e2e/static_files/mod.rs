@@ -8,4 +8,5 @@ mod content;
 mod direct;
 mod directories;
 mod paths;
+mod pressure;
 mod ranges;

@@ -6,6 +6,7 @@
 )]
 
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -21,6 +22,8 @@ pub(crate) struct Before {
     pub(crate) forbid: Option<libc::c_long>,
     /// The only CPU that it may run on.
     pub(crate) cpu: Option<usize>,
+    /// An open `cgroup.procs` of a control group that it joins.
+    pub(crate) group: Option<RawFd>,
 }
 
 /// Makes the children of `command` die with this thread and start with these restrictions.
@@ -39,13 +42,19 @@ pub(crate) fn restrict(command: &mut Command, before: Before) {
             set.set(cpu);
             sched_setaffinity(None, &set)?;
         }
+        if let Some(group) = before.group {
+            // SAFETY: whoever names it keeps it open until the child has started.
+            let group = unsafe { BorrowedFd::borrow_raw(group) };
+            // The child itself.
+            rustix::io::write(group, b"0")?;
+        }
         if let Some(number) = before.forbid {
             forbid(number)?;
         }
         Ok(())
     };
     // SAFETY: the hook runs in the forked child, where only async-signal-safe calls are allowed: it
-    // makes the system calls prctl, setrlimit, sched_setaffinity and seccomp, and allocates nothing.
+    // makes the system calls prctl, setrlimit, sched_setaffinity, write and seccomp, and allocates nothing.
     unsafe { command.pre_exec(hook) };
 }
 

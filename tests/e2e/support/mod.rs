@@ -6,13 +6,18 @@
 
 pub(crate) mod child;
 pub(crate) mod client;
+pub(crate) mod elsewhere;
 pub(crate) mod records;
 pub(crate) mod server;
 pub(crate) mod tree;
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 pub(crate) use client::{Client, End, Response};
 pub(crate) use server::{Server, Setup};
@@ -165,6 +170,27 @@ pub(crate) fn memory(pid: u32) -> u64 {
         .parse::<u64>()
         .unwrap()
         << 10
+}
+
+/// Bytes of a file that are in memory.
+#[allow(
+    unsafe_code,
+    reason = "nothing else tells it of a file that others own"
+)]
+pub(crate) fn resident(path: &Path) -> usize {
+    let file = File::open(path).expect("it was written");
+    let length = file.metadata().expect("an open file").len() as usize;
+    let mut pages = vec![0_u8; length.div_ceil(4096)];
+    // SAFETY: a new mapping that nobody reads; the vector has a byte for each page of it.
+    let counted = unsafe {
+        let none = std::ptr::null_mut();
+        let at = mmap(none, length, ProtFlags::READ, MapFlags::SHARED, &file, 0).expect("mmap");
+        let counted = libc::mincore(at, length, pages.as_mut_ptr());
+        munmap(at, length).expect("it is mapped");
+        counted
+    };
+    assert_eq!(counted, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|page| **page & 1 == 1).count() * 4096
 }
 
 /// How many descriptors a process has open.

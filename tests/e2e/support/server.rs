@@ -267,6 +267,11 @@ pub(crate) struct Output {
 
 /// Runs a command to its end, within a deadline.
 pub(crate) fn output(command: &mut Command) -> Output {
+    output_within(PATIENCE, command)
+}
+
+/// Runs a command to its end, which may take so long.
+pub(crate) fn output_within(patience: Duration, command: &mut Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -274,7 +279,7 @@ pub(crate) fn output(command: &mut Command) -> Output {
         .expect("the program starts");
     let stdout = collect(child.stdout.take().expect("stdout is a pipe"));
     let stderr = collect(child.stderr.take().expect("stderr is a pipe"));
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + patience;
     let status = loop {
         if let Some(status) = child.try_wait().expect("our child") {
             break status;

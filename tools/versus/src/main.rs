@@ -15,6 +15,7 @@ mod measure;
 mod peers;
 mod procfs;
 mod report;
+mod stalls;
 mod table;
 mod verdict;
 mod workload;
@@ -35,7 +36,7 @@ use peers::{Family, Roster};
 use report::Results;
 use table::{Grid, Header};
 use verdict::Summary;
-use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
+use workload::{Cores, ON_ONE_CORE, Pace, Variants, Via, Workload};
 
 /// Measures Beltway beside its peers in one interleaved run.
 ///
@@ -46,7 +47,7 @@ use workload::{Cores, ON_ONE_CORE, Pace, Via, Workload};
 struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Measure only these workloads, or groups of them: files, proxy, tls
+    /// Measure only these workloads, or groups of them: files, cold, proxy, tls, toggles
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Measure only these servers
@@ -174,7 +175,7 @@ fn compare(options: &Options) -> io::Result<bool> {
         for workload in some {
             let measured = bench.measure(&workload)?;
             let mut summaries = verdict::summarise(&workload, &roster.peers, &measured);
-            if workload.cores == Cores::All {
+            if workload.cores == Cores::All && workload.variants == Variants::Engines {
                 let one = workloads
                     .iter()
                     .zip(&all)
@@ -219,15 +220,19 @@ fn halves(options: &Options) -> io::Result<Vec<Half>> {
     let memory = is_memory(&options.files)?;
     let mut halves = Vec::new();
     let proxy = Via::Proxy { keepalive: None };
-    for (via, tls) in [
-        (Via::Files, false),
-        (proxy, false),
-        (Via::Files, true),
-        (proxy, true),
+    for (via, tls, variants) in [
+        (Via::Files, false, Variants::Engines),
+        (Via::Files, false, Variants::Cold),
+        (proxy, false, Variants::Engines),
+        (Via::Files, true, Variants::Engines),
+        (proxy, true, Variants::Engines),
+        (Via::Files, false, Variants::Toggles),
     ] {
         let mut workloads = chosen.clone();
         workloads.retain(|workload| {
-            workload.tls.is_some() == tls && (workload.via == Via::Files) == (via == Via::Files)
+            workload.tls.is_some() == tls
+                && workload.variants == variants
+                && (workload.via == Via::Files) == (via == Via::Files)
         });
         if memory {
             workloads.retain(|workload| workload.pace != Pace::Cold);
@@ -236,8 +241,8 @@ fn halves(options: &Options) -> io::Result<Vec<Half>> {
             continue;
         }
         let ours = options.ours.as_deref();
-        let roster =
-            peers::roster((via, tls), asked, &options.beltway, ours).map_err(io::Error::other)?;
+        let roster = peers::roster((via, tls, variants), asked, &options.beltway, ours);
+        let roster = roster.map_err(io::Error::other)?;
         if roster.peers.is_empty() && !options.only.is_empty() {
             return Err(io::Error::other(format!(
                 "nothing to measure with {}: {}",

@@ -19,7 +19,8 @@ use crate::interrupt;
 use crate::launch::{self, Server};
 use crate::peers::proxies::clients_max;
 use crate::peers::{Backend, Peer, Site};
-use crate::workload::{Cores, Pace, Run, Via, Workload};
+use crate::stalls::Stalls;
+use crate::workload::{Cores, Pace, Run, Variants, Via, Workload};
 use crate::wrk;
 
 /// Descriptors of the generator, the backend and a server of files that are not connections, at most.
@@ -71,7 +72,7 @@ pub struct Bench {
     /// What proxies stand in front of; runs from the first workload of theirs on.
     backend: Option<Server>,
     /// How the servers that run were set up.
-    setup: Option<(Via, Cores, bool)>,
+    setup: Option<(Via, Cores, bool, Variants)>,
     certificate: Certificate,
     servers: Vec<Result<Server, String>>,
     lengths: BTreeSet<u64>,
@@ -124,7 +125,7 @@ impl Bench {
             .peers
             .iter()
             .map(|peer| Measured {
-                lacks: peer.lacks(workload),
+                lacks: peer.lacks(workload, self.plan.all_cpus.len()),
                 ..Measured::default()
             })
             .collect();
@@ -165,7 +166,12 @@ impl Bench {
     /// Starts what this workload needs and ends what is set up otherwise. A measurement of idle
     /// connections starts its server itself, in the directory of the one that ran.
     fn set_up(&mut self, workload: &Workload, idle: bool) -> io::Result<()> {
-        let setup = Some((workload.via, workload.cores, workload.tls.is_some()));
+        let setup = Some((
+            workload.via,
+            workload.cores,
+            workload.tls.is_some(),
+            workload.variants,
+        ));
         if idle || self.setup != setup {
             self.servers.clear();
             self.setup = setup;
@@ -206,8 +212,29 @@ impl Bench {
             .and_then(|one| one.pids().first().copied());
         let command = generator(&self.plan, workload, (server, &self.certificate), backend);
         let length = Duration::from_secs_f64(2.0 * self.plan.warm_up + self.plan.seconds);
+        let before = self.stalls(place)?;
         let output = launch::run(&command, self.plan.client_cpu, length + workload.slack())?;
-        serde_json::from_slice(&output).map_err(io::Error::other)
+        let mut report: Report = serde_json::from_slice(&output).map_err(io::Error::other)?;
+        let after = self.stalls(place)?;
+        report.stalls = after.zip(before).map(|(after, before)| after.since(before));
+        Ok(report)
+    }
+
+    /// What a Beltway says of its stalls so far, where that is looked at.
+    fn stalls(&self, place: usize) -> io::Result<Option<Stalls>> {
+        match self.is_asked() {
+            true => self.peers[place].stalls(&self.work(place)),
+            false => Ok(None),
+        }
+    }
+
+    fn is_asked(&self) -> bool {
+        matches!(self.setup, Some((.., Variants::Cold)))
+    }
+
+    /// The directory of a peer's own.
+    fn work(&self, place: usize) -> PathBuf {
+        self.files.path().join(place.to_string())
     }
 
     fn ask_wrk(
@@ -226,21 +253,25 @@ impl Bench {
     }
 
     fn start(&self, place: usize) -> io::Result<Server> {
-        let (root, work) = (self.root(), self.files.path().join(place.to_string()));
+        let (root, work) = (self.root(), self.work(place));
         let cpus = match self.setup {
-            Some((_, Cores::All, _)) => &self.plan.all_cpus[..],
+            Some((_, Cores::All | Cores::Any, ..)) => &self.plan.all_cpus[..],
             _ => std::slice::from_ref(&self.plan.server_cpu),
         };
         let site = Site {
             root: &root,
             work: &work,
             descriptors: self.plan.descriptors,
-            workers: cpus.len(),
+            workers: match self.setup {
+                Some((_, Cores::Any, ..)) => 1,
+                _ => cpus.len(),
+            },
             backend: self.behind(),
             certificate: match self.setup {
-                Some((_, _, true)) => Some(&self.certificate),
+                Some((_, _, true, _)) => Some(&self.certificate),
                 _ => None,
             },
+            asked: self.is_asked(),
         };
         let address = free_address()?;
         let command = self.peers[place].command(site, address.port())?;

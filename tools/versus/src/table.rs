@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::verdict::{Bound, Outcome, Ratio, Summary};
-use crate::workload::{Cores, Run, SCALING_MAX, Unit, Workload};
+use crate::verdict::{Bound, Outcome, Ratio, Stalls, Summary};
+use crate::workload::{Cores, Run, SCALING_MAX, STALLS_MAX, Unit, Variants, Workload};
 
 /// What was measured, on what, and how.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -224,7 +224,13 @@ fn targets(workload: &Workload) -> String {
             "the small client's {quantile} at most {most} × nginx's"
         ));
     }
-    if workload.cores == Cores::All {
+    if workload.variants == Variants::Cold {
+        parts.push(format!(
+            "at most {STALLS_MAX} stalls of the core above 2 ms per GiB and none above 15 ms, none at all \
+             past the page cache, those not counted in which others had the processor"
+        ));
+    }
+    if workload.cores == Cores::All && workload.variants == Variants::Engines {
         parts.push(format!("processor at most {SCALING_MAX} × one core's"));
     }
     parts.join(", ")
@@ -297,12 +303,35 @@ fn load_columns<'a>(
             marked(text, one, "bystander")
         }));
     }
+    if summaries.iter().any(|summary| summary.stalls.is_some()) {
+        columns.extend(stall_columns());
+    }
     if summaries.iter().any(|summary| summary.scaling.is_some()) {
         columns.push(Column::new("CPU of one core's", |one| {
             marked(times_text(one.scaling), one, "scaling")
         }));
     }
     columns
+}
+
+/// How long a core of Beltway has let everybody wait. Nobody else tells it.
+fn stall_columns<'a>() -> [Column<'a>; 3] {
+    let of = |one: &Summary, text: fn(Stalls) -> String| one.stalls.map_or("-".to_owned(), text);
+    [
+        Column::new("stalls/GiB", move |one| {
+            let text = of(one, |stalls| format!("{:.1}", stalls.per_gib));
+            marked(text, one, "stalls")
+        }),
+        Column::new("waiting, work, preempted, ?", move |one| {
+            of(one, |stalls| stalls.all.reasons())
+        }),
+        Column::new(">15 ms, longest", move |one| {
+            of(one, |stalls| {
+                let longest = stalls.all.longest_us as f64 / 1e3;
+                format!("{}, {longest:.1} ms", stalls.all.long)
+            })
+        }),
+    ]
 }
 
 fn idle_columns<'a>() -> Vec<Column<'a>> {

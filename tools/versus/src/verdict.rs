@@ -10,12 +10,14 @@ use serde::Serialize;
 use crate::generate::{IdleMemory, Latency, Report};
 use crate::measure::Measured;
 use crate::peers::{Family, Peer};
-use crate::workload::{Quantile, Run, SCALING_MAX, Target, Unit, Workload};
+use crate::stalls;
+use crate::workload::{Quantile, Run, SCALING_MAX, STALLS_MAX, Target, Unit, Workload};
 
 /// A generator that is busier than this share of the time was the limit.
 const SATURATED: f64 = 0.97;
 /// More than this share of a core used by others makes figures worthless.
 const FOREIGN_MAX: f64 = 0.10;
+const GIB: f64 = (1u64 << 30) as f64;
 
 /// One peer under one workload: medians over the rounds.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -36,6 +38,8 @@ pub struct Summary {
     pub bystander_us: Option<Latency>,
     /// Of its latency that counts, this peer's over the least of nginx's.
     pub bystander_ratio: Option<f64>,
+    /// Long turns of Beltway's core, where it was asked for them.
+    pub stalls: Option<Stalls>,
     /// Processor time per unit on all cores over that on one.
     pub scaling: Option<f64>,
     /// Share of the time in which the generator was busy.
@@ -68,6 +72,17 @@ pub struct Summary {
     pub reference: bool,
     /// For Beltway only: what was to be reached.
     pub verdicts: Vec<Verdict>,
+}
+
+/// Long turns of all rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Stalls {
+    /// Those above 2 ms that the machine isn't known to be to blame for, for each GiB.
+    pub per_gib: f64,
+    /// All.
+    pub all: stalls::Stalls,
+    /// At most so many for each GiB.
+    pub most: f64,
 }
 
 /// How a peer compares with the best of a family.
@@ -108,7 +123,7 @@ pub enum Bound {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// `throughput`, `cpu` and `latency` against nginx; `throughput beside` and `cpu beside` against the
-    /// family that the workload names beside it; `bystander`, `scaling`, `memory`.
+    /// family that the workload names beside it; `bystander`, `stalls`, `scaling`, `memory`.
     pub figure: &'static str,
     /// The target, where it is a number.
     pub target: Option<f64>,
@@ -346,6 +361,11 @@ fn verdicts(
         let ratio = against.and_then(|against| against.cpu);
         verdicts.extend(cpu("cpu beside", beside.cpu, ratio));
     }
+    if let Some(stalls) = summary.stalls {
+        let outcome = Outcome::of(stalls.per_gib <= stalls.most && stalls.all.long == 0);
+        let outcome = summary.clean().then_some(outcome);
+        verdicts.push(Verdict::new("stalls", Some(stalls.most), outcome));
+    }
     if let Some(bystander) = workload.bystander {
         let outcome = summary
             .bystander_ratio
@@ -434,6 +454,13 @@ fn summary(workload: &Workload, peer: &Peer, measured: &Measured) -> Summary {
     summary.latency_us = latency(reports.iter().map(|report| report.latency_us));
     let beside = || reports.iter().filter_map(|report| report.bystander_us);
     summary.bystander_us = beside().next().map(|_| latency(beside()));
+    let bytes: u64 = reports.iter().map(|report| report.bytes).sum();
+    let stalls = reports.iter().filter_map(|report| report.stalls);
+    summary.stalls = stalls.reduce(stalls::Stalls::and).map(|all| Stalls {
+        per_gib: all.own() as f64 / (bytes as f64 / GIB).max(f64::MIN_POSITIVE),
+        all,
+        most: if peer.is_direct() { 0.0 } else { STALLS_MAX },
+    });
     summary.client_busy = of(&client_busy).unwrap_or(0.0);
     summary.saturated = summary.client_busy > SATURATED;
     summary.foreign = of(&foreign).unwrap_or(0.0);

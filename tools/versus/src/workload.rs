@@ -44,6 +44,19 @@ pub enum Cores {
     One,
     /// All, with a worker on each; the generator has one of them as well.
     All,
+    /// All, with one worker, which chooses one of them.
+    Any,
+}
+
+/// What of Beltway is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variants {
+    /// Each engine.
+    Engines,
+    /// Each engine, with and without the page cache, asked for its stalls.
+    Cold,
+    /// Each engine with each way to take connections and to submit; nobody else takes part.
+    Toggles,
 }
 
 /// When the next request follows.
@@ -209,6 +222,8 @@ pub struct Workload {
     pub connections: u32,
     /// The cores of the server.
     pub cores: Cores,
+    /// What of Beltway is measured.
+    pub variants: Variants,
     /// When the next request follows.
     pub pace: Pace,
     /// What connections are under.
@@ -236,6 +251,7 @@ impl Workload {
             body_len,
             connections,
             cores: Cores::One,
+            variants: Variants::Engines,
             pace: Pace::Closed { depth: 1 },
             tls: None,
             bystander: None,
@@ -253,6 +269,22 @@ impl Workload {
 
     const fn paced(self, pace: Pace) -> Self {
         Self { pace, ..self }
+    }
+
+    /// One file that isn't in memory.
+    const fn cold(self) -> Self {
+        Self {
+            variants: Variants::Cold,
+            ..self.paced(Pace::Cold)
+        }
+    }
+
+    const fn with_toggles(self, cores: Cores) -> Self {
+        Self {
+            variants: Variants::Toggles,
+            cores,
+            ..self
+        }
     }
 
     const fn beside(self, quantile: Quantile, ratio_max: f64) -> Self {
@@ -304,16 +336,19 @@ impl Workload {
 
     /// What `--only` calls all such workloads. The servers of a group are set up in the same way.
     pub fn group(&self) -> &'static str {
-        match (self.via, self.tls) {
-            (Via::Files, None) => "files",
-            (Via::Proxy { .. }, None) => "proxy",
-            (_, Some(_)) => "tls",
+        match (self.via, self.tls, self.variants) {
+            (_, _, Variants::Toggles) => "toggles",
+            (_, _, Variants::Cold) => "cold",
+            (Via::Files, None, _) => "files",
+            (Via::Proxy { .. }, None, _) => "proxy",
+            (_, Some(_), _) => "tls",
         }
     }
 
     /// Whether `--only` means this workload by `name`: by its own name or its group's.
     fn is_called(&self, name: &str) -> bool {
-        name == self.name || name == self.group()
+        let cold_file = self.variants == Variants::Cold && name == "files";
+        name == self.name || name == self.group() || cold_file
     }
 
     /// What `throughput` and `cpu_per_unit` are of.
@@ -352,6 +387,8 @@ const GIB: u64 = 1 << 30;
 
 /// Processor time per request on all cores over that on one, at most.
 pub const SCALING_MAX: f64 = 1.1;
+/// Stalls of a core for each GiB that isn't in memory, at most.
+pub const STALLS_MAX: f64 = 3.0;
 /// The workload that [`Cores::All`] is compared with.
 pub const ON_ONE_CORE: &str = "1k-64";
 
@@ -429,7 +466,7 @@ pub const WORKLOADS: &[Workload] = &[
         throughput: Some(0.9),
         ..Target::NONE
     })
-    .paced(Pace::Cold)
+    .cold()
     .beside(Quantile::P999, 0.1),
     Workload::small(
         "16m-beside",
@@ -588,9 +625,42 @@ pub const WORKLOADS: &[Workload] = &[
     )
     .proxied(MANY)
     .under_tls(),
+    Workload::small(
+        "toggles-64",
+        "toggles: 1 KiB, 64 connections, 1 worker",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .with_toggles(Cores::Any),
+    Workload::small(
+        "toggles-1024",
+        "toggles: 1 KiB, 1024 connections, 1 worker",
+        KIB,
+        1024,
+        Target::NONE,
+    )
+    .with_toggles(Cores::Any),
+    Workload::small(
+        "toggles-64-all",
+        "toggles: 1 KiB, 64 connections, a worker on each core",
+        KIB,
+        64,
+        Target::NONE,
+    )
+    .with_toggles(Cores::All),
+    Workload::small(
+        "toggles-1024-all",
+        "toggles: 1 KiB, 1024 connections, a worker on each core",
+        KIB,
+        1024,
+        Target::NONE,
+    )
+    .with_toggles(Cores::All),
 ];
 
-/// The workloads of these names and groups, in the programme's order; all when none is named.
+/// The workloads of these names and groups, in the programme's order; when none is named, all but those
+/// that compare Beltway with itself.
 ///
 /// # Errors
 /// A name that there isn't, in words.
@@ -601,12 +671,13 @@ pub fn select(names: &[String]) -> Result<Vec<Workload>, String> {
     {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         return Err(format!(
-            "no workload {unknown:?}; there are {}, and the groups files, proxy and tls",
+            "no workload {unknown:?}; there are {}, and the groups files, cold, proxy, tls and toggles",
             known.join(", ")
         ));
     }
     let chosen = |workload: &&Workload| {
-        names.is_empty() || names.iter().any(|name| workload.is_called(name))
+        names.is_empty() && workload.variants != Variants::Toggles
+            || names.iter().any(|name| workload.is_called(name))
     };
     Ok(WORKLOADS.iter().filter(chosen).copied().collect())
 }
@@ -628,7 +699,14 @@ mod tests {
             chosen.iter().map(|one| one.name).collect::<Vec<_>>(),
             ["16k", "idle"]
         );
-        assert_eq!(select(&[]).map(|all| all.len()), Ok(WORKLOADS.len()));
+        let all = select(&[]).expect("no name is unknown");
+        let toggles = select(&names(&["toggles"])).expect("a group");
+        assert_eq!(
+            (all.len() + toggles.len(), toggles.len()),
+            (WORKLOADS.len(), 4)
+        );
+        let files = select(&names(&["files"])).expect("a group");
+        assert!(files.iter().any(|one| one.name == "1g-cold"));
         let group = select(&names(&["proxy"])).expect("a group");
         assert!(group.iter().all(|one| one.name.starts_with("proxy-")) && group.len() > 5);
         assert!(select(&names(&["2k"])).is_err_and(|error| error.contains("1k-1024")));

@@ -239,3 +239,61 @@ fn readers_that_do_not_read_are_cut_before_the_room_is_used_up() {
         bench.end();
     });
 }
+
+#[test]
+fn idle_connections_close_while_memory_is_short_those_first_that_idled_longest() {
+    const IDLERS: u64 = 48;
+    on_each_seed(|seed| {
+        let bench = Bench::new(seed, faults(seed));
+        let idler = |index| {
+            let wait = (Duration::from_secs(60), Act::Abort);
+            bench.client(index * 20, vec![get("/small"), wait])
+        };
+        let idlers: Vec<ClientId> = (0..IDLERS).map(idler).collect();
+        let ended = |client: &ClientId| bench.world.is_over(*client);
+        let answered = |client: &ClientId| !bench.world.seen(*client).received.is_empty();
+        bench.run_until(|| idlers.iter().all(|it| answered(it) || ended(it)));
+        // One that is busy: it takes its answer by and by.
+        let script = vec![
+            (Duration::ZERO, Act::Read(Pace::Paused)),
+            get("/big"),
+            (Duration::from_secs(5), Act::Read(Pace::Eager)),
+            (MS, Act::HalfClose),
+        ];
+        let busy = bench.client(0, script);
+        let holds = || bench.registry.held(&bench.core).busy_bytes >= BODY as u64;
+        bench.run_until(|| holds() || ended(&busy));
+        // Something else takes the memory: all idle connections together are no more than it.
+        let used = bench.ledger.reading(0).used;
+        let wanted = Level::Accept.begins(ROOM) - ROOM / 100;
+        let ballast = vec![1_u8; usize::try_from(wanted.saturating_sub(used)).unwrap()];
+        bench.run_until(|| bench.count(IDLE) > 0);
+        bench.run_until(|| idlers.iter().all(ended));
+        assert!(bench.count(CUT) == 0, "seed {seed}");
+        assert!(std::hint::black_box(&ballast).len() < ROOM as usize);
+        drop(ballast);
+        bench.run_until(|| ended(&busy));
+        let seen = bench.world.seen(busy);
+        assert!(
+            seen.broken || seen.received.len() > BODY,
+            "seed {seed}: it was served"
+        );
+        for idler in &idlers {
+            let seen = bench.world.seen(*idler);
+            let answered = seen.received.starts_with(b"HTTP/1.1 200 ");
+            assert!(seen.broken || answered, "seed {seed}");
+        }
+        // Without faults they have idled in this order; who wasn't closed has left by himself.
+        let left = |client: &ClientId| bench.world.seen(*client).end.is_none();
+        let closed = idlers.iter().take_while(|client| !left(client)).count();
+        if seed == 0 {
+            assert!(closed >= IDLE_MIN);
+            assert!(
+                idlers[closed..].iter().all(left),
+                "not those that idled longest"
+            );
+        }
+        bench.is_well_again();
+        bench.end();
+    });
+}

@@ -24,6 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::procfs::{self, CoreTime, CpuTime, Memory};
+use crate::stalls::Stalls;
 use bystander::Bystander;
 use driver::{Driver, Tally};
 use load::{Load, Pace};
@@ -142,6 +143,8 @@ pub struct Report {
     pub client_core_busy: Option<f64>,
     /// With `--idle` only.
     pub idle: Option<IdleMemory>,
+    /// What a Beltway says of itself; the generator knows nothing of it.
+    pub stalls: Option<Stalls>,
 }
 
 /// Latencies in microseconds.

@@ -7,41 +7,99 @@ use std::path::Path;
 
 use super::{Configuration, Family, Peer, Site, find, version_of};
 use crate::certificate::NAME;
+use crate::workload::{Cores, Variants};
 
 /// One way of serving files.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    /// With this engine.
-    Beltway(&'static str),
+    /// In this variant.
+    Beltway(Ours),
     /// With these directives for sending.
     Nginx(&'static str),
     /// With this network backend.
     Lighttpd(&'static str),
 }
 
-/// Beltway on each engine.
-pub fn beltway(program: &Path) -> Vec<Peer> {
+/// A Beltway, beside its usual settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours {
+    engine: &'static str,
+    /// Lines of `[server]` that make the difference.
+    server: &'static str,
+    /// It reads past the page cache.
+    pub direct: bool,
+}
+
+impl Ours {
+    /// With this engine.
+    pub fn new(engine: &'static str) -> Self {
+        Self {
+            engine,
+            server: "",
+            direct: false,
+        }
+    }
+
+    /// Why it can't run with workers on these cores, of which there are so many.
+    pub fn lacks(self, cores: Cores, all: usize) -> Option<String> {
+        let workers = if cores == Cores::All { all } else { 1 };
+        (self.server.contains("sqpoll") && all < 2 * workers).then(|| {
+            let takes = 2 * workers;
+            format!("sqpoll takes two CPUs for each worker: {takes}, and there are {all}")
+        })
+    }
+}
+
+/// Beltway on each engine, in these variants.
+pub fn beltway(program: &Path, variants: Variants) -> Vec<Peer> {
     let version = version_of(program, "--version");
-    let peer = |name, settings, engine| Peer {
+    let peer = |name, settings, ours| Peer {
         name,
         family: Family::Beltway,
         version: version.clone(),
         settings,
         program: program.to_owned(),
-        configuration: Configuration::Files(Kind::Beltway(engine)),
+        configuration: Configuration::Files(Kind::Beltway(ours)),
     };
-    vec![
-        peer(
-            "beltway uring",
-            "serve --no-access-log --engine=uring",
-            "uring",
-        ),
-        peer(
-            "beltway epoll",
-            "serve --no-access-log --engine=epoll",
-            "epoll",
-        ),
-    ]
+    let (uring, epoll) = (Ours::new("uring"), Ours::new("epoll"));
+    match variants {
+        Variants::Engines => vec![
+            peer(
+                "beltway uring",
+                "serve --no-access-log --engine=uring",
+                uring,
+            ),
+            peer(
+                "beltway epoll",
+                "serve --no-access-log --engine=epoll",
+                epoll,
+            ),
+        ],
+        Variants::Cold => {
+            let direct = |ours| Ours {
+                direct: true,
+                ..ours
+            };
+            vec![
+                peer("beltway uring", "engine uring, direct off", uring),
+                peer("beltway epoll", "engine epoll, direct off", epoll),
+                peer("uring direct", "engine uring, direct on", direct(uring)),
+                peer("epoll direct", "engine epoll, direct on", direct(epoll)),
+            ]
+        }
+        Variants::Toggles => {
+            let with = |server, ours| Ours { server, ..ours };
+            let (shared, own) = ("pin = true\n", "pin = true\nreuseport = true\n");
+            let polled = "pin = true\nsqpoll = true\n";
+            vec![
+                peer("uring shared", "engine uring, pin on", with(shared, uring)),
+                peer("uring reuseport", "and reuseport on", with(own, uring)),
+                peer("uring sqpoll", "and sqpoll on", with(polled, uring)),
+                peer("epoll shared", "engine epoll, pin on", with(shared, epoll)),
+                peer("epoll reuseport", "and reuseport on", with(own, epoll)),
+            ]
+        }
+    }
 }
 
 /// nginx, with the settings that win for small files and those that win for large ones.
@@ -108,12 +166,14 @@ pub fn lighttpd() -> Result<Vec<Peer>, String> {
 /// Those of the file system.
 pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsString>> {
     Ok(match kind {
-        Kind::Beltway(engine) if site.certificate.is_some() => {
+        Kind::Beltway(ours)
+            if site.certificate.is_some() || site.asked || !ours.server.is_empty() =>
+        {
             let file = site.work.join("beltway.toml");
-            fs::write(&file, beltway_toml(site, port, engine))?;
+            fs::write(&file, beltway_toml(site, port, ours))?;
             super::beltway_run(site, file)
         }
-        Kind::Beltway(engine) => vec![
+        Kind::Beltway(Ours { engine, .. }) => vec![
             "serve".into(),
             site.root.into(),
             format!("--engine={engine}").into(),
@@ -135,16 +195,24 @@ pub fn arguments(kind: Kind, site: Site<'_>, port: u16) -> io::Result<Vec<OsStri
     })
 }
 
-/// A certificate is for a site, which the command line alone doesn't have.
-fn beltway_toml(site: Site<'_>, port: u16, engine: &str) -> String {
+/// What the command line alone can't say: a certificate is for a site, and a socket for questions is made
+/// by a master.
+fn beltway_toml(site: Site<'_>, port: u16, ours: Ours) -> String {
+    let mut server = super::beltway_server(site, ours.engine);
+    if !ours.server.is_empty() {
+        server = server.replace("pin = false\n", ours.server);
+    }
     format!(
         "{server}
-[site.\"{NAME}\"]
+[site.\"{name}\"]
 listen = [\"127.0.0.1:{port}\"]
 root = {root:?}
+direct = {direct}
 {tls}",
-        server = super::beltway_server(site, engine),
+        // Only under TLS does the load call it by its name.
+        name = site.certificate.map_or("*", |_| NAME),
         root = site.root,
+        direct = ours.direct,
         tls = super::beltway_tls(site),
     )
 }

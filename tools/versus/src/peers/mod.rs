@@ -15,7 +15,8 @@ use clap::ValueEnum;
 
 use crate::certificate::{Certificate, NAME};
 use crate::generate::Group;
-use crate::workload::{Via, Workload};
+use crate::stalls::Stalls;
+use crate::workload::{Variants, Via, Workload};
 
 /// Most connections that nginx's workers are told to expect.
 const CONNECTIONS_MAX: u64 = 65_536;
@@ -99,6 +100,8 @@ pub struct Site<'a> {
     pub backend: Option<Backend>,
     /// What it is known by under TLS.
     pub certificate: Option<&'a Certificate>,
+    /// Beltway is to be asked how it goes.
+    pub asked: bool,
 }
 
 /// What proxies stand in front of.
@@ -125,7 +128,7 @@ pub struct Roster {
 /// # Errors
 /// When Beltway is asked for and isn't there, with how to build it.
 pub fn roster(
-    (via, tls): (Via, bool),
+    (via, tls, variants): (Via, bool, Variants),
     asked: impl Fn(Family) -> bool,
     program: &Path,
     ours: Option<&str>,
@@ -149,11 +152,13 @@ pub fn roster(
     if asked(Family::Beltway) {
         roster.peers = match (ours, via) {
             (Some(command), _) => commands_of_ours(command),
-            (None, Via::Files) => files::beltway(&built(program)?),
+            (None, Via::Files) => files::beltway(&built(program)?, variants),
             (None, Via::Proxy { .. }) => proxies::beltway(&built(program)?),
         };
     }
-    let takes_part = |family| asked(family) && (!tls || family == Family::Nginx);
+    let takes_part = |family| {
+        asked(family) && (!tls || family == Family::Nginx) && variants != Variants::Toggles
+    };
     for (_, peers) in others.iter().filter(|(family, _)| takes_part(*family)) {
         match peers() {
             Ok(peers) => roster.peers.extend(peers),
@@ -213,8 +218,32 @@ impl Peer {
 }
 
 impl Peer {
-    /// Why it can't do what this workload asks for.
-    pub fn lacks(&self, workload: &Workload) -> Option<String> {
+    /// What it says of its stalls; nothing where it wasn't started as one that can be asked.
+    ///
+    /// # Errors
+    /// When it doesn't answer.
+    pub fn stalls(&self, work: &Path) -> io::Result<Option<Stalls>> {
+        match self.configuration {
+            Configuration::Files(files::Kind::Beltway(_)) => {
+                Stalls::ask(&self.program, &work.join(CONTROL)).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether it reads past the page cache.
+    pub fn is_direct(&self) -> bool {
+        matches!(self.configuration,
+            Configuration::Files(files::Kind::Beltway(ours)) if ours.direct)
+    }
+
+    /// Why it can't do what this workload asks for, with so many cores for all of its workers.
+    pub fn lacks(&self, workload: &Workload, cores: usize) -> Option<String> {
+        if let Configuration::Files(files::Kind::Beltway(ours)) = self.configuration
+            && let Some(why) = ours.lacks(workload.cores, cores)
+        {
+            return Some(why);
+        }
         let hybrid = workload.tls.is_some_and(|tls| tls.group == Group::Hybrid);
         if !hybrid || self.family != Family::Nginx {
             return None;
@@ -274,7 +303,9 @@ impl Peer {
                 version: String::new(),
                 settings: "",
                 program: PathBuf::new(),
-                configuration: Configuration::Files(files::Kind::Beltway("uring")),
+                configuration: Configuration::Files(files::Kind::Beltway(files::Ours::new(
+                    "uring",
+                ))),
             })
             .collect()
     }
@@ -296,6 +327,7 @@ impl Site<'_> {
             workers: 1,
             backend: None,
             certificate: None,
+            asked: false,
         }
     }
 }
@@ -321,7 +353,7 @@ fn nginx_tls(site: Site<'_>) -> (&'static str, String) {
 /// How Beltway is run by a configuration.
 fn beltway_run(site: Site<'_>, file: PathBuf) -> Vec<OsString> {
     // Its own socket would be of one name for all.
-    let control = site.work.join("control");
+    let control = site.work.join(CONTROL);
     vec![
         "run".into(),
         "-c".into(),
@@ -330,6 +362,9 @@ fn beltway_run(site: Site<'_>, file: PathBuf) -> Vec<OsString> {
         control.into(),
     ]
 }
+
+/// The name of Beltway's control socket.
+const CONTROL: &str = "control";
 
 /// What Beltway's configurations share.
 fn beltway_server(site: Site<'_>, engine: &str) -> String {
@@ -456,7 +491,12 @@ mod tests {
     fn a_missing_program_says_how_to_build_it() {
         for via in [Via::Files, Via::Proxy { keepalive: None }] {
             let asked = |family| family == Family::Beltway;
-            let error = roster((via, false), asked, Path::new("/none/beltway"), None);
+            let error = roster(
+                (via, false, Variants::Engines),
+                asked,
+                Path::new("/none/beltway"),
+                None,
+            );
             let error = error.expect_err("it isn't there");
             assert!(error.contains("cargo build --release") && error.contains("--beltway"));
         }
