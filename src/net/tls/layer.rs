@@ -134,11 +134,14 @@ impl<C: Side> Layer<C> {
         self.is_asked_for_keys
     }
 
-    /// What the kernel would be given; `None` where it was already, and of a cipher that it doesn't know.
+    /// What the kernel would be given; `None` where it was already, of a cipher that it doesn't know, and while
+    /// the peer waits for new keys, which it gets with content that is made here.
     pub(super) fn kind(&self) -> Option<Kind> {
         match self.sending {
-            Sending::Ours(..) => Kind::of(self.secrets.negotiated_cipher_suite()),
-            Sending::Kernels => None,
+            Sending::Ours(..) if !self.is_asked_for_keys => {
+                Kind::of(self.secrets.negotiated_cipher_suite())
+            }
+            Sending::Ours(..) | Sending::Kernels => None,
         }
     }
 
