@@ -1,6 +1,7 @@
 //! TLS from the outside: versions, names, certificates, sessions, and everything that HTTP does over it.
 
 mod certificates;
+mod cold;
 mod keys;
 mod ktls;
 mod records;

@@ -16,7 +16,7 @@ use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::file::FileSend;
-use super::{SendError, Sender, noop};
+use super::{FilePart, Progress, SendError, Sender, noop};
 use crate::runtime::buf::fixed::FixedBuf;
 use crate::runtime::direct::admission::DirectMode;
 use crate::runtime::direct::{BlockClaim, FileId};
@@ -95,7 +95,7 @@ impl Sender {
             Way::Direct(source) => source,
             Way::Unknown => {
                 let asked = self.core.now();
-                let Some(source) = self.open_direct(sending).await else {
+                let Some(source) = self.open_direct(&sending.file, sending.direct).await else {
                     return Ok(false);
                 };
                 sending.forgive(asked, self.core.now());
@@ -136,16 +136,16 @@ impl Sender {
     }
 
     /// Opens the file once more, to be read past the page cache; `None` if it is not to be, or can't.
-    async fn open_direct(&self, sending: &FileSend) -> Option<Box<Source>> {
+    async fn open_direct(&self, opened: &Fd, mode: DirectMode) -> Option<Box<Source>> {
         let core = &self.core;
-        let file = core.stat(&sending.file).ok()?;
+        let file = core.stat(opened).ok()?;
         let (seconds, nanoseconds) = file.changed;
         let changed = Duration::new(u64::try_from(seconds).ok()?, nanoseconds);
         let rested = changed.abs_diff(since_epoch()) >= TICK;
-        if !(core.wants_direct(sending.direct, file.identity, file.size)).await || !rested {
+        if !(core.wants_direct(mode, file.identity, file.size)).await || !rested {
             return None;
         }
-        let path = CString::new(format!("/proc/self/fd/{}", sending.file.raw())).ok()?;
+        let path = CString::new(format!("/proc/self/fd/{}", opened.raw())).ok()?;
         let opened = core
             .once(Op::Open(Box::new(OpenRequest {
                 dir: None,
@@ -183,6 +183,103 @@ impl Sender {
             slow: None,
             ledger: Rc::new(ZeroCopyLedger::to(self.other_machine())),
         }))
+    }
+
+    /// As [`Self::direct`], under TLS: what the disk has put into the buffers is encrypted from there.
+    ///
+    /// # Errors
+    /// As [`Self::direct`].
+    pub(super) async fn sealed_direct(
+        &mut self,
+        timer: &mut Timer,
+        progress: &mut Option<Progress>,
+        (part, way): (&mut FilePart, &mut Way),
+        more: bool,
+    ) -> Result<bool, SendError> {
+        let core = self.core.clone();
+        let mut source = match std::mem::replace(way, Way::PageCache) {
+            Way::PageCache => return Ok(false),
+            Way::Direct(source) => source,
+            Way::Unknown => match self.open_direct(&part.file, part.direct).await {
+                Some(source) => source,
+                None => return Ok(false),
+            },
+        };
+        let (began, end) = (part.offset, part.offset + part.length);
+        while part.offset < end {
+            let asked = core.now();
+            let next = source.next(&core, part.offset, end).await;
+            if let Some(progress) = progress {
+                progress.forgive(asked, core.now());
+            }
+            match next {
+                Next::Bytes(bytes, from, to) => {
+                    self.seal_fixed(timer, progress, &mut source, (bytes, from, to), part, more)
+                        .await?;
+                }
+                Next::NoRoom => {
+                    source.claims.clear();
+                    *way = Way::Direct(source);
+                    break;
+                }
+                Next::Failed => {
+                    core.count_direct(|counts| counts.failed += 1);
+                    break;
+                }
+            }
+        }
+        Ok(part.offset > began)
+    }
+
+    /// Encrypts bytes of a fixed buffer and sends them, all of them unless the client keeps them waiting for too
+    /// long: then the buffer is given back, and only what was encrypted is still waited for.
+    async fn seal_fixed(
+        &mut self,
+        timer: &mut Timer,
+        progress: &mut Option<Progress>,
+        source: &mut Source,
+        (bytes, mut from, to): (Rc<FixedBuf>, usize, usize),
+        part: &mut FilePart,
+        more: bool,
+    ) -> Result<(), SendError> {
+        let core = self.core.clone();
+        let (mut bytes, mut had_share) = (Some(bytes), false);
+        let mut hold = Timer::new(&core);
+        while let Some(left) = bytes.as_ref().map(|it| &it.bytes()[from..to])
+            && !left.is_empty()
+        {
+            self.secured_share(&mut had_share).await;
+            let sealed = self.seal_some(left)?;
+            from += sealed;
+            part.offset += sealed as u64;
+            part.length -= sealed as u64;
+            core.bulk_sent(sealed);
+            core.count_direct(|counts| counts.sent_bytes += sealed as u64);
+            hold.set(core.now() + HOLD);
+            let follows = more || part.length > 0;
+            {
+                let mut delivering = std::pin::pin!(self.deliver(timer, progress, follows));
+                std::future::poll_fn(|context| {
+                    let delivered = delivering.as_mut().poll(context);
+                    if delivered.is_pending() && bytes.is_some() && hold.poll_expired().is_ready() {
+                        core.count_direct(|counts| counts.given_back += 1);
+                        source.claims.clear();
+                        source.slow = Some(0);
+                        bytes = None;
+                    }
+                    delivered
+                })
+                .await?;
+            }
+            self.taken += sealed as u64;
+        }
+        if let Some(smooth) = source.slow.as_mut().filter(|_| bytes.is_some()) {
+            *smooth += 1;
+            if *smooth >= SMOOTH_PIECES {
+                source.slow = None;
+            }
+        }
+        Ok(())
     }
 
     /// The client's address if it is another machine's, as far as that tells.

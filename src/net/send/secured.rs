@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::direct::Way;
 use super::{FilePart, Progress, SendError, Sender, noop};
 use crate::net::secured::{Ended, SEAL_BYTES, errno};
 use crate::net::splice::{Cause, Moved};
 use crate::net::tls::Failure;
 use crate::net::tls::records::RECORD_MAX;
+use crate::runtime::direct::admission::DirectMode;
 use crate::runtime::fd::Fd;
 use crate::runtime::future::Timer;
 use crate::runtime::op::{Interest, Op, Output};
@@ -108,7 +110,7 @@ impl Sender {
         let pool = self.core.futures().clone();
         pool.boxed(|| async move {
             let (mut progress, mut had_share) = (None, false);
-            let mut left = &head[..];
+            let (mut left, mut way) = (&head[..], Way::default());
             while !(left.is_empty() && part.length == 0) {
                 self.secured_share(&mut had_share).await;
                 let Some(secured) = &self.secured else {
@@ -123,12 +125,24 @@ impl Sender {
                         .await?;
                     self.taken += plain as u64;
                 }
+                if matches!(sealed.ended, Ended::Missing) {
+                    self.core.watch_turns();
+                }
                 match sealed.ended {
                     Ended::Whole => {}
                     Ended::FileShrank => return Err(SendError::FileShrank),
+                    Ended::Missing
+                        if part.direct != DirectMode::Off
+                            && Box::pin(self.sealed_direct(
+                                timer,
+                                &mut progress,
+                                (&mut part, &mut way),
+                                more,
+                            ))
+                            .await? => {}
                     Ended::Missing => {
                         self.sealed_read(timer, &mut progress, &mut part, more)
-                            .await?
+                            .await?;
                     }
                 }
             }
@@ -175,8 +189,16 @@ impl Sender {
         Ok(())
     }
 
+    /// Encrypts the first of these bytes, and says how many.
+    pub(super) fn seal_some(&self, plain: &[u8]) -> Result<usize, SendError> {
+        match &self.secured {
+            Some(secured) => secured.seal(plain).map_err(broken),
+            None => Err(SendError::Broken(Errno::IO)),
+        }
+    }
+
     /// Waits until this transfer may send in this turn.
-    async fn secured_share(&self, had_share: &mut bool) {
+    pub(super) async fn secured_share(&self, had_share: &mut bool) {
         while self.core.bulk_left() == 0 {
             if std::mem::take(had_share) {
                 self.core.yield_turn().await;
@@ -282,7 +304,7 @@ impl Sender {
     }
 
     /// Sends the ciphertext that waits.
-    async fn deliver(
+    pub(super) async fn deliver(
         &mut self,
         timer: &mut Timer,
         progress: &mut Option<Progress>,

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TMPFS: u64 = 0x0102_1994;
 
 /// A tree on a disk; `None`, with a word, where temporary files are in memory.
-pub(super) fn tree_on_disk() -> Option<Tree> {
+pub(crate) fn tree_on_disk() -> Option<Tree> {
     let tree = Tree::new();
     let kind = statfs(tree.root()).expect("it is there").f_type;
     if kind as u64 == TMPFS {
@@ -30,12 +30,12 @@ pub(super) fn tree_on_disk() -> Option<Tree> {
 }
 
 /// Writes a file that isn't in memory afterwards, and that its times tell from another one.
-pub(super) fn cold(tree: &Tree, name: &str, content: &[u8]) {
+pub(crate) fn cold(tree: &Tree, name: &str, content: &[u8]) {
     tree.write(name, content);
     evict(tree, name);
 }
 
-pub(super) fn evict(tree: &Tree, name: &str) {
+pub(crate) fn evict(tree: &Tree, name: &str) {
     let file = File::open(tree.path(name)).expect("it was written");
     file.sync_all().expect("a disk");
     fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
@@ -66,7 +66,7 @@ fn start_at(at: Ipv4Addr, engine: Engine, tree: &Tree, server: &str, site: &str)
 }
 
 /// What the worker has counted.
-pub(super) fn counted(server: &Server, what: &str) -> u64 {
+pub(crate) fn counted(server: &Server, what: &str) -> u64 {
     let status = server.status();
     let cores = status["generations"][0]["workers"][0]["cores"].as_array();
     let cores = cores.expect("a list").iter();

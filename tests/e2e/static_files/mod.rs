@@ -5,7 +5,7 @@ mod coded;
 mod cold;
 mod conditions;
 mod content;
-mod direct;
+pub(crate) mod direct;
 mod directories;
 mod paths;
 mod pressure;
