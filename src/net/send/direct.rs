@@ -90,17 +90,10 @@ impl Sender {
         timer: &mut Timer,
         sending: &mut FileSend,
     ) -> Result<bool, SendError> {
-        let mut source = match std::mem::replace(&mut sending.way, Way::PageCache) {
-            Way::PageCache => return Ok(false),
-            Way::Direct(source) => source,
-            Way::Unknown => {
-                let asked = self.core.now();
-                let Some(source) = self.open_direct(&sending.file, sending.direct).await else {
-                    return Ok(false);
-                };
-                sending.forgive(asked, self.core.now());
-                source
-            }
+        let of = (&sending.file, sending.direct);
+        let way = (&mut sending.way, &mut sending.progress);
+        let Some(mut source) = self.take_source(way, of).await else {
+            return Ok(false);
         };
         let began = sending.offset;
         while sending.offset < sending.end {
@@ -133,6 +126,27 @@ impl Sender {
             && matches!(sending.way, Way::Unknown)
             && self.core.has_blocks()
             && (self.core.stat(&sending.file)).is_ok_and(|file| self.core.has_blocks_of(&file))
+    }
+
+    /// Takes the way of a transfer, of which nothing but the page cache is left, if the file is read past that.
+    /// Its client isn't to blame for the time that it takes to find out.
+    async fn take_source(
+        &self,
+        (way, progress): (&mut Way, &mut Option<Progress>),
+        (file, mode): (&Fd, DirectMode),
+    ) -> Option<Box<Source>> {
+        match std::mem::replace(way, Way::PageCache) {
+            Way::PageCache => None,
+            Way::Direct(source) => Some(source),
+            Way::Unknown => {
+                let asked = self.core.now();
+                let source = self.open_direct(file, mode).await?;
+                if let Some(progress) = progress {
+                    progress.forgive(asked, self.core.now());
+                }
+                Some(source)
+            }
+        }
     }
 
     /// Opens the file once more, to be read past the page cache; `None` if it is not to be, or can't.
@@ -197,13 +211,9 @@ impl Sender {
         more: bool,
     ) -> Result<bool, SendError> {
         let core = self.core.clone();
-        let mut source = match std::mem::replace(way, Way::PageCache) {
-            Way::PageCache => return Ok(false),
-            Way::Direct(source) => source,
-            Way::Unknown => match self.open_direct(&part.file, part.direct).await {
-                Some(source) => source,
-                None => return Ok(false),
-            },
+        let of = (&part.file, part.direct);
+        let Some(mut source) = self.take_source((way, progress), of).await else {
+            return Ok(false);
         };
         let (began, end) = (part.offset, part.offset + part.length);
         while part.offset < end {
@@ -262,9 +272,7 @@ impl Sender {
                 std::future::poll_fn(|context| {
                     let delivered = delivering.as_mut().poll(context);
                     if delivered.is_pending() && bytes.is_some() && hold.poll_expired().is_ready() {
-                        core.count_direct(|counts| counts.given_back += 1);
-                        source.claims.clear();
-                        source.slow = Some(0);
+                        source.give_back(&core);
                         bytes = None;
                     }
                     delivered
@@ -273,11 +281,8 @@ impl Sender {
             }
             self.taken += sealed as u64;
         }
-        if let Some(smooth) = source.slow.as_mut().filter(|_| bytes.is_some()) {
-            *smooth += 1;
-            if *smooth >= SMOOTH_PIECES {
-                source.slow = None;
-            }
+        if bytes.is_some() {
+            source.went_smoothly();
         }
         Ok(())
     }
@@ -324,20 +329,15 @@ impl Sender {
                     if patient && self.writable_soon(timer, sending).await? {
                         continue;
                     }
-                    self.core.count_direct(|counts| counts.given_back += 1);
-                    source.claims.clear();
-                    source.slow = Some(0);
+                    source.give_back(&self.core);
                     drop(bytes);
                     return self.wait_for_client(timer, sending).await;
                 }
                 Err(errno) => return Err(SendError::Broken(errno)),
             }
         }
-        if let Some(smooth) = source.slow.as_mut().filter(|_| !waited) {
-            *smooth += 1;
-            if *smooth >= SMOOTH_PIECES {
-                source.slow = None;
-            }
+        if !waited {
+            source.went_smoothly();
         }
         Ok(())
     }
@@ -408,6 +408,23 @@ impl Sender {
 }
 
 impl Source {
+    /// The client has kept a block waiting for too long.
+    fn give_back(&mut self, core: &Core) {
+        core.count_direct(|counts| counts.given_back += 1);
+        self.claims.clear();
+        self.slow = Some(0);
+    }
+
+    /// It has taken what there was without a wait.
+    fn went_smoothly(&mut self) {
+        if let Some(smooth) = &mut self.slow {
+            *smooth += 1;
+            if *smooth >= SMOOTH_PIECES {
+                self.slow = None;
+            }
+        }
+    }
+
     /// Waits for the bytes at `offset`, of which those before `end` are wanted.
     async fn next(&mut self, core: &Core, offset: u64, end: u64) -> Next {
         // For a small part a whole block would be too much.

@@ -125,24 +125,20 @@ impl Sender {
                         .await?;
                     self.taken += plain as u64;
                 }
-                if matches!(sealed.ended, Ended::Missing) {
-                    self.core.watch_turns();
-                }
                 match sealed.ended {
                     Ended::Whole => {}
                     Ended::FileShrank => return Err(SendError::FileShrank),
-                    Ended::Missing
-                        if part.direct != DirectMode::Off
-                            && Box::pin(self.sealed_direct(
-                                timer,
-                                &mut progress,
-                                (&mut part, &mut way),
-                                more,
-                            ))
-                            .await? => {}
                     Ended::Missing => {
-                        self.sealed_read(timer, &mut progress, &mut part, more)
-                            .await?;
+                        self.core.watch_turns();
+                        // In a box, so that what is seldom needed is no part of every connection.
+                        let is_direct = part.direct != DirectMode::Off && {
+                            let at = (&mut part, &mut way);
+                            Box::pin(self.sealed_direct(timer, &mut progress, at, more)).await?
+                        };
+                        if !is_direct {
+                            self.sealed_read(timer, &mut progress, &mut part, more)
+                                .await?;
+                        }
                     }
                 }
             }
