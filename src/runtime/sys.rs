@@ -131,10 +131,15 @@ pub(crate) fn read_reaching(
             libc::RWF_NOWAIT,
         )
     };
-    match usize::try_from(read) {
-        Ok(read) => Ok(read),
-        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    }
+    counted(read)
+}
+
+/// How many bytes a call of libc has moved; below 0 it has failed, and nothing was called since.
+fn counted(bytes: isize) -> Result<usize, Errno> {
+    usize::try_from(bytes).map_err(|_| {
+        let error = std::io::Error::last_os_error();
+        Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    })
 }
 
 /// Reads at most `len` bytes of a file that are in memory behind what is in `into` (preadv2(2) with
@@ -166,10 +171,7 @@ pub(crate) fn append_resident(
             libc::RWF_NOWAIT,
         )
     };
-    let Ok(read) = usize::try_from(read) else {
-        let error = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    };
+    let read = counted(read)?;
     assert!(read <= len, "more than there was room for");
     // SAFETY: the kernel has written so many bytes behind the content, within the capacity.
     unsafe { into.set_len(into.len() + read) };
