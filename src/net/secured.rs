@@ -22,7 +22,7 @@ mod connect;
 mod kernel;
 mod tunnel;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -261,16 +261,22 @@ impl Secured {
 
     /// Encrypts one record, of a message of which so much is left.
     pub(super) fn seal_one(&self, plain: &[u8], left: usize) -> Result<usize, Failure> {
-        let mut queue = self.queue.borrow_mut();
-        if queue.capacity() == 0 {
-            *queue = self.core.send_buffer();
-        }
+        let mut queue = self.queue();
         let now = self.core.now();
         let size = self.sizer.borrow_mut().next(left, now).min(plain.len());
         let mut tls = self.tls.borrow_mut();
         let sealed = on_either!(&mut *tls, one => one.send(&plain[..size], &mut queue));
         sealed.inspect_err(|failure| self.failure.set(Some(*failure)))?;
         Ok(size)
+    }
+
+    /// The queue, with room of the core's.
+    fn queue(&self) -> RefMut<'_, Vec<u8>> {
+        let mut queue = self.queue.borrow_mut();
+        if queue.capacity() == 0 {
+            *queue = self.core.send_buffer();
+        }
+        queue
     }
 
     /// Encrypts `head` and what is in memory of a part of a file behind it, at most [`SEAL_BYTES`] of both:
@@ -283,10 +289,7 @@ impl Secured {
         head: &mut &[u8],
         part: &mut FilePart,
     ) -> Result<SealedFile, Failure> {
-        let mut queue = self.queue.borrow_mut();
-        if queue.capacity() == 0 {
-            *queue = self.core.send_buffer();
-        }
+        let mut queue = self.queue();
         let mut tls = self.tls.borrow_mut();
         let mut sizer = self.sizer.borrow_mut();
         let now = self.core.now();

@@ -9,8 +9,7 @@ const LARGEST: usize = 56;
 /// Records that may be made with one key of AES-GCM: 2^24.5 (RFC 8446 §5.5), rounded as rustls does.
 pub const RECORDS_MAX: u64 = 1 << 24;
 
-/// The type of a record that is an alert.
-pub const ALERT: u8 = 21;
+pub use super::seal::ALERT;
 
 /// A kind of keys that the kernel may take: version and cipher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

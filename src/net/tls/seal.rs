@@ -21,7 +21,7 @@ const EXPLICIT: usize = 8;
 const TAG: usize = 16;
 
 /// Type of a record of the protocol: an alert (RFC 8446 §5.1).
-pub(super) const ALERT: u8 = 21;
+pub const ALERT: u8 = 21;
 /// Of a handshake.
 pub(super) const HANDSHAKE: u8 = 22;
 /// Of content.
@@ -41,7 +41,7 @@ pub(super) struct Sealer {
 
 /// Where a record begins that isn't one yet.
 #[must_use]
-pub(super) struct Begun(usize);
+pub struct Begun(usize);
 
 impl Begun {
     /// Takes it back, with what was appended.

@@ -98,9 +98,6 @@ pub(super) enum Connection<C: Side> {
     Lost,
 }
 
-/// Where a record of content begins that isn't one yet.
-pub struct Begin(Begun);
-
 impl TlsServer {
     /// A connection by these settings, which were found by this name.
     ///
@@ -262,33 +259,30 @@ impl<C: Side> Tls<C> {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn begin(&mut self, out: &mut Vec<u8>) -> Result<Begin, Failure> {
+    pub fn begin(&mut self, out: &mut Vec<u8>) -> Result<Begun, Failure> {
         if let Some(failure) = self.failed {
             return Err(failure);
         }
         match &mut self.connection {
-            Connection::Ours(layer) if !self.closed => match layer.begin(out) {
-                Ok(begun) => Ok(Begin(begun)),
-                Err(error) => Err(of_sealing(&error)),
-            },
+            Connection::Ours(layer) if !self.closed => {
+                layer.begin(out).map_err(|error| of_sealing(&error))
+            }
             _ => Err(Failure::Ours),
         }
     }
 
     /// Takes it back, with what was appended.
-    pub fn abandon(&mut self, out: &mut Vec<u8>, begun: Begin) {
-        begun.0.abandon(out);
+    pub fn abandon(&mut self, out: &mut Vec<u8>, begun: Begun) {
+        begun.abandon(out);
     }
 
     /// Makes it a record.
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn finish(&mut self, out: &mut Vec<u8>, begun: Begin) -> Result<(), Failure> {
+    pub fn finish(&mut self, out: &mut Vec<u8>, begun: Begun) -> Result<(), Failure> {
         match &mut self.connection {
-            Connection::Ours(layer) => layer
-                .finish(out, begun.0)
-                .map_err(|error| of_sealing(&error)),
+            Connection::Ours(layer) => layer.finish(out, begun).map_err(|error| of_sealing(&error)),
             _ => Err(Failure::Ours),
         }
     }
