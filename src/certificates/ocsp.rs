@@ -308,7 +308,7 @@ impl<K> State<K> {
 /// When to ask again after this was said: at half of its life from its begin, and where that has passed at
 /// half of what is left.
 fn due(statement: Statement, now: i64) -> i64 {
-    let half = statement.this_update / 2 + statement.next_update / 2;
+    let half = i64::midpoint(statement.this_update, statement.next_update);
     let left = (statement.next_update - now) / 2;
     let pause = if half > now { half - now } else { left };
     now + pause.clamp(PAUSE_MIN, LIFE_MAX)
