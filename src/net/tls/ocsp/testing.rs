@@ -92,12 +92,13 @@ pub(crate) struct Said<'s> {
 
 impl<'s> Said<'s> {
     pub(crate) fn good(of: &'s Issued, issuer: &'s Authority) -> Self {
+        let now = now();
         Self {
             of,
             issuer,
             status: GOOD,
-            from: now() - DAY,
-            to: Some(now() + DAY),
+            from: now - DAY,
+            to: Some(now + DAY),
             sha256: false,
             by: None,
         }
