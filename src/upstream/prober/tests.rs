@@ -503,15 +503,36 @@ fn names_are_asked_where_they_lead_at_the_moment() {
 fn each_server_is_asked_by_one_core() {
     on_each_engine(|core| {
         let backends: Vec<Backend> = (0..8).map(|_| Backend::saying(GOOD)).collect();
+        let witness = Backend::saying(GOOD);
         let servers: Vec<ServerAddr> = backends.iter().map(Backend::server).collect();
         let asked = |index: usize| -> Vec<bool> {
             let before: Vec<usize> = backends.iter().map(Backend::asked).collect();
-            let roster = roster(&servers, Some(http("/", None, None)));
-            let prober = Prober::start(core, &roster, None, (Share { index, of: 2 }, 11)).unwrap();
-            turn_for(core, Duration::from_millis(400));
-            drop(prober);
+            let all = roster(&servers, Some(http("/", None, None)));
+            let one = roster(&[witness.server()], Some(http("/", None, None)));
+            let probers = [
+                Prober::start(core, &all, None, (Share { index, of: 2 }, 11)).unwrap(),
+                Prober::start(core, &one, None, (ALONE, 12)).unwrap(),
+            ];
+            // By the same clock as all others, each of which was due within the first of these rounds.
+            let rounds = witness.asked() + 20;
+            until(core, "rounds", || witness.asked() >= rounds);
+            drop(probers);
+            // One after the other is answered: what was on its way is heard before these are.
+            let addresses: Vec<SocketAddr> = backends.iter().map(|it| it.address).collect();
+            let last = thread::spawn(move || {
+                for address in addresses {
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+                    stream.read_to_end(&mut Vec::new()).unwrap();
+                }
+            });
+            until(core, "all are heard", || last.is_finished());
+            last.join().unwrap();
             let after = backends.iter().map(Backend::asked);
-            after.zip(before).map(|(after, old)| after > old).collect()
+            after
+                .zip(before)
+                .map(|(after, old)| after > old + 1)
+                .collect()
         };
         let (first, second) = (asked(0), asked(1));
         for (a, b) in first.iter().zip(&second) {

@@ -307,12 +307,12 @@ fn probes_begin_with_a_header_that_names_nobody() {
                 probes.count()
             };
             wait_until("it was asked some times", PATIENCE, || probes() > 3);
-            let response = server.connect().get("/");
-            assert_eq!(
-                (response.status, response.text()),
-                (200, "well"),
-                "{version}"
-            );
+            // One of them may have been late; without the header none is ever good.
+            let what = format!("{version}: it is found well, and answers");
+            wait_until(&what, PATIENCE, || {
+                let response = server.connect().get("/");
+                (response.status, response.text()) == (200, "well")
+            });
         }
     });
 }

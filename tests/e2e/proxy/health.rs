@@ -137,7 +137,7 @@ fn servers_are_asked_how_they_are() {
         let a = asked_for_health("a", &flags[0]);
         let b = asked_for_health("b", &flags[1]);
         let table = "health = { path = \"/healthz\", interval = \"100ms\", timeout = \"100ms\", \
-                     rise = 2, fall = 2, body = \"well\", host = \"health.example\" }";
+                     rise = 2, fall = 3, body = \"well\", host = \"health.example\" }";
         let server = upstream(engine, &[a.name(), b.name()], table, "");
         let mut client = server.connect();
         let mut answers = move || -> String {
@@ -150,7 +150,6 @@ fn servers_are_asked_how_they_are() {
         });
         flags[0].store(false, Ordering::SeqCst);
         wait_until("it is out", PATIENCE, || answers() == "bbbbbb");
-        assert_eq!(answers(), "bbbbbb");
         flags[0].store(true, Ordering::SeqCst);
         wait_until("it is back", PATIENCE, || answers().contains('a'));
         let requests = a.requests();
@@ -180,8 +179,8 @@ fn a_server_that_comes_back_is_asked_for_little_at_first() {
             let b = asked_for_health("b", &flags[1]);
             let table = format!(
                 "slow_start = {slow_start:?}\n\
-                 health = {{ path = \"/healthz\", interval = \"100ms\", timeout = \"100ms\", \
-                 rise = 1, fall = 1 }}"
+                 health = {{ path = \"/healthz\", interval = \"200ms\", timeout = \"200ms\", \
+                 rise = 1, fall = 3 }}"
             );
             let server = upstream(engine, &[a.name(), b.name()], &table, "");
             let mut client = server.connect();
@@ -193,7 +192,9 @@ fn a_server_that_comes_back_is_asked_for_little_at_first() {
             wait_until("it is out", PATIENCE, || of_b(4) == 0);
             flags[1].store(true, Ordering::SeqCst);
             wait_until("it is back", PATIENCE, || {
-                server.stderr().contains("answers its health check again")
+                let back = "answers its health check again";
+                let log = server.stderr();
+                (log.lines()).any(|line| line.contains(back) && line.contains(b.name()))
             });
             let share = of_b(40);
             assert!(shares.contains(&share), "{slow_start}: {share} of 40");

@@ -378,7 +378,8 @@ fn status_tells_why_a_server_is_out() {
 
         // Failing its probe; and a name that nobody knows.
         let unknown = "no-such-host.invalid:80";
-        let table = "health = { path = \"/healthz\", interval = \"100ms\", fall = 1 }";
+        // Time enough for an answer: why it is out is said by the probe that has found it so.
+        let table = "health = { path = \"/healthz\", interval = \"2s\", fall = 1 }";
         let names = [ill.name(), good.name(), unknown];
         let server = upstream(engine, &names, table, "");
         wait_until("it is found ill", PATIENCE, || {

@@ -78,7 +78,10 @@ fn probes_come_from_there_too() {
             probes.count()
         };
         wait_until("it was asked some times", PATIENCE, || probes() > 4);
-        assert_eq!(server.connect().get("/").text(), "127.0.0.9");
+        // Some of them may have been late; from elsewhere none is ever good.
+        wait_until("it is found well, and answers", PATIENCE, || {
+            server.connect().get("/").text() == "127.0.0.9"
+        });
     });
 }
 
