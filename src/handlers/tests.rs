@@ -314,8 +314,8 @@ fn times_of_a_reload_are_those_of_a_connection_from_its_next_request_on() {
         bench.ask(&mut client, "/f");
         let impatient = model(root.path(), "[server.timeouts]\nidle = \"1s\"");
         bench.swap(2, &impatient, &bench.listening);
-        bench.ask(&mut client, "/f");
         let begin = Instant::now();
+        bench.ask(&mut client, "/f");
         assert_eq!(bench.read(&mut client, |_| false), b"");
         assert!(begin.elapsed() >= Duration::from_millis(900), "not at once");
         bench.end();

@@ -517,7 +517,7 @@ fn who_breaks_off_or_sends_garbage_harms_nobody() {
         let tree = Tree::new();
         tree.write("a.txt", "content");
         let pem = Pem::new(&tree, "a", &["a.example"]);
-        let timeouts = "[server]\ntimeouts = { handshake = \"500ms\" }\n";
+        let timeouts = "[server]\ntimeouts = { handshake = \"3s\" }\n";
         let line = pem.line(", policy = \"intermediate\"");
         let config = format!("{timeouts}{}", site("a.example", &tree, &line));
         let server = Setup::run(engine, &config).start();

@@ -411,7 +411,7 @@ fn slow_handshakes_end_in_time_and_hold_up_nobody() {
     const SLOW: usize = 700;
     on_both(|engine| {
         let (tree, pem) = content();
-        let timeouts = "[server]\ntimeouts = { handshake = \"1s\" }\n";
+        let timeouts = "[server]\ntimeouts = { handshake = \"5s\" }\n";
         let config = format!("{timeouts}{}", site(NAME, &tree, &pem.line("")));
         let server = Setup::run(engine, &config).workers(1).start();
         let config = trusting(&[&pem], BOTH);

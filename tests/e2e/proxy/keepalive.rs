@@ -67,7 +67,7 @@ fn no_more_connections_wait_than_the_configuration_allows_nor_longer() {
             script(connection);
             of_script.open();
         });
-        let table = "keepalive = { idle = 2, timeout = \"500ms\" }";
+        let table = "keepalive = { idle = 2, timeout = \"3s\" }";
         let server = upstream(engine, &[backend.name()], table, "");
         let mut clients: Vec<Client> = (0..5).map(|_| server.connect()).collect();
         at_once(&mut clients, &backend, &gate);

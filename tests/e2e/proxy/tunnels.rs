@@ -183,12 +183,12 @@ fn where_it_is_forbidden_nothing_is_switched() {
 fn a_tunnel_in_which_nothing_moves_ends_after_its_time() {
     on_both(|engine| {
         let backend = Backend::start(echo);
-        let lines = "timeouts = { tunnel = \"600ms\", read = \"100ms\", head = \"5s\" }";
+        let lines = "timeouts = { tunnel = \"2s\", read = \"100ms\", head = \"5s\" }";
         let server = proxy(engine, &[backend.name()], lines);
         let mut client = switched(&server);
         for _ in 0..4 {
             // Longer than the timeout of answers, shorter than that of tunnels; together longer.
-            assert!(client.is_silent_for(Duration::from_millis(250)));
+            assert!(client.is_silent_for(Duration::from_millis(600)));
             client.send("ping");
             assert_eq!(client.exactly(4), b"ping");
         }

@@ -129,7 +129,7 @@ fn small_empty_and_padded_records_are_as_good_as_any() {
 #[test]
 fn who_sends_nothing_without_end_runs_out_of_time() {
     on_both(|engine| {
-        let timeouts = "timeouts = { header = \"500ms\", idle = \"500ms\" }\n";
+        let timeouts = "timeouts = { header = \"3s\", idle = \"3s\" }\n";
         let (_tree, pem, server, _) = speaking(engine, timeouts);
         for (begun, renews) in [
             (&b""[..], false),
@@ -272,7 +272,7 @@ fn records_come_once_and_in_order() {
 #[test]
 fn a_record_of_a_type_that_is_not_due_ends_the_connection() {
     on_both(|engine| {
-        let (_tree, pem, server, _) = speaking(engine, "timeouts = { idle = \"1s\" }\n");
+        let (_tree, pem, server, _) = speaking(engine, "timeouts = { idle = \"10s\" }\n");
         // In the clear: what says that it ends, what says that something is wrong, and what else there is.
         for (what, plain) in [
             ("close_notify", &[ALERT, 3, 3, 0, 2, 1, CLOSE_NOTIFY][..]),
