@@ -180,7 +180,7 @@ fn what_is_left_of_a_removed_listener_ends_at_the_deadline() {
     on_both(|engine| {
         let tree = Tree::new();
         tree.write("long.bin", noise(16 << 20));
-        let one = config_with(&tree, "one", "drain_timeout = \"300ms\"");
+        let one = config_with(&tree, "one", "drain_timeout = \"3s\"");
         let server = Setup::run(engine, &one).start();
         let mut idle = server.connect();
         assert_eq!(idle.get("/ok").text(), "one");
@@ -192,7 +192,10 @@ fn what_is_left_of_a_removed_listener_ends_at_the_deadline() {
         loading
             .try_response()
             .expect_err("it is cut short, and shown so");
-        let addresses = server.named_addresses();
+        let addresses = wait_for("the new address is named", PATIENCE, || {
+            let addresses = server.named_addresses();
+            (addresses.len() == 2).then_some(addresses)
+        });
         assert_eq!(Client::connect(&addresses[1]).get("/ok").text(), "one");
     });
 }

@@ -30,6 +30,12 @@ pub(crate) struct Before {
 pub(crate) fn restrict(command: &mut Command, before: Before) {
     let hook = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
+        // To write down the memory of one that is made to crash takes time, and room on the disk.
+        let none = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        setrlimit(Resource::Core, none)?;
         if let Some(limit) = before.descriptors {
             let limit = Rlimit {
                 current: Some(limit),
