@@ -1,7 +1,5 @@
 //! Signals and commands that end or drain a server.
 
-use std::time::{Duration, Instant};
-
 use rustix::process::Signal;
 
 use super::{config, config_with};
@@ -15,11 +13,10 @@ fn quit_drains_and_stop_ends_at_once() {
         for now in [false, true] {
             let mut server = Setup::run(engine, &config(&tree, "ok")).start();
             let mut loading = server.download("/long.bin");
-            let begin = Instant::now();
             if now {
-                // The client of the command comes back when the server is gone.
+                // The client of the command comes back when the server is gone: it is waited for a third
+                // as long as a drain may take.
                 assert_eq!(server.control(&["-s", "stop"]).code, Some(0));
-                assert!(begin.elapsed() < Duration::from_secs(5));
                 loading.try_response().expect_err("it was cut");
             } else {
                 server.signal(Signal::QUIT);
@@ -43,14 +40,9 @@ fn a_second_signal_ends_a_drain_at_once() {
         server.signal(Signal::TERM);
         assert_eq!(idle.end(), End::Closed, "it drains");
         assert!(server.ended().is_none());
-        let begin = Instant::now();
         server.signal(Signal::TERM);
+        // That is waited for a third as long as a drain may take.
         assert_eq!(server.exit_code(), Some(0));
-        assert!(
-            begin.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            begin.elapsed()
-        );
     });
 }
 
