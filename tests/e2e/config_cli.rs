@@ -310,16 +310,17 @@ fn serve_says_what_it_serves_and_where() {
         let tree = Tree::new();
         let server = Setup::serve(engine, ".").directory(tree.root()).start();
         let root = tree.root();
-        wait_until("the directory is named", PATIENCE, || {
-            server.stdout().contains(root.to_str().expect("UTF-8"))
+        wait_until("the last line has come", PATIENCE, || {
+            server.stdout().contains("engine: ")
         });
+        let root = root.to_str().expect("UTF-8");
+        assert!(server.stdout().contains(root), "the directory is named");
         let text = server.stdout() + &server.stderr();
         assert!(!text.contains("\u{1b}["), "colours without a terminal");
         let Address::Tcp(address) = server.address() else {
             panic!("not TCP");
         };
         assert!(server.stdout().contains(&format!("http://{address}")));
-        assert!(server.stdout().contains("engine"));
     });
 }
 

@@ -438,7 +438,12 @@ mod tests {
         assert!(base > 0 && !ledger.is_too_small());
         // Other tests go on meanwhile, but don't use as much. Nothing of it is touched.
         let (size, most) = (16 << 30, 2 << 30);
-        let block: Vec<u8> = Vec::with_capacity(size as usize);
+        let mut block: Vec<u8> = Vec::new();
+        if let Err(why) = block.try_reserve_exact(size as usize) {
+            eprintln!("SKIPPED: this kernel promises no memory that nobody touches: {why}");
+            return;
+        }
+        let block = std::hint::black_box(block);
         let used = ledger.reading(0).used;
         assert!(used.abs_diff(size) < most, "{used}");
         drop(block);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -295,13 +295,10 @@ fn python_serves_files_through_it() {
 
 /// nginx with this configuration, once it listens.
 fn nginx(tree: &Tree) -> Program {
-    // The port is free, and nobody else is told of it before nginx has it.
-    let port = {
-        let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        socket.local_addr().expect("a name").port()
-    };
-    let address = format!("127.0.0.1:{port}");
     let outside = tree.outside().display().to_string();
+    // It can't choose a free port by itself.
+    let socket = format!("{outside}/nginx.sock");
+    let address = format!("unix:{socket}");
     let root = tree.root().display().to_string();
     let config = format!(
         "daemon off; master_process off; pid {outside}/nginx.pid; error_log stderr crit;\n\
@@ -310,7 +307,7 @@ fn nginx(tree: &Tree) -> Program {
          fastcgi_temp_path {outside}/f; uwsgi_temp_path {outside}/u; scgi_temp_path {outside}/s;\n\
          server {{ listen {address}; root {root}; keepalive_requests 7;\n\
          location /close {{ keepalive_timeout 0; return 200 closed; }}\n\
-         location /back/ {{ proxy_pass http://{address}/; proxy_buffering off; }} }} }}\n"
+         location /back/ {{ proxy_pass http://{address}:/; proxy_buffering off; }} }} }}\n"
     );
     let file = tree.outside().join("nginx.conf");
     fs::write(&file, config).expect("its configuration");
@@ -325,7 +322,7 @@ fn nginx(tree: &Tree) -> Program {
         .expect("nginx starts");
     let program = Program { child, address };
     wait_until("nginx listens", PATIENCE, || {
-        std::net::TcpStream::connect(&program.address).is_ok()
+        UnixStream::connect(&socket).is_ok()
     });
     program
 }

@@ -126,17 +126,23 @@ fn what_is_so_is_asked_for_once() {
 
 #[test]
 fn nobody_there_is_noticed_at_once_and_the_deadline_holds() {
+    // Where somebody else has the port by then, the next one is tried.
+    let is_noticed = (0..3).any(|_| {
+        let nobody = {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.local_addr().unwrap()
+        };
+        let patient = Settings {
+            servers: vec![nobody],
+            ..Settings::default()
+        };
+        let begin = Instant::now();
+        let answer = ask(&patient, NAME, soon());
+        answer.is_err_and(|error| error.to_string().contains("refused"))
+            && begin.elapsed() < Duration::from_secs(4)
+    });
+    assert!(is_noticed, "it is refused, and that at once");
     let begin = Instant::now();
-    let nobody = {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    };
-    let patient = Settings {
-        servers: vec![nobody],
-        ..Settings::default()
-    };
-    let error = ask(&patient, NAME, soon()).unwrap_err();
-    assert!(error.to_string().contains("refused"), "{error}");
     let silent = NameServer::start(|_, _| Vec::new());
     let patient = Settings {
         servers: vec![silent.address],
