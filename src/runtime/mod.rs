@@ -27,4 +27,4 @@ pub mod timer;
 pub mod tuning;
 
 #[cfg(test)]
-pub(crate) use testing::{on_each_engine, run};
+pub(crate) use testing::{on_each_engine, run, skipped};

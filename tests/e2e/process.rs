@@ -146,7 +146,7 @@ fn where_openat2_is_forbidden_the_start_fails_and_says_so() {
 #[test]
 fn io_uring_is_chosen_where_the_kernel_has_it() {
     if let Some(why) = uring_missing() {
-        eprintln!("SKIPPED: {why}");
+        crate::support::skipped(format_args!("that io_uring is chosen: {why}"));
         return;
     }
     let tree = Tree::with(&[("a.txt", "hello")]);

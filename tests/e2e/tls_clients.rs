@@ -592,7 +592,7 @@ fn a_wrong_configuration_never_starts_open() {
 fn openssl_as_a_client_agrees() {
     let found = Command::new("openssl").arg("version").output();
     if found.is_err() {
-        eprintln!("SKIPPED: openssl is not installed");
+        crate::support::skipped("openssl is not installed");
         return;
     }
     on_both(|engine| {

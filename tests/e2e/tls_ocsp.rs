@@ -101,7 +101,7 @@ fn has_openssl() -> bool {
         .stdout(Stdio::null())
         .status();
     if found.is_err() {
-        eprintln!("SKIPPED: openssl is not installed");
+        crate::support::skipped("openssl is not installed");
     }
     found.is_ok()
 }

@@ -95,10 +95,10 @@ fn threads_stay_on_one_cpu_or_may_move() {
 #[test]
 fn a_poller_submits_on_a_cpu_of_its_own() {
     if let Some(why) = uring_missing() {
-        return eprintln!("SKIPPED: there is no io_uring: {why}");
+        return crate::support::skipped(format_args!("there is no io_uring: {why}"));
     }
     if cpus().len() < 2 {
-        return eprintln!("SKIPPED: a poller needs a second CPU, and there is one");
+        return crate::support::skipped("a poller needs a second CPU, and there is one");
     }
     let tree = tree();
     let text = config_with(&tree, "ok", "sqpoll = true");

@@ -66,7 +66,7 @@ fn a_sweep_over_more_than_there_is_memory_in_an_emulated_machine() {
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let Some(disk) = sweep::disk(directory.path()) else {
-        eprintln!("SKIPPED: mke2fs isn't installed, so there is no disk for it");
+        crate::support::skipped("mke2fs isn't installed, so there is no disk for it");
         return;
     };
     let equipment = Equipment {
@@ -86,7 +86,9 @@ fn run(what: &str, equipment: &Equipment<'_>, test: &str) {
     let machine = match Machine::find() {
         Ok(machine) => machine,
         Err(why) => {
-            eprintln!("SKIPPED, {what} is untested here: {why}; .ci/emulated gets what it takes");
+            crate::support::skipped(format_args!(
+                "{what} is untested here: {why}; .ci/emulated gets what it takes"
+            ));
             return;
         }
     };

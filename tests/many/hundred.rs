@@ -118,13 +118,15 @@ impl Drop for Clients {
 #[test]
 fn a_hundred_thousand_idle_connections_cost_little_and_no_time() {
     if std::env::var_os(WANTED).is_none() {
-        eprintln!("SKIPPED: it takes 2 GiB of memory and some minutes; set {WANTED} for it");
+        crate::support::skipped(format_args!(
+            "it takes 2 GiB of memory and some minutes; set {WANTED} for it"
+        ));
         return;
     }
     let _turn = alone();
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     if limit < EACH as u64 + 1000 {
-        eprintln!("SKIPPED: the hard limit of descriptors is {limit}");
+        crate::support::skipped(format_args!("the hard limit of descriptors is {limit}"));
         return;
     }
     // A quarter of the descriptors is left to files, and not all processes get equally many.

@@ -30,7 +30,7 @@ fn connects_by_ipv4_and_ipv6_without_delay() {
     on_each_engine(|core| {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = TcpListener::bind(local) else {
-                eprintln!("skipped: no {local}");
+                crate::runtime::skipped(format_args!("no {local}"));
                 continue;
             };
             let address = Address::Tcp(listener.local_addr().unwrap());

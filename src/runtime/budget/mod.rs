@@ -440,7 +440,9 @@ mod tests {
         let (size, most) = (16 << 30, 2 << 30);
         let mut block: Vec<u8> = Vec::new();
         if let Err(why) = block.try_reserve_exact(size as usize) {
-            eprintln!("SKIPPED: this kernel promises no memory that nobody touches: {why}");
+            crate::runtime::skipped(format_args!(
+                "this kernel promises no memory that nobody touches: {why}"
+            ));
             return;
         }
         let block = std::hint::black_box(block);

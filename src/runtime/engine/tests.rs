@@ -536,7 +536,10 @@ fn try_forbidden(selection: &Selection) -> (Option<Vec<super::Forbidden>>, u64) 
 fn a_restricted_ring_refuses_what_the_engine_does_not_use() {
     let selection = Selection::choose(EngineChoice::Auto).unwrap();
     if *selection.restriction() != Restriction::Enforced {
-        eprintln!("skipped: {:?}", selection.restriction());
+        crate::runtime::skipped(format_args!(
+            "rings that are restricted: {:?}",
+            selection.restriction()
+        ));
         return;
     }
     let (tried, refused) = try_forbidden(&selection);
@@ -553,7 +556,10 @@ fn a_restricted_ring_refuses_what_the_engine_does_not_use() {
 fn a_ring_that_is_not_restricted_makes_sockets_and_keeps_none() {
     let selection = Selection::choose_with(EngineChoice::Auto, false).unwrap();
     if selection.kind() == EngineKind::Epoll {
-        eprintln!("skipped: {}", selection.reason);
+        crate::runtime::skipped(format_args!(
+            "rings that are not restricted: {}",
+            selection.reason
+        ));
         return;
     }
     assert_eq!(*selection.restriction(), Restriction::Off);

@@ -32,7 +32,7 @@ fn installed(program: &str, arguments: &[&str]) -> bool {
         .status();
     let works = result.is_ok_and(|status| status.success());
     if !works {
-        eprintln!("SKIPPED: `{program}` is not installed");
+        crate::support::skipped(format_args!("`{program}` is not installed"));
     }
     works
 }

@@ -551,7 +551,7 @@ fn with_small_disk(engine: Engine, text: &str, spill: &Path) -> Option<Server> {
         .args(["-m", "sh", "-c", &mount])
         .output();
     if !try_it.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: this user can't mount a small file system");
+        crate::support::skipped("this user can't mount a small file system");
         return None;
     }
     Some(Setup::run(engine, text).program(&script).start())

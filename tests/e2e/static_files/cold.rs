@@ -41,7 +41,7 @@ fn eight_clients_of_a_cold_file_have_it_read_once() {
         let file = File::open(tree.path("large.bin")).expect("the file");
         let before = read_from_disks(server.pid());
         if !make_cold(&file) {
-            println!("skipped: the file stays in memory, it lies on no disk");
+            crate::support::skipped("the file stays in memory, it lies on no disk");
             return;
         }
         let clients: Vec<_> = (0..8)
@@ -55,7 +55,7 @@ fn eight_clients_of_a_cold_file_have_it_read_once() {
             assert!(body == content, "it arrives whole");
         }
         let (Some(before), Some(after)) = (before, read_from_disks(server.pid())) else {
-            println!("skipped in part: the kernel doesn't count what is read from disks");
+            crate::support::skipped("in part: the kernel doesn't count what is read from disks");
             return;
         };
         let read = after - before;

@@ -23,7 +23,9 @@ pub(crate) fn tree_on_disk() -> Option<Tree> {
     let tree = Tree::new();
     let kind = statfs(tree.root()).expect("it is there").f_type;
     if kind as u64 == TMPFS {
-        eprintln!("SKIPPED: temporary files are on tmpfs; set TMPDIR to a directory on a disk");
+        crate::support::skipped(
+            "temporary files are on tmpfs; set TMPDIR to a directory on a disk",
+        );
         return None;
     }
     Some(tree)
@@ -200,7 +202,7 @@ fn a_cold_file_that_is_cut_on_the_way_ends_in_a_reset() {
 #[test]
 fn what_is_sent_without_a_copy_is_whole_and_its_memory_comes_back() {
     if let Some(why) = crate::support::uring_missing() {
-        eprintln!("SKIPPED: sends without a copy need io_uring: {why}");
+        crate::support::skipped(format_args!("sends without a copy need io_uring: {why}"));
         return;
     }
     let Some(tree) = tree_on_disk() else { return };
@@ -213,7 +215,9 @@ fn what_is_sent_without_a_copy_is_whole_and_its_memory_comes_back() {
         assert!(server.connect().get("/file").body == content);
     }
     if counted(&server, "zerocopy_sends") == 0 {
-        eprintln!("SKIPPED: this kernel has no send without a copy that reports its use (6.2)");
+        crate::support::skipped(
+            "this kernel has no send without a copy that reports its use (6.2)",
+        );
         return;
     }
     // Those that are gone before the last notification leave nothing behind either.
@@ -235,7 +239,7 @@ fn what_is_sent_without_a_copy_is_whole_and_its_memory_comes_back() {
 #[test]
 fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
     if let Some(why) = crate::support::uring_missing() {
-        eprintln!("SKIPPED: sends without a copy need io_uring: {why}");
+        crate::support::skipped(format_args!("sends without a copy need io_uring: {why}"));
         return;
     }
     let Some(tree) = tree_on_disk() else { return };
@@ -256,7 +260,9 @@ fn a_route_on_which_the_kernel_copies_is_not_asked_for_more() {
     };
     let first = get();
     if first == 0 {
-        eprintln!("SKIPPED: sends without a copy need kernel 6.2 and an RLIMIT_MEMLOCK of 8 MiB");
+        crate::support::skipped(
+            "sends without a copy need kernel 6.2 and an RLIMIT_MEMLOCK of 8 MiB",
+        );
         return;
     }
     // What goes through a pair of devices in one machine is copied at its other end.

@@ -58,7 +58,9 @@ impl Group {
                 return Some(group);
             }
         }
-        eprintln!("SKIPPED: no control group can be made with a limit of memory (root is needed)");
+        crate::support::skipped(
+            "no control group can be made with a limit of memory (root is needed)",
+        );
         None
     }
 }

@@ -68,7 +68,7 @@ fn the_worker_is_refused_what_it_tries_and_that_is_counted() {
 #[test]
 fn a_worker_of_root_is_somebody_without_rights() {
     if !is_root() {
-        eprintln!("SKIPPED: only root can become another user");
+        crate::support::skipped("only root can become another user");
         return;
     }
     on_both(|engine| {
@@ -94,7 +94,7 @@ fn a_worker_of_root_is_somebody_without_rights() {
 #[test]
 fn a_root_that_the_user_can_not_read_is_named_with_the_user() {
     if !is_root() {
-        eprintln!("SKIPPED: only root can become another user");
+        crate::support::skipped("only root can become another user");
         return;
     }
     on_both(|engine| {

@@ -44,7 +44,7 @@ impl Elsewhere {
         .iter()
         .all(|line| ip(line));
         if !done {
-            eprintln!("SKIPPED: no network namespace can be made (root and ip(8) are needed)");
+            crate::support::skipped("no network namespace can be made (root and ip(8) are needed)");
             return None;
         }
         Some(elsewhere)

@@ -76,7 +76,7 @@ pub(crate) fn on_both(test: impl Fn(Engine)) {
             let _label = Label(Engine::Uring);
             test(Engine::Uring);
         }
-        Some(why) => eprintln!("SKIPPED on io_uring, only epoll was tested: {why}"),
+        Some(why) => skipped(format_args!("io_uring, only epoll was tested: {why}")),
     }
 }
 
@@ -113,6 +113,19 @@ pub(crate) fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut()
     wait_for(what, patience, || holds().then_some(()));
 }
 
+/// Says why something isn't tested here: for who reads the output of this test, and, as nobody sees that
+/// of one that passes, in the file that `BELTWAY_SKIPS` names.
+pub(crate) fn skipped(why: impl std::fmt::Display) {
+    use std::io::Write as _;
+    eprintln!("SKIPPED: {why}");
+    if let Some(path) = std::env::var_os("BELTWAY_SKIPS") {
+        let file = File::options().append(true).create(true).open(path);
+        // At one go: others write there, too.
+        let written = file.and_then(|mut file| file.write_all(format!("{why}\n").as_bytes()));
+        written.expect("a list of what is skipped");
+    }
+}
+
 /// Whether this program is installed; where it isn't, that is said.
 pub(crate) fn has(program: &str) -> bool {
     let found = std::process::Command::new(program)
@@ -122,7 +135,7 @@ pub(crate) fn has(program: &str) -> bool {
         .stderr(std::process::Stdio::null())
         .status();
     if found.is_err() {
-        eprintln!("SKIPPED: {program} is not installed");
+        skipped(format_args!("{program} is not installed"));
     }
     found.is_ok()
 }

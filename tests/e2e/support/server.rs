@@ -499,7 +499,9 @@ impl Server {
         let sandbox = self.status()["generations"][0]["workers"][0]["sandbox"].take();
         let missing = sandbox["missing"].as_array().expect("a list");
         if !missing.is_empty() {
-            eprintln!("SKIPPED: this kernel lacks a part of the sandbox: {missing:?}");
+            crate::support::skipped(format_args!(
+                "this kernel lacks a part of the sandbox: {missing:?}"
+            ));
             return None;
         }
         Some(sandbox)

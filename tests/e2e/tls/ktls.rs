@@ -66,7 +66,7 @@ fn who_demands_what_the_kernel_has_not_is_told_at_the_start_and_at_a_reload() {
         let pem = Pem::new(&tree, "a", &["a.example"]);
         let server = Setup::run(engine, &config(&tree, &pem, "")).start();
         if kernel_has_it() {
-            eprintln!("SKIPPED: the kernel here has TLS");
+            crate::support::skipped("the kernel here has TLS");
             return;
         }
         let demanding = config(&tree, &pem, "ktls = \"on\"");
