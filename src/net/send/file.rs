@@ -17,6 +17,10 @@ use crate::runtime::op::Op;
 /// From this size on a file goes out under `TCP_CORK`, where that pays: see [`Core::set_corking`].
 const CORK_FROM: u64 = 256 << 10;
 
+/// A file's last bytes go over what the turn may send by up to this, in bytes: as another turn's they would
+/// cost a call and a segment of their own, and files that fit the quota but for their heads always had some.
+const OVERDRAFT: u64 = 64 << 10;
+
 /// A part of an open file.
 #[derive(Clone, Debug)]
 pub struct FilePart {
@@ -129,7 +133,10 @@ impl Sender {
             }
         }
         let known = sending.known_to - sending.offset;
-        let count = known.min(self.core.bulk_left() as u64) as usize;
+        let quota = self.core.bulk_left() as u64;
+        // Once a turn at most, since nothing is left of the quota then.
+        let is_last = known == sending.left() && known <= quota + OVERDRAFT;
+        let count = if is_last { known } else { known.min(quota) } as usize;
         let mut offset = sending.offset;
         match self
             .core
