@@ -22,6 +22,7 @@ use crate::http::semantics::date;
 use crate::http::semantics::etag::EntityTag;
 use crate::http::semantics::mime;
 use crate::http::semantics::negotiate::Coding;
+use crate::net::send::Warmth;
 use crate::runtime::engine::syscall::{FileKind, FileStat};
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -76,6 +77,8 @@ pub struct OpenFile {
     /// The entity tag, once it is known.
     tag: RefCell<Option<Arc<[u8]>>>,
     sidecars: Cell<Option<(Instant, Sidecars)>>,
+    /// What of it is in memory.
+    pub warmth: Warmth,
 }
 
 /// Which codings of a file stand beside it.
@@ -413,6 +416,7 @@ impl OpenFiles {
             rested: !is_recent(stat.changed, now),
             tag: RefCell::new(tag.map(|tag| Arc::from(tag.as_bytes()))),
             sidecars: Cell::new(None),
+            warmth: Warmth::default(),
         });
         // The content in memory is what the tag stands for; a file on disk may change under it.
         let hashable = file.rested || file.content.is_some();

@@ -323,6 +323,7 @@ fn part(file: &OpenFile, offset: u64, length: u64, direct: DirectMode) -> Body {
         offset,
         length,
         direct,
+        warmth: file.warmth.clone(),
     })
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use ahead::Warmth;
 pub use file::FilePart;
 pub use progress::{Progress, ProgressRule};
 

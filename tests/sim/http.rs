@@ -19,7 +19,7 @@ use beltway::http::session::{
 use beltway::http::types::{Request, ResponseHead};
 use beltway::net::connect::connect;
 use beltway::net::listener::{Listening, accept_loop, limits};
-use beltway::net::send::{FilePart, ProgressRule};
+use beltway::net::send::{FilePart, ProgressRule, Warmth};
 use beltway::net::tls::{self, Failure};
 use beltway::runtime::address::Address;
 use beltway::runtime::direct::DirectCounts;
@@ -89,6 +89,7 @@ impl Handlers {
             file,
             offset: 0,
             direct: self.direct,
+            warmth: Warmth::default(),
         })
     }
 

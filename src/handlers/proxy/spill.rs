@@ -17,7 +17,7 @@ use rustix::io::{Errno, pwrite};
 
 use super::account::{ACCOUNT, Account, Taken};
 use crate::config::model::Spill;
-use crate::net::send::FilePart;
+use crate::net::send::{FilePart, Warmth};
 use crate::runtime::direct::admission::DirectMode;
 use crate::runtime::executor::Core;
 use crate::runtime::fd::Fd;
@@ -202,6 +202,7 @@ impl SpillFile {
             length: self.length - from,
             // It was written just now.
             direct: DirectMode::Off,
+            warmth: Warmth::default(),
         })
     }
 }

@@ -11,6 +11,10 @@
 //! grows while the client is faster than the disk, and shrinks when the client is the slower one. And where
 //! it doesn't read ahead at all, or not to the end of a piece, that is asked for by name.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
 /// Bytes that are known to be in memory when their first and last page are: half of a window.
 const PIECE: u64 = 256 << 10;
 
@@ -111,6 +115,48 @@ impl ReadAhead {
     }
 }
 
+/// For so long what was seen in memory is taken to be there still. What was read within it is the last that
+/// the kernel gives up, and many transfers of one file look at its pages only once.
+const WARM_FOR: Duration = Duration::from_millis(20);
+
+/// What of an open file has just been seen in memory, by whoever sends it.
+#[derive(Clone, Debug, Default)]
+pub struct Warmth(Rc<Cell<Option<Warm>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Warm {
+    from: u64,
+    to: u64,
+    /// When the first of it was seen.
+    at: Instant,
+}
+
+impl Warmth {
+    fn fresh(&self, now: Instant) -> Option<Warm> {
+        (self.0.get()).filter(|warm| now.saturating_duration_since(warm.at) < WARM_FOR)
+    }
+
+    /// Up to where the file needn't be looked at from `offset` on, no more than two pieces of it.
+    pub(super) fn known_to(&self, offset: u64, now: Instant) -> Option<u64> {
+        let warm = self.fresh(now)?;
+        (warm.from..warm.to)
+            .contains(&offset)
+            .then(|| warm.to.min(offset.saturating_add(2 * PIECE)))
+    }
+
+    /// Between these two the file was seen in memory.
+    pub(super) fn saw(&self, from: u64, to: u64, now: Instant) {
+        let seen = match self.fresh(now) {
+            Some(warm) if (warm.from..=warm.to).contains(&from) => Warm {
+                to: warm.to.max(to),
+                ..warm
+            },
+            _ => Warm { from, to, at: now },
+        };
+        self.0.set(Some(seen));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -179,6 +225,33 @@ mod tests {
         let from = WARM_AFTER;
         assert_eq!(ends(&ahead, from - 1, 99 * MIB)[0], from - 1 + PIECE_COLD);
         assert_eq!(ends(&ahead, from, 99 * MIB)[0], from + PIECE);
+    }
+
+    #[test]
+    fn what_one_has_seen_another_neednt_look_at_for_a_moment() {
+        let (warmth, start) = (Warmth::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(warmth.known_to(0, start), None);
+        warmth.saw(0, PIECE, start);
+        let other = warmth.clone();
+        assert_eq!(other.known_to(0, at(1)), Some(PIECE));
+        assert_eq!(other.known_to(PIECE - 1, at(1)), Some(PIECE));
+        assert_eq!(
+            other.known_to(PIECE, at(1)),
+            None,
+            "the next piece is unknown"
+        );
+        // It grows, but not older than its oldest part may be, nor far ahead of a slow client.
+        warmth.saw(PIECE, MIB, at(15));
+        assert_eq!(other.known_to(0, at(19)), Some(2 * PIECE));
+        assert_eq!(other.known_to(MIB - 1, at(19)), Some(MIB));
+        assert_eq!(other.known_to(0, at(20)), None);
+        // Elsewhere it begins anew, and where it has grown old.
+        warmth.saw(9 * MIB, 10 * MIB, at(19));
+        assert_eq!(other.known_to(0, at(19)), None);
+        assert_eq!(other.known_to(9 * MIB, at(38)), Some(9 * MIB + 2 * PIECE));
+        warmth.saw(9 * MIB, 9 * MIB + 1, at(39));
+        assert_eq!(other.known_to(9 * MIB, at(39)), Some(9 * MIB + 1));
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::ahead::ReadAhead;
+use super::ahead::{ReadAhead, Warmth};
 use super::direct::Way;
 use super::{Progress, SendError, Sender, noop};
 use crate::runtime::direct::admission::DirectMode;
@@ -32,6 +32,8 @@ pub struct FilePart {
     pub length: u64,
     /// Whether what isn't in memory is read past the page cache.
     pub direct: DirectMode,
+    /// What all who send the file know of it.
+    pub warmth: Warmth,
 }
 
 impl Sender {
@@ -57,6 +59,7 @@ impl Sender {
             known_to: part.offset,
             file: part.file,
             ahead: ReadAhead::default(),
+            warmth: part.warmth,
             progress: None,
             had_share: false,
             more,
@@ -157,7 +160,10 @@ impl Sender {
     /// Looked at are the first page, which makes the kernel read on ahead of it, and the last one of each
     /// piece: between them it has read in order.
     fn known_to(&self, sending: &FileSend) -> Result<u64, u64> {
-        let (offset, end) = (sending.offset, sending.end);
+        let (offset, end, now) = (sending.offset, sending.end, self.core.now());
+        if let Some(known_to) = sending.warmth.known_to(offset, now) {
+            return Ok(known_to.min(end));
+        }
         let reach = sending.ahead.reach(offset).min(end - offset);
         // A reach is at most some MiB.
         if !(self.core).is_resident(&sending.file, offset, reach as usize) {
@@ -166,14 +172,14 @@ impl Sender {
         let mut known_to = offset;
         for piece in sending.ahead.pieces(offset, end) {
             if !self.core.is_resident(&sending.file, piece - 1, 0) {
-                return if known_to > offset {
-                    Ok(known_to)
-                } else {
-                    Err(piece - 1)
-                };
+                if known_to > offset {
+                    break;
+                }
+                return Err(piece - 1);
             }
             known_to = piece;
         }
+        sending.warmth.saw(offset, known_to, now);
         Ok(known_to)
     }
 
@@ -223,6 +229,7 @@ pub(super) struct FileSend {
     /// Up to here the file is known to be in memory.
     known_to: u64,
     ahead: ReadAhead,
+    warmth: Warmth,
     pub(super) progress: Option<Progress>,
     /// It has sent in this turn.
     pub(super) had_share: bool,

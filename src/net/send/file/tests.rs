@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{OFlags, ResolveFlags};
 
 use super::*;
-use crate::net::send::ProgressRule;
+use crate::net::send::{ProgressRule, Warmth};
 use crate::net::testing::{on_each_engine, simulate, spawn_mortal};
 use crate::runtime::engine::sim::{Act, ClientId, Config, Faults, Pace, World, new};
 use crate::runtime::executor::Core;
@@ -67,6 +67,7 @@ async fn send(core: Core, world: World, (offset, length): (u64, u64), pace: Pace
         offset,
         length,
         direct: DirectMode::Off,
+        warmth: Warmth::default(),
     };
     let (mut timer, head) = (Timer::new(&core), b"head".to_vec());
     let mut sender = Sender::new(&core, socket.clone(), RULE);
