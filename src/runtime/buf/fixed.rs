@@ -7,8 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::Pages;
+use super::{LARGE_PAGE, Pages};
 
 /// Bytes of a fixed buffer, unless [`FixedPool::allow`] says otherwise.
 pub const FIXED_BYTES: usize = 1 << 20;
@@ -21,7 +22,11 @@ pub const FIXED_ALIGN: usize = super::PAGE;
 
 /// The memory of one fixed buffer.
 pub(crate) struct FixedMemory {
-    pages: Pages,
+    /// What it stands in, with its neighbours.
+    pages: Arc<Pages>,
+    /// Where in there it begins. No two have a byte in common.
+    at: usize,
+    len: usize,
     /// Its place in the ring's table.
     index: u16,
     registered: bool,
@@ -32,19 +37,24 @@ pub(crate) struct FixedMemory {
 impl FixedMemory {
     /// All of it, to be written to.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        let (base, len) = (self.pages.base.as_ptr(), self.pages.layout.size());
-        // SAFETY: the memory is initialised, lives as long as `pages`, and is borrowed with it.
-        unsafe { std::slice::from_raw_parts_mut(base, len) }
+        // SAFETY: the memory is initialised, lives as long as `pages`, is this one's alone, and is borrowed
+        // with it.
+        unsafe { std::slice::from_raw_parts_mut(self.base(), self.len) }
+    }
+
+    fn base(&self) -> *mut u8 {
+        // SAFETY: `at` is within the pages (see `FixedPool::part`).
+        unsafe { self.pages.base.as_ptr().add(self.at) }
     }
 
     fn bytes(&self) -> &[u8] {
         // SAFETY: as in `room`; `filled` is at most the size (see `fill_to`).
-        unsafe { std::slice::from_raw_parts(self.pages.base.as_ptr(), self.filled) }
+        unsafe { std::slice::from_raw_parts(self.base(), self.filled) }
     }
 
     /// Address and bytes of it, for the ring's table.
     pub(crate) fn range(&self) -> (u64, usize) {
-        (self.pages.base.as_ptr() as u64, self.pages.layout.size())
+        (self.base() as u64, self.len)
     }
 
     pub(crate) fn index(&self) -> u16 {
@@ -69,6 +79,8 @@ pub struct FixedPool {
     free: RefCell<Vec<Box<FixedMemory>>>,
     vacant: RefCell<Vec<u16>>,
     next: Cell<u16>,
+    /// The pages of the newest buffer, and from where on they are no buffer's yet. There is room for one.
+    rest: RefCell<Option<(Arc<Pages>, usize)>>,
     /// New ones aren't registered.
     plain: Cell<bool>,
 }
@@ -119,8 +131,11 @@ impl FixedPool {
             None => {
                 let vacant = self.vacant.borrow_mut().pop();
                 let index = vacant.unwrap_or_else(|| self.next.replace(self.next.get() + 1));
+                let (pages, at) = self.part();
                 let mut memory = Box::new(FixedMemory {
-                    pages: Pages::new(self.bytes.get()),
+                    pages,
+                    at,
+                    len: self.bytes.get(),
                     index,
                     registered: false,
                     filled: 0,
@@ -140,9 +155,27 @@ impl FixedPool {
         Some(taken)
     }
 
+    /// Pages with room for a buffer, and where in them it is.
+    fn part(&self) -> (Arc<Pages>, usize) {
+        let bytes = self.bytes.get();
+        let mut rest = self.rest.borrow_mut();
+        let (pages, at) = rest.take().unwrap_or_else(|| {
+            // As many as a large page has room for, if so many may be.
+            let fits = (LARGE_PAGE / bytes).max(1);
+            let left = usize::from(self.max.get() - self.made.get()).max(1);
+            (Arc::new(Pages::large(fits.min(left) * bytes)), 0)
+        });
+        let next = at + bytes;
+        if next + bytes <= pages.layout.size() {
+            *rest = Some((Arc::clone(&pages), next));
+        }
+        (pages, at)
+    }
+
     /// Gives the memory of all free buffers back to the system. `forget` takes it out of the ring's
     /// table before.
     pub(crate) fn release(&self, mut forget: impl FnMut(&FixedMemory)) {
+        self.rest.take();
         for memory in self.free.borrow_mut().drain(..) {
             if memory.registered {
                 forget(&memory);
@@ -171,9 +204,7 @@ impl FixedBuf {
 
     /// How many bytes it has room for.
     pub fn size(&self) -> usize {
-        self.memory
-            .as_ref()
-            .map_or(0, |memory| memory.pages.layout.size())
+        self.memory.as_ref().map_or(0, |memory| memory.len)
     }
 
     /// Counts the bytes before `end` as read, at most [`Self::size`] of them.
@@ -246,6 +277,41 @@ mod tests {
         assert_eq!(take().unwrap().address(), address);
         assert_eq!(made, 2, "no memory is made for one that is used again");
         assert_eq!((pool.made(), pool.held()), (2, 1));
+    }
+
+    #[test]
+    fn those_that_fit_stand_together_in_a_large_page() {
+        let pool = Rc::new(FixedPool::default());
+        pool.allow(5, FIXED_BYTES);
+        let held: Vec<_> = (0..5).map(|_| pool.take(|_| {}).unwrap()).collect();
+        let at: Vec<_> = (held.iter()).map(FixedBuf::address).collect();
+        let (page, size) = (LARGE_PAGE as u64, FIXED_BYTES as u64);
+        for pair in at[..4].chunks(2) {
+            assert!(pair[0].is_multiple_of(page), "{at:x?}");
+            assert_eq!(pair[1], pair[0] + size);
+        }
+        drop(held);
+        // Written from end to end they keep apart.
+        let mut held: Vec<_> = (0..5).map(|_| pool.take(|_| {}).unwrap()).collect();
+        for (number, buffer) in held.iter_mut().enumerate() {
+            buffer.memory().unwrap().room().fill(number as u8);
+            buffer.fill_to(FIXED_BYTES);
+        }
+        for (number, buffer) in held.iter().enumerate() {
+            assert!(buffer.bytes().iter().all(|&byte| byte == number as u8));
+        }
+        // What is left of the newest pages isn't kept for itself, and neither are those.
+        held.truncate(1);
+        pool.release(|_| {});
+        assert_eq!(pool.made(), 1);
+        let again: Vec<_> = std::iter::from_fn(|| pool.take(|_| {})).collect();
+        assert_eq!(again.len(), 4);
+        assert!(held[0].bytes().iter().all(|&byte| byte == 0));
+        assert!(
+            again
+                .iter()
+                .all(|buffer| buffer.address() != held[0].address())
+        );
     }
 
     #[test]
