@@ -448,7 +448,7 @@ fn exercise(flags: RingFlags) -> Result<(), String> {
         };
         *told.borrow_mut() = Some(result);
     });
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(5);
     while outcome.borrow().is_none() && Instant::now() < deadline {
         core.turn(Some(Duration::from_millis(50)))
             .map_err(|error| failed("enter", &error))?;

@@ -129,7 +129,7 @@ fn small_empty_and_padded_records_are_as_good_as_any() {
 #[test]
 fn who_sends_nothing_without_end_runs_out_of_time() {
     on_both(|engine| {
-        let timeouts = "timeouts = { header = \"3s\", idle = \"3s\" }\n";
+        let timeouts = "timeouts = { header = \"2s\", idle = \"2s\" }\n";
         let (_tree, pem, server, _) = speaking(engine, timeouts);
         for (begun, renews) in [
             (&b""[..], false),
