@@ -2,7 +2,7 @@
 //!
 //! The lengths cost nothing: the core reads the clock at both ends of a turn anyway. The reason takes a
 //! system call at the beginning, before anybody knows that the turn will be long. So it is asked for only
-//! while something like that is near: for a second after a stall, and while files come from a disk.
+//! while something like that is near: for a moment after a stall, and while files come from a disk.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub const STALL: Duration = Duration::from_millis(2);
 pub const LONG_STALL: Duration = Duration::from_millis(15);
 
 /// For how long turns are watched closely.
-const WATCHED_FOR: Duration = Duration::from_secs(1);
+const WATCHED_FOR: Duration = Duration::from_millis(100);
 
 /// How long the turns of a core have taken, without the time in which its engine waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
