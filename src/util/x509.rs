@@ -122,6 +122,10 @@ const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const OCSP_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x09];
 /// 1.3.6.1.5.5.7.1.1, authorityInfoAccess.
 const AUTHORITY_INFO_ACCESS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
+/// 1.3.6.1.5.5.7.1.24, id-pe-tlsfeature (RFC 7633 §6).
+const TLS_FEATURE: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x18];
+/// status_request, an extension of TLS (RFC 6066 §8).
+const STATUS_REQUEST: &[u8] = &[5];
 /// 1.3.6.1.5.5.7.48.1, id-ad-ocsp.
 const OCSP: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01];
 /// 2.5.4.3, commonName.
@@ -234,6 +238,19 @@ impl Parts<'_> {
         let mut purposes = Der(purposes().unwrap_or_default());
         while let Some(purpose) = purposes.expect(OBJECT_IDENTIFIER) {
             if purpose == OCSP_SIGNING {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether clients are told to refuse it unless an OCSP response comes along: "must-staple"
+    /// (RFC 7633 §4.2.3.1).
+    pub fn must_staple(&self) -> bool {
+        let features = || Der(self.extension(TLS_FEATURE)?).expect(SEQUENCE);
+        let mut features = Der(features().unwrap_or_default());
+        while let Some(feature) = features.expect(INTEGER) {
+            if feature == STATUS_REQUEST {
                 return true;
             }
         }

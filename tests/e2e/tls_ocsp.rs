@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SerialNumber};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair, SerialNumber,
+};
 
 use crate::support::server::program;
 use crate::support::{Setup, Tree, on_both};
@@ -15,9 +17,11 @@ use crate::tls::{s_client, site, tcp};
 
 const DAYS: [&str; 2] = ["-ndays", "5"];
 
-/// An authority with a certificate for `a.example`, in files, and OpenSSL as its responder.
+/// An authority in files, with OpenSSL as its responder.
 struct Authority {
     directory: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
 }
 
 impl Authority {
@@ -26,19 +30,35 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        let own = params.self_signed(&key).unwrap().pem();
-        fs::write(directory.join("ca.pem"), &own).unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        fs::write(directory.join("ca.pem"), &pem).unwrap();
         fs::write(directory.join("ca.key"), key.serialize_pem()).unwrap();
         let issuer = Issuer::new(params, key);
-        for (name, serial) in [("a", 0x1234_u64), ("other", 0x5678)] {
-            let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
-            params.serial_number = Some(SerialNumber::from(serial));
-            let key = KeyPair::generate().unwrap();
-            let pem = params.signed_by(&key, &issuer).unwrap().pem();
-            fs::write(directory.join(format!("{name}.pem")), pem + &own).unwrap();
-            fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        Self {
+            directory,
+            issuer,
+            pem,
         }
-        Self { directory }
+    }
+
+    /// With two certificates.
+    fn with_two(tree: &Tree) -> Self {
+        let authority = Self::new(tree);
+        for of in [("a", 0x1234), ("other", 0x5678)] {
+            authority.issue(of, Vec::new());
+        }
+        authority
+    }
+
+    /// A certificate for NAME.example with this number and these extensions, in files of that name.
+    fn issue(&self, (name, serial): (&str, u64), extensions: Vec<CustomExtension>) {
+        let mut params = CertificateParams::new(vec![format!("{name}.example")]).unwrap();
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.custom_extensions = extensions;
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        fs::write(self.path(&format!("{name}.pem")), pem + &self.pem).unwrap();
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -114,7 +134,7 @@ fn a_client_that_asks_gets_what_the_authority_says() {
     on_both(|engine| {
         let tree = Tree::new();
         tree.write("a.txt", "content");
-        let authority = Authority::new(&tree);
+        let authority = Authority::with_two(&tree);
         let file = authority.says("a", true, DAYS);
         let config = site("a.example", &tree, &authority.line(&file));
         let server = Setup::run(engine, &config).start();
@@ -146,22 +166,50 @@ fn a_client_that_asks_gets_what_the_authority_says() {
 }
 
 #[test]
+fn a_certificate_that_must_come_with_a_statement_and_gets_none_is_warned_of() {
+    if !has_openssl() {
+        return;
+    }
+    let tree = Tree::new();
+    let authority = Authority::with_two(&tree);
+    // TLS Feature, status_request (RFC 7633).
+    let feature = [0x30, 3, 2, 1, 5];
+    let feature = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], feature.into());
+    authority.issue(("a", 0x1234), vec![feature]);
+    let statement = authority.says("a", true, DAYS);
+    let (stapled, silent) = (authority.line(&statement), authority.line(Path::new("")));
+    let silent = silent.replace(", ocsp = \"\"", "");
+    let warns = |line: &str| {
+        let (code, text) = check(&tree, line);
+        assert_eq!(code, Some(0), "{text}");
+        text.contains("must-staple")
+    };
+    assert!(warns(&silent) && !warns(&stapled));
+    let denied = silent.replace(" }", ", ocsp = false }");
+    assert!(warns(&denied));
+    authority.issue(("a", 0x1234), Vec::new());
+    assert!(!warns(&silent));
+}
+
+fn check(tree: &Tree, line: &str) -> (Option<i32>, String) {
+    let file = tree.outside().join("beltway.toml");
+    let text = site("a.example", tree, line);
+    fs::write(&file, text.replace(":0\"", ":8443\"")).unwrap();
+    let output = program().args(["check", "-c"]).arg(&file).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
 fn what_may_not_reach_clients_is_told() {
     if !has_openssl() {
         return;
     }
     let tree = Tree::new();
-    let authority = Authority::new(&tree);
+    let authority = Authority::with_two(&tree);
     let stranger = Tree::new();
-    let of_stranger = Authority::new(&stranger).says("a", true, DAYS);
-    let check = |ocsp: &Path| {
-        let file = tree.outside().join("beltway.toml");
-        let text = site("a.example", &tree, &authority.line(ocsp));
-        fs::write(&file, text.replace(":0\"", ":8443\"")).unwrap();
-        let output = program().args(["check", "-c"]).arg(&file).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).unwrap())
-    };
+    let of_stranger = Authority::with_two(&stranger).says("a", true, DAYS);
+    let check = |ocsp: &Path| check(&tree, &authority.line(ocsp));
     let large = authority.path("large");
     fs::write(&large, vec![b'0'; 20_000]).unwrap();
     for (file, expected) in [

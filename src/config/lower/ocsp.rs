@@ -20,16 +20,20 @@ impl Reader<'_> {
     /// is to be asked.
     pub(super) fn staples(&mut self, table: &Table, certificates: &mut [(Certificate, At)]) {
         const AT: Section = Section::Tls;
-        let Some(entry) = table.get("ocsp") else {
-            return;
-        };
-        if let Value::Boolean(is_asked) = entry.item.value {
-            for (certificate, at) in certificates.iter_mut().filter(|_| is_asked) {
-                certificate.ocsp = Ocsp::Responder;
-                self.warn_of_unasked(certificate, *at);
+        let said = table.get("ocsp");
+        let is_asked = said.map_or(Some(false), |entry| match entry.item.value {
+            Value::Boolean(is_asked) => Some(is_asked),
+            _ => None,
+        });
+        let (Some(entry), None) = (said, is_asked) else {
+            for (certificate, at) in certificates {
+                if is_asked == Some(true) {
+                    certificate.ocsp = Ocsp::Responder;
+                }
+                self.warn_of_unstapled(certificate, *at);
             }
             return;
-        }
+        };
         let Some(names) = self.file_names(table, AT, "ocsp") else {
             return;
         };
@@ -95,21 +99,27 @@ impl Reader<'_> {
         }
     }
 
-    /// Warns where there is nobody to be asked: clients do without, so the server starts all the same.
-    fn warn_of_unasked(&mut self, certificate: &Certificate, at: At) {
+    /// Warns where there is nobody to be asked, or where nobody is and clients want to know. Most clients do
+    /// without, so the server starts all the same.
+    fn warn_of_unstapled(&mut self, certificate: &Certificate, at: At) {
         let (Outside::Machine { .. }, Some(identity)) = (self.outside, &certificate.identity)
         else {
             return;
         };
-        if let Err(unasked) = identity.responder() {
-            let place = self.diagnostics.sources.place(at);
-            self.warnings.push(format!(
-                "{}:{}: `ocsp = true` does nothing for this certificate: {}",
-                place.source,
-                place.line,
+        let warning = match (&certificate.ocsp, identity.responder()) {
+            (Ocsp::Responder, Err(unasked)) => format!(
+                "`ocsp = true` does nothing for this certificate: {}",
                 unasked.message()
-            ));
-        }
+            ),
+            (Ocsp::None, _) if identity.must_staple() => {
+                "this certificate tells clients to refuse it without an OCSP response (must-staple), and gets \
+                 none: say `ocsp = true`"
+                    .to_owned()
+            }
+            _ => return,
+        };
+        let place = self.diagnostics.sources.place(at);
+        (self.warnings).push(format!("{}:{}: {warning}", place.source, place.line));
     }
 
     /// The bytes of a file; `Some(None)` where files aren't read, `None` and a report where it can't be.

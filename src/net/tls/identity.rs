@@ -220,6 +220,13 @@ impl Identity {
         &self.key.cert
     }
 
+    /// Whether clients refuse the certificate where no OCSP response comes along.
+    pub fn must_staple(&self) -> bool {
+        let own = self.key.cert.first();
+        own.and_then(|own| x509::parts(own))
+            .is_some_and(|parts| parts.must_staple())
+    }
+
     /// Where the authority says what it thinks of the certificate: a URL.
     ///
     /// # Errors

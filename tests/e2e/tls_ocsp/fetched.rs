@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair, SerialNumber,
-};
+use rcgen::CustomExtension;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -24,11 +22,9 @@ use crate::tls::tcp;
 /// Longer than a responder may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// An authority in files, with a responder that does what the path of a question says.
+/// An authority with a responder that does what the path of a question says.
 struct Authority {
-    directory: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    own: super::Authority,
     address: SocketAddr,
     /// How often each path was asked.
     asked: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -36,20 +32,13 @@ struct Authority {
 
 impl Authority {
     fn new(tree: &Tree) -> Self {
-        let directory = tree.outside().to_path_buf();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        fs::write(directory.join("ca.pem"), &pem).unwrap();
-        fs::write(directory.join("ca.key"), key.serialize_pem()).unwrap();
+        let own = super::Authority::new(tree);
+        let directory = own.directory.clone();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::default();
         let this = Self {
-            issuer: Issuer::new(params, key),
-            directory: directory.clone(),
-            pem,
+            own,
             address,
             asked: Arc::clone(&asked),
         };
@@ -65,24 +54,13 @@ impl Authority {
 
     /// A certificate whose responder is asked by this path, in files of this name.
     fn issue(&self, name: &str, serial: u64, path: Option<&str>) {
-        let mut params = CertificateParams::new(vec![format!("{name}.example")]).unwrap();
-        params.serial_number = Some(SerialNumber::from(serial));
         let url = path.map(|path| format!("http://{}/{path}", self.address));
-        params
-            .custom_extensions
-            .extend(url.map(|url| names_responder(&url)));
-        let key = KeyPair::generate().unwrap();
-        let pem = params.signed_by(&key, &self.issuer).unwrap().pem() + &self.pem;
-        fs::write(self.directory.join(format!("{name}.pem")), pem).unwrap();
-        fs::write(
-            self.directory.join(format!("{name}.key")),
-            key.serialize_pem(),
-        )
-        .unwrap();
+        let extensions = url.iter().map(|url| names_responder(url)).collect();
+        self.own.issue((name, serial), extensions);
     }
 
     fn site(&self, name: &str) -> String {
-        let file = |kind: &str| self.directory.join(format!("{name}.{kind}"));
+        let file = |kind: &str| self.own.path(&format!("{name}.{kind}"));
         format!(
             "[site.\"{name}.example\"]\nlisten = [\"127.0.0.1:0\"]\nrespond = 204\n\
              tls = {{ cert = {:?}, key = {:?}, ocsp = true }}\n",
@@ -102,7 +80,7 @@ impl Authority {
             .args(["s_client", "-status", "-connect"])
             .arg(tcp(server.address()).to_string())
             .args(["-servername", &format!("{name}.example"), "-CAfile"])
-            .arg(self.directory.join("ca.pem"))
+            .arg(self.own.path("ca.pem"))
             .stdin(Stdio::null())
             .output()
             .unwrap();
@@ -297,7 +275,7 @@ fn who_gives_no_answer_harms_nobody_and_is_asked_again() {
         authority.issue("silent", 9, None);
         // A question about another certificate, to be answered in the place of each.
         let made = Command::new("openssl")
-            .current_dir(&authority.directory)
+            .current_dir(&authority.own.directory)
             .args([
                 "ocsp",
                 "-issuer",
@@ -371,17 +349,17 @@ fn a_file_that_is_replaced_is_stapled_without_a_reload() {
         let tree = Tree::new();
         let authority = Authority::new(&tree);
         authority.issue("a", 1, None);
-        let file = authority.directory.join("a.ocsp");
+        let file = authority.own.directory.join("a.ocsp");
         let put = |name: &str| {
             let made = Command::new("openssl")
-                .current_dir(&authority.directory)
+                .current_dir(&authority.own.directory)
                 .args(["ocsp", "-issuer", "ca.pem", "-cert", name, "-no_nonce"])
                 .args(["-reqout", "asked"])
                 .output()
                 .unwrap();
             assert!(made.status.success(), "{made:?}");
-            let request = fs::read(authority.directory.join("asked")).unwrap();
-            fs::write(&file, says(&authority.directory, &request, true)).unwrap();
+            let request = fs::read(authority.own.directory.join("asked")).unwrap();
+            fs::write(&file, says(&authority.own.directory, &request, true)).unwrap();
         };
         put("a.pem");
         let config = authority

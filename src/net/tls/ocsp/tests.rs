@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use rcgen::CustomExtension;
 use rcgen::ExtendedKeyUsagePurpose::{OcspSigning, ServerAuth};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -189,7 +190,21 @@ fn a_request_names_the_certificate_and_the_responder_is_found() {
     let silent = x509::parts(&silent.der).unwrap();
     assert_eq!(silent.ocsp_responder(), None);
     assert_eq!(is_about(id, &silent, &issuer), Some(false));
-    assert!(!silent.signs_ocsp());
+    assert!(!silent.signs_ocsp() && !silent.must_staple());
+    let feature = |content: &[u8]| {
+        CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], content.to_vec())
+    };
+    // status_request_v2 alone (RFC 6961), both, an empty list, and what is no list.
+    for (content, expected) in [
+        (&[0x30, 3, 2, 1, 17][..], false),
+        (&[0x30, 6, 2, 1, 17, 2, 1, 5], true),
+        (&[0x30, 0], false),
+        (&[2, 1, 5], false),
+    ] {
+        let own = authority.issue(|params| params.custom_extensions.push(feature(content)));
+        let parts = x509::parts(&own.der).unwrap();
+        assert_eq!(parts.must_staple(), expected, "{content:?}");
+    }
     assert_eq!(super::request(b"x", &authority.der), None);
 }
 
