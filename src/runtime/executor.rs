@@ -56,7 +56,8 @@ const TASKS_PER_TURN: usize = 1024;
 pub const COMPLETIONS_PER_SLOT: usize = 4;
 
 /// Bytes that all bulk sends of one turn may move together, so that a download never makes the
-/// others wait longer than the copy of this much.
+/// others wait longer than the copy of this much. Twice as much where sockets may be corked: a congestion
+/// control that paces what it sends wants it in small parts.
 pub const BULK_BYTES_PER_TURN: usize = 512 << 10;
 
 /// Send buffers kept for use again; more are freed.
@@ -503,7 +504,8 @@ impl Core {
                 self.wake_task(task);
             }
         }
-        self.0.bulk_left.set(BULK_BYTES_PER_TURN);
+        let corking = usize::from(self.0.corking.get());
+        self.0.bulk_left.set(BULK_BYTES_PER_TURN << corking);
         // Before those that events wake: these come anew each turn, and would use up the quota each
         // time before those that have waited for it.
         for task in self.0.next_turn.borrow_mut().first.drain(..) {
