@@ -33,9 +33,17 @@ const TOLD_FOR: u64 = 2 << 20;
 /// A file of which so much was in memory doesn't come from a disk any more.
 const WARM_AFTER: u64 = 16 << 20;
 
+/// A transfer that has come so far and found everything in memory takes the rest to be there, too, and looks
+/// at one page of [`HOT_PIECE`]. Each look costs as much as sending 5 KiB.
+const HOT_AFTER: u64 = 4 << 20;
+
+/// What is known to be in memory of a hot file when its last page is.
+const HOT_PIECE: u64 = 512 << 10;
+
 /// The reading of one file for one client. Offsets only grow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ReadAhead {
+    start: u64,
     missed: Option<Missed>,
 }
 
@@ -57,18 +65,35 @@ pub(super) struct Ask {
 }
 
 impl ReadAhead {
+    /// The reading from `start` on.
+    pub(super) fn new(start: u64) -> Self {
+        Self {
+            start,
+            missed: None,
+        }
+    }
+
+    /// Whether all that was looked at was in memory, for long enough that the page at `offset` isn't looked at.
+    pub(super) fn is_hot(&self, offset: u64) -> bool {
+        self.missed.is_none() && offset - self.start >= HOT_AFTER
+    }
+
     /// The ends of the pieces that are looked at before the send goes on at `offset`, at least one. `end`
     /// is behind `offset`.
     pub(super) fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = u64> + use<> {
         let size = match self.missed {
             Some(missed) if offset < missed.at.saturating_add(WARM_AFTER) => PIECE_COLD,
+            None if self.is_hot(offset) => HOT_PIECE,
             _ => PIECE,
         };
         let first = offset.saturating_add(size).min(end);
         let second = first.saturating_add(size).min(end);
-        [Some(first), (second > first).then_some(second)]
-            .into_iter()
-            .flatten()
+        [
+            Some(first),
+            (second > first && size != HOT_PIECE).then_some(second),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// How much of what begins at `offset` the kernel is told to be wanted; 0 to tell it nothing.
@@ -171,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_file_in_memory_is_looked_at_in_large_pieces_and_the_kernel_told_nothing() {
-        let ahead = ReadAhead::default();
+        let ahead = ReadAhead::new(0);
         assert_eq!(ends(&ahead, 0, 1), [1]);
         assert_eq!(ends(&ahead, 7, 7 + PIECE), [7 + PIECE]);
         assert_eq!(ends(&ahead, 0, 9 * PIECE), [PIECE, 2 * PIECE]);
@@ -179,11 +204,26 @@ mod tests {
     }
 
     #[test]
+    fn who_has_found_much_in_memory_looks_at_little_until_something_is_missing() {
+        let mut ahead = ReadAhead::new(MIB);
+        assert!(!ahead.is_hot(MIB + HOT_AFTER - 1));
+        let hot = MIB + HOT_AFTER;
+        assert!(ahead.is_hot(hot));
+        assert_eq!(ends(&ahead, hot, 99 * MIB), [hot + HOT_PIECE]);
+        assert_eq!(ends(&ahead, hot, hot + 5), [hot + 5]);
+        // All of the piece is asked for, up to the page that was looked at.
+        let ask = ahead.missed(hot, hot + HOT_PIECE - 1, 99 * MIB).unwrap();
+        assert_eq!((ask.offset, u64::from(ask.len)), (hot, HOT_PIECE));
+        assert!(!ahead.is_hot(hot) && !ahead.is_hot(99 * MIB));
+        assert_eq!(ends(&ahead, hot, 99 * MIB)[0], hot + PIECE_COLD);
+    }
+
+    #[test]
     fn the_first_window_is_asked_for_by_name_and_the_kernel_does_the_rest() {
-        let mut ahead = ReadAhead::default();
+        let mut ahead = ReadAhead::new(0);
         let ask = |offset, len| Some(Ask { offset, len });
         assert_eq!(ahead.missed(0, 0, 900), ask(0, 900));
-        let mut ahead = ReadAhead::default();
+        let mut ahead = ReadAhead::new(0);
         assert_eq!(ahead.missed(MIB, MIB, 9 * MIB), ask(MIB, ASKED as u32));
         assert_eq!(ahead.reach(MIB), ASKED);
         assert_eq!(ends(&ahead, MIB, 2 * MIB)[0], MIB + PIECE_COLD);
@@ -201,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_reach_grows_with_a_fast_client_and_shrinks_with_a_slow_one() {
-        let mut ahead = ReadAhead::default();
+        let mut ahead = ReadAhead::new(0);
         let mut reach_at = |at: u64, slow: bool| {
             if slow {
                 ahead.client_waits();
@@ -218,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_in_memory_from_somewhere_on_is_a_warm_one_again() {
-        let mut ahead = ReadAhead::default();
+        let mut ahead = ReadAhead::new(0);
         ahead.missed(0, 0, 99 * MIB);
         assert_eq!(ahead.reach(TOLD_FOR - 1), ASKED);
         assert_eq!(ahead.reach(TOLD_FOR), 0);
@@ -263,7 +303,7 @@ mod tests {
             length in 1..1u64 << 40,
             steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..3u64), 0..60),
         ) {
-            let (mut ahead, mut at, end) = (ReadAhead::default(), start, start + length);
+            let (mut ahead, mut at, end) = (ReadAhead::new(start), start, start + length);
             for (missing, waits, which) in steps {
                 let pieces = ends(&ahead, at, end);
                 prop_assert!(!pieces.is_empty() && pieces[0] > at);

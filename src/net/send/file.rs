@@ -58,7 +58,7 @@ impl Sender {
             end: part.offset + part.length,
             known_to: part.offset,
             file: part.file,
-            ahead: ReadAhead::default(),
+            ahead: ReadAhead::new(part.offset),
             warmth: part.warmth,
             progress: None,
             had_share: false,
@@ -158,7 +158,7 @@ impl Sender {
     /// first byte that was looked at and isn't in memory.
     ///
     /// Looked at are the first page, which makes the kernel read on ahead of it, and the last one of each
-    /// piece: between them it has read in order.
+    /// piece: between them it has read in order. Of a hot file it is the last page alone.
     fn known_to(&self, sending: &FileSend) -> Result<u64, u64> {
         let (offset, end, now) = (sending.offset, sending.end, self.core.now());
         if let Some(known_to) = sending.warmth.known_to(offset, now) {
@@ -166,7 +166,8 @@ impl Sender {
         }
         let reach = sending.ahead.reach(offset).min(end - offset);
         // A reach is at most some MiB.
-        if !(self.core).is_resident(&sending.file, offset, reach as usize) {
+        let is_hot = sending.ahead.is_hot(offset);
+        if !is_hot && !(self.core).is_resident(&sending.file, offset, reach as usize) {
             return Err(offset);
         }
         let mut known_to = offset;
