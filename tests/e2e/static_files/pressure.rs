@@ -107,7 +107,9 @@ fn after_a_sweep(engine: Engine, direct: &str) -> Option<(usize, u64)> {
     for _ in 0..2 {
         assert_eq!(client.get("/hot.bin").body.len(), HOT);
     }
-    assert_eq!(resident(&tree.path("hot.bin")), HOT, "before the sweep");
+    // The kernel may have taken some pages of it again.
+    let before = resident(&tree.path("hot.bin"));
+    assert!(before >= HOT / 100 * 99, "{before} before the sweep");
     for name in &names {
         assert!(
             client.get(&format!("/{name}")).body == content,
