@@ -234,27 +234,20 @@ impl Parts<'_> {
 
     /// Whether it may sign for its issuer what that says of revocations (RFC 6960 §4.2.2.2).
     pub fn signs_ocsp(&self) -> bool {
-        let purposes = || Der(self.extension(EXTENDED_KEY_USAGE)?).expect(SEQUENCE);
-        let mut purposes = Der(purposes().unwrap_or_default());
-        while let Some(purpose) = purposes.expect(OBJECT_IDENTIFIER) {
-            if purpose == OCSP_SIGNING {
-                return true;
-            }
-        }
-        false
+        self.lists(EXTENDED_KEY_USAGE, (OBJECT_IDENTIFIER, OCSP_SIGNING))
     }
 
     /// Whether clients are told to refuse it unless an OCSP response comes along: "must-staple"
     /// (RFC 7633 §4.2.3.1).
     pub fn must_staple(&self) -> bool {
-        let features = || Der(self.extension(TLS_FEATURE)?).expect(SEQUENCE);
-        let mut features = Der(features().unwrap_or_default());
-        while let Some(feature) = features.expect(INTEGER) {
-            if feature == STATUS_REQUEST {
-                return true;
-            }
-        }
-        false
+        self.lists(TLS_FEATURE, (INTEGER, STATUS_REQUEST))
+    }
+
+    /// Whether an extension that is a list of elements of this tag has one with this content.
+    fn lists(&self, extension: &[u8], (tag, wanted): (u8, &[u8])) -> bool {
+        let list = || Der(self.extension(extension)?).expect(SEQUENCE);
+        let mut list = Der(list().unwrap_or_default());
+        std::iter::from_fn(|| list.expect(tag)).any(|content| content == wanted)
     }
 
     /// Where its issuer tells by HTTP whether it is revoked (RFC 5280 §4.2.2.1).

@@ -33,12 +33,12 @@ const TOLD_FOR: u64 = 2 << 20;
 /// A file of which so much was in memory doesn't come from a disk any more.
 const WARM_AFTER: u64 = 16 << 20;
 
-/// A transfer that has come so far and found everything in memory takes the rest to be there, too, and looks
-/// at one page of [`HOT_PIECE`]. Each look costs as much as sending 5 KiB.
-const HOT_AFTER: u64 = 4 << 20;
+/// No more than this is taken to be in memory ahead of a client, who may take it slowly.
+const KNOWN_MAX: u64 = 2 * PIECE;
 
-/// What is known to be in memory of a hot file when its last page is.
-const HOT_PIECE: u64 = 512 << 10;
+/// A transfer that has come so far and found everything in memory takes the rest to be there, too, and looks
+/// at one page of [`KNOWN_MAX`]. Each look costs as much as sending 5 KiB.
+const HOT_AFTER: u64 = 4 << 20;
 
 /// The reading of one file for one client. Offsets only grow.
 #[derive(Debug)]
@@ -83,17 +83,16 @@ impl ReadAhead {
     pub(super) fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = u64> + use<> {
         let size = match self.missed {
             Some(missed) if offset < missed.at.saturating_add(WARM_AFTER) => PIECE_COLD,
-            None if self.is_hot(offset) => HOT_PIECE,
+            None if self.is_hot(offset) => KNOWN_MAX,
             _ => PIECE,
         };
         let first = offset.saturating_add(size).min(end);
-        let second = first.saturating_add(size).min(end);
-        [
-            Some(first),
-            (second > first && size != HOT_PIECE).then_some(second),
-        ]
-        .into_iter()
-        .flatten()
+        let second = (first.saturating_add(size))
+            .min(offset.saturating_add(KNOWN_MAX))
+            .min(end);
+        [Some(first), (second > first).then_some(second)]
+            .into_iter()
+            .flatten()
     }
 
     /// How much of what begins at `offset` the kernel is told to be wanted; 0 to tell it nothing.
@@ -161,12 +160,12 @@ impl Warmth {
         (self.0.get()).filter(|warm| now.saturating_duration_since(warm.at) < WARM_FOR)
     }
 
-    /// Up to where the file needn't be looked at from `offset` on, no more than two pieces of it.
+    /// Up to where the file needn't be looked at from `offset` on.
     pub(super) fn known_to(&self, offset: u64, now: Instant) -> Option<u64> {
         let warm = self.fresh(now)?;
         (warm.from..warm.to)
             .contains(&offset)
-            .then(|| warm.to.min(offset.saturating_add(2 * PIECE)))
+            .then(|| warm.to.min(offset.saturating_add(KNOWN_MAX)))
     }
 
     /// Between these two the file was seen in memory.
@@ -209,11 +208,11 @@ mod tests {
         assert!(!ahead.is_hot(MIB + HOT_AFTER - 1));
         let hot = MIB + HOT_AFTER;
         assert!(ahead.is_hot(hot));
-        assert_eq!(ends(&ahead, hot, 99 * MIB), [hot + HOT_PIECE]);
+        assert_eq!(ends(&ahead, hot, 99 * MIB), [hot + KNOWN_MAX]);
         assert_eq!(ends(&ahead, hot, hot + 5), [hot + 5]);
         // All of the piece is asked for, up to the page that was looked at.
-        let ask = ahead.missed(hot, hot + HOT_PIECE - 1, 99 * MIB).unwrap();
-        assert_eq!((ask.offset, u64::from(ask.len)), (hot, HOT_PIECE));
+        let ask = ahead.missed(hot, hot + KNOWN_MAX - 1, 99 * MIB).unwrap();
+        assert_eq!((ask.offset, u64::from(ask.len)), (hot, KNOWN_MAX));
         assert!(!ahead.is_hot(hot) && !ahead.is_hot(99 * MIB));
         assert_eq!(ends(&ahead, hot, 99 * MIB)[0], hot + PIECE_COLD);
     }
