@@ -190,8 +190,7 @@ impl Reader<'_> {
         let (Outside::Machine { .. }, Some(first)) = (self.outside, authorities.first()) else {
             return;
         };
-        let place = self.diagnostics.sources.place(first.at);
-        let place = format!("{}:{}", place.source, place.line);
+        let place = self.place(first.at);
         let now = clock::unix_s();
         for authority in clients.authorities() {
             if now > authority.not_after {

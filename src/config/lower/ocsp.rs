@@ -72,8 +72,7 @@ impl Reader<'_> {
                 // Whoever has packed this has told.
                 continue;
             };
-            let place = self.diagnostics.sources.place(at);
-            let place = format!("{}:{}", place.source, place.line);
+            let place = self.place(at);
             match stapled {
                 Ok(statement) if statement.next_update - now < SOON => {
                     self.warnings.push(format!(
@@ -106,20 +105,23 @@ impl Reader<'_> {
         else {
             return;
         };
-        let warning = match (&certificate.ocsp, identity.responder()) {
-            (Ocsp::Responder, Err(unasked)) => format!(
-                "`ocsp = true` does nothing for this certificate: {}",
-                unasked.message()
-            ),
-            (Ocsp::None, _) if identity.must_staple() => {
+        let warning = match &certificate.ocsp {
+            Ocsp::Responder => match identity.responder() {
+                Ok(_) => return,
+                Err(unasked) => format!(
+                    "`ocsp = true` does nothing for this certificate: {}",
+                    unasked.message()
+                ),
+            },
+            Ocsp::None if identity.must_staple() => {
                 "this certificate tells clients to refuse it without an OCSP response (must-staple), and gets \
                  none: say `ocsp = true`"
                     .to_owned()
             }
             _ => return,
         };
-        let place = self.diagnostics.sources.place(at);
-        (self.warnings).push(format!("{}:{}: {warning}", place.source, place.line));
+        let place = self.place(at);
+        self.warnings.push(format!("{place}: {warning}"));
     }
 
     /// The bytes of a file; `Some(None)` where files aren't read, `None` and a report where it can't be.

@@ -378,7 +378,8 @@ impl Reader<'_> {
         }
     }
 
-    fn place(&self, at: At) -> String {
+    /// File and line, as warnings begin.
+    pub(super) fn place(&self, at: At) -> String {
         let place = self.diagnostics.sources.place(at);
         format!("{}:{}", place.source, place.line)
     }

@@ -126,11 +126,10 @@ impl Reader<'_> {
     }
 
     fn warn_of_insecure(&mut self, entry: &Entry) {
-        let place = self.diagnostics.sources.place(entry.item.at);
+        let place = self.place(entry.item.at);
         self.warnings.push(format!(
-            "{}:{}: insecure = true: nobody verifies who answers for these servers, and whoever is on \
-             the way can read and change everything: name their authority with `ca`",
-            place.source, place.line
+            "{place}: insecure = true: nobody verifies who answers for these servers, and whoever is on \
+             the way can read and change everything: name their authority with `ca`"
         ));
     }
 
